@@ -1,0 +1,150 @@
+#include "binding/arguments.h"
+
+#include <ATen/Dispatch.h>
+#include <c10/util/Exception.h>
+
+#include "core/cells.h"
+
+namespace rnnkernels::binding {
+
+namespace {
+
+std::string nonlinearity_names() {
+  std::string names;
+  for (int i = 0; const char* name = name_at(i, Nonlinearities{}); ++i) {
+    names += (i ? ", '" : "'") + std::string(name) + "'";
+  }
+  return names;
+}
+
+void check_placement(const char* name, const at::Tensor& tensor, const at::Tensor& pre) {
+  TORCH_CHECK_VALUE(tensor.scalar_type() == pre.scalar_type(), name, " must have the dtype of pre, ",
+                    pre.scalar_type(), ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.device() == pre.device(), name, " must be on the device of pre, ", pre.device(),
+                    ", got ", tensor.device());
+}
+
+}  // namespace
+
+std::vector<c10::SymInt> Sizes::sequence(const c10::SymInt& last) const {
+  std::vector<c10::SymInt> shape;
+  if (grouped) shape.push_back(networks);
+  if (packed) {
+    shape.push_back(rows);
+  } else {
+    shape.push_back(steps);
+    shape.push_back(batch);
+  }
+  shape.push_back(last);
+  return shape;
+}
+
+std::vector<c10::SymInt> Sizes::state() const {
+  if (grouped) return {networks, batch, hidden};
+  return {batch, hidden};
+}
+
+Kind check_kind(const std::string& nonlinearity, const std::string& form) {
+  TORCH_CHECK_VALUE(form == "rate" || form == "current", "form must be 'rate' or 'current', got '", form,
+                    "'");
+  Kind kind;
+  kind.form = form == "rate" ? Form::kRate : Form::kCurrent;
+  kind.nonlinearity = -1;
+  for (int i = 0; const char* name = name_at(i, Nonlinearities{}); ++i) {
+    if (nonlinearity == name) kind.nonlinearity = i;
+  }
+  TORCH_CHECK_VALUE(kind.nonlinearity >= 0, "nonlinearity must be one of ", nonlinearity_names(), ", got '",
+                    nonlinearity, "'");
+  with_cell(kind.nonlinearity, kind.form, Nonlinearities{}, [&](auto cell) {
+    kind.keeps_bits = cell.kKeepsBits;
+    kind.keeps_activation = cell.kKeepsActivation;
+  });
+  kind.reads_state = kind.form == Form::kRate;
+  return kind;
+}
+
+void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
+                const char* shape_name, const at::Tensor& like) {
+  const c10::SymIntArrayRef expected(shape);
+  TORCH_CHECK_VALUE(tensor.sym_sizes() == expected, name, " must be ", shape_name, " = ", expected, ", got ",
+                    tensor.sym_sizes());
+  check_placement(name, tensor, like);
+}
+
+Sizes check_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
+                    const at::Tensor& decay, const OptionalTensor& batch_sizes) {
+  TORCH_CHECK_VALUE(pre.scalar_type() == at::kFloat || pre.scalar_type() == at::kDouble,
+                    "pre must be float32 or float64, got ", pre.scalar_type());
+  TORCH_CHECK_VALUE(weight_hh.dim() == 2 || weight_hh.dim() == 3,
+                    "weight_hh must be [H, H] (or [G, H, H]), got ", weight_hh.sym_sizes());
+  Sizes sizes;
+  sizes.grouped = weight_hh.dim() == 3;
+  sizes.packed = batch_sizes.has_value();
+  const int64_t lead = sizes.grouped ? 1 : 0;
+  const int64_t rank = lead + (sizes.packed ? 2 : 3);
+  TORCH_CHECK_VALUE(pre.dim() == rank, "pre must have ", rank, " dimensions, ", sizes.grouped ? "[G, " : "[",
+                    sizes.packed ? "sum(batch_sizes), H]" : "T, B, H]", ", got ", pre.sym_sizes());
+  sizes.hidden = pre.sym_size(-1);
+  TORCH_CHECK_VALUE(sizes.hidden > 0, "pre must have at least one hidden unit, got ", pre.sym_sizes());
+  if (sizes.grouped) sizes.networks = pre.sym_size(0);
+  std::vector<c10::SymInt> square = {sizes.hidden, sizes.hidden};
+  if (sizes.grouped) square.insert(square.begin(), sizes.networks);
+  check_like("weight_hh", weight_hh, square, sizes.grouped ? "[G, H, H]" : "[H, H]", pre);
+
+  if (sizes.packed) {
+    TORCH_CHECK_VALUE(h0.has_value(), "h0 must be given along with batch_sizes");
+    TORCH_CHECK_VALUE(h0->dim() == lead + 2, "h0 must be ", sizes.grouped ? "[G, B, H]" : "[B, H]", ", got ",
+                      h0->sym_sizes());
+    TORCH_CHECK_VALUE(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong,
+                      "batch_sizes must be a one-dimensional int64 tensor, got ", batch_sizes->scalar_type(),
+                      " of shape ", batch_sizes->sym_sizes());
+    TORCH_CHECK_VALUE(batch_sizes->device().is_cpu() || batch_sizes->device().is_meta(),
+                      "batch_sizes must be on the CPU, got ", batch_sizes->device());
+    sizes.steps = batch_sizes->sym_size(0);
+    sizes.batch = h0->sym_size(-2);
+    sizes.rows = pre.sym_size(-2);
+  } else {
+    sizes.steps = pre.sym_size(-3);
+    sizes.batch = pre.sym_size(-2);
+    sizes.rows = sizes.steps * sizes.batch;
+  }
+  if (h0.has_value()) check_like("h0", *h0, sizes.state(), sizes.grouped ? "[G, B, H]" : "[B, H]", pre);
+
+  check_placement("decay", decay, pre);
+  TORCH_CHECK_VALUE(decay.dim() == 0 || (decay.dim() <= 1 + lead && decay.sym_size(-1) == sizes.hidden &&
+                                         (decay.dim() < 2 || decay.sym_size(0) == sizes.networks)),
+                    "decay must be a scalar or [H] = [", sizes.hidden, "]",
+                    sizes.grouped ? " (or [G, H])" : "", ", got ", decay.sym_sizes());
+  return sizes;
+}
+
+void check_decay_values(const at::Tensor& decay) {
+  const at::Tensor values = decay.contiguous();
+  AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "decay", [&] {
+    const scalar_t* data = values.const_data_ptr<scalar_t>();
+    for (int64_t i = 0; i < values.numel(); ++i) {
+      TORCH_CHECK_VALUE(data[i] >= 0 && data[i] < 1, "decay must lie in [0, 1), got ", data[i], " at unit ",
+                        i);
+    }
+  });
+}
+
+void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes) {
+  const at::Tensor values = batch_sizes.contiguous();
+  const int64_t* data = values.const_data_ptr<int64_t>();
+  const int64_t steps = values.numel();
+  const int64_t batch = sizes.batch.expect_int(), rows = sizes.rows.expect_int();
+  TORCH_CHECK_VALUE(steps > 0, "batch_sizes must have at least one step, got none");
+  TORCH_CHECK_VALUE(data[0] == batch, "batch_sizes must begin with the rows of h0, ", batch, ", got ",
+                    data[0]);
+  int64_t left = rows;
+  for (int64_t t = 0; t < steps; ++t) {
+    TORCH_CHECK_VALUE(data[t] > 0 && (t == 0 || data[t] <= data[t - 1]),
+                      "batch_sizes must be positive and never grow, got ", data[t], " at step ", t);
+    left = data[t] > left ? -1 : left - data[t];
+    if (left < 0) break;
+  }
+  TORCH_CHECK_VALUE(left == 0, "pre must have sum(batch_sizes) rows, got ", rows, " rows");
+}
+
+}  // namespace rnnkernels::binding

@@ -1,0 +1,58 @@
+// What the operators accept: one set of checks for real tensors and for the shapes alone that
+// torch.compile traces with. A wrong argument ends in a sentence that names it, says what was
+// expected and what came.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/problem.h"
+
+namespace rnnkernels::binding {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// The sizes of a call. `pre` is [T, B, H] or packed [rows, H], with a leading G for each if
+// weight_hh is [G, H, H].
+struct Sizes {
+  bool grouped = false;  // a leading G
+  bool packed = false;
+  c10::SymInt networks = 1;  // G
+  c10::SymInt steps;         // T
+  c10::SymInt batch;         // B
+  c10::SymInt rows;          // T * B, or the sum of the batch sizes
+  c10::SymInt hidden;        // H
+
+  // [G] + (T, B or rows) + last
+  std::vector<c10::SymInt> sequence(const c10::SymInt& last) const;
+  // [G] + B, H
+  std::vector<c10::SymInt> state() const;
+};
+
+// What is computed.
+struct Kind {
+  NonlinearityIndex nonlinearity = 0;
+  Form form = Form::kRate;
+  bool keeps_bits = false;        // forward saves [rows, ceil(H/32)] words
+  bool keeps_activation = false;  // forward saves [rows, H] values
+  bool reads_state = true;        // W multiplies h itself, not f(h)
+};
+
+Kind check_kind(const std::string& nonlinearity, const std::string& form);
+
+Sizes check_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
+                    const at::Tensor& decay, const OptionalTensor& batch_sizes);
+
+// Values, so for real tensors only: every decay in [0, 1), and batch sizes that fit the rows.
+void check_decay_values(const at::Tensor& decay);
+void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes);
+
+// `tensor` has this shape, and the dtype and device of `like`.
+void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
+                const char* shape_name, const at::Tensor& like);
+
+}  // namespace rnnkernels::binding

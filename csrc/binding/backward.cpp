@@ -1,0 +1,209 @@
+// rnnkernels::leaky_recurrence_backward: check, allocate, run the walk, then the sums over all steps
+// (dW_hh as GEMMs, d_decay over the batch), which are the library's.
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/rsub.h>
+
+#include <algorithm>
+
+#include "binding/problem.h"
+#include "binding/recurrence.h"
+#include "cpu/kernels.h"
+
+namespace rnnkernels::binding {
+
+namespace {
+
+enum Wanted { kPre, kH0, kWeight, kDecay };
+
+struct Checked {
+  Sizes sizes;
+  Kind kind;
+};
+
+Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                       const at::Tensor& output, const at::Tensor& saved, const OptionalTensor& h0,
+                       const at::Tensor& weight_hh, const at::Tensor& decay,
+                       const OptionalTensor& batch_sizes, const std::string& nonlinearity,
+                       const std::string& form) {
+  const Kind kind = check_kind(nonlinearity, form);
+  const Sizes sizes = check_forward(output, h0, weight_hh, decay, batch_sizes);
+  const auto sequence = sizes.sequence(sizes.hidden);
+  if (grad_output) check_like("grad_output", *grad_output, sequence, "the shape of output", output);
+  if (grad_h_n) check_like("grad_h_n", *grad_h_n, sizes.state(), "[B, H]", output);
+  if (kind.keeps_bits || kind.keeps_activation) {
+    const auto expected = kind.keeps_bits ? sizes.sequence((sizes.hidden + 31) / 32) : sequence;
+    TORCH_CHECK_VALUE(saved.sym_sizes() == c10::SymIntArrayRef(expected) && saved.is_contiguous() &&
+                          saved.scalar_type() == (kind.keeps_bits ? at::kInt : output.scalar_type()),
+                      "saved must be what leaky_recurrence(save=True) returned, got ",
+                      saved.scalar_type(), " ", saved.sym_sizes());
+  }
+  return {sizes, kind};
+}
+
+BackwardResult empty_results(const Sizes& sizes, const std::array<bool, 4>& wanted, const at::Tensor& weight_hh,
+                             const at::Tensor& decay, const at::Tensor& like) {
+  const auto if_wanted = [&](Wanted which, c10::SymIntArrayRef shape) {
+    return wanted[which] ? at::empty_symint(shape, like.options()) : at::empty({0}, like.options());
+  };
+  return {at::empty_symint(sizes.sequence(sizes.hidden), like.options()), if_wanted(kH0, sizes.state()),
+          if_wanted(kWeight, weight_hh.sym_sizes()), if_wanted(kDecay, decay.sym_sizes())};
+}
+
+// Adds u^T x to `sum`, for [rows, H] or [G, rows, H].
+void add_product(at::Tensor& sum, const at::Tensor& u, const at::Tensor& x) {
+  if (sum.dim() == 2) {
+    at::addmm_out(sum, sum, u.t(), x);
+  } else {
+    at::baddbmm_out(sum, sum, u.transpose(1, 2), x);
+  }
+}
+
+// About how many rows of the matrix's right operand are copied together at a time.
+constexpr int64_t kRowsAtOnce = 4096;
+
+// dW_hh = sum_t u_t^T x_t, where x_t is h_{t-1} (rate) or f(h_{t-1}) (current).
+class WeightGradient {
+ public:
+  WeightGradient(const Sizes& sizes, const Kind& kind, const Layout& layout, const at::Tensor& output,
+                 const at::Tensor& h0, const at::Tensor& d_pre, at::Tensor& d_weight)
+      : kind_(kind), layout_(layout), output_(output), h0_(h0), d_pre_(d_pre), sum_(d_weight),
+        packed_(sizes.packed) {}
+
+  void compute() {
+    sum_.zero_();
+    if (layout_.steps == 0 || layout_.batch == 0) return;
+    if (kind_.reads_state && !packed_) {
+      from_views();
+    } else {
+      from_copies();
+    }
+  }
+
+ private:
+  const Kind& kind_;
+  const Layout& layout_;
+  const at::Tensor& output_;  // [G, T, B, H] or [G, rows, H], G perhaps missing
+  const at::Tensor& h0_;
+  const at::Tensor& d_pre_;
+  at::Tensor& sum_;
+  bool packed_;
+
+  int64_t step_dim() const { return sum_.dim() - 2; }
+
+  // A padded batch in the rate form needs no copy: u and h, one step apart.
+  void from_views() {
+    const int64_t rest = layout_.steps - 1;
+    if (rest > 0) {
+      const int64_t u_from = layout_.reverse ? 0 : 1, h_from = layout_.reverse ? 1 : 0;
+      const int64_t dim = step_dim();
+      add_product(sum_, d_pre_.narrow(dim, u_from, rest).flatten(dim, dim + 1),
+                  output_.narrow(dim, h_from, rest).flatten(dim, dim + 1));
+    }
+    const int64_t first = layout_.reverse ? layout_.steps - 1 : 0;
+    if (h0_.defined()) add_product(sum_, d_pre_.select(step_dim(), first), h0_);
+  }
+
+  // Otherwise x is put together a block of steps at a time, and f applied to it where it stands.
+  void from_copies() {
+    const at::Tensor u = packed_ ? d_pre_ : d_pre_.flatten(step_dim(), step_dim() + 1);
+    const at::Tensor h = packed_ ? output_ : output_.flatten(step_dim(), step_dim() + 1);
+    for (int64_t t = 0; t < layout_.steps;) {
+      const int64_t start = offset(t);
+      int64_t end = t;
+      while (end < layout_.steps && (end == t || offset(end) + layout_.rows_at(end) - start <= kRowsAtOnce)) {
+        ++end;
+      }
+      const int64_t rows = offset(end - 1) + layout_.rows_at(end - 1) - start;
+      at::Tensor x = at::empty(shape_of(rows), output_.options());
+      for (int64_t step = t; step < end; ++step) copy_previous(step, h, x, offset(step) - start);
+      if (!kind_.reads_state) {
+        cpu::active_instruction_set()->kernels->activate(
+            kind_.nonlinearity, x.scalar_type() == at::kFloat ? Scalar::kFloat32 : Scalar::kFloat64,
+            x.data_ptr(), x.data_ptr(), x.numel());
+      }
+      add_product(sum_, u.narrow(step_dim(), start, rows), x);
+      t = end;
+    }
+  }
+
+  int64_t offset(int64_t t) const { return layout_.offsets ? layout_.offsets[t] : t * layout_.batch; }
+
+  std::vector<int64_t> shape_of(int64_t rows) const {
+    std::vector<int64_t> shape = sum_.sizes().vec();
+    shape[step_dim()] = rows;
+    return shape;
+  }
+
+  // The state before step t, into x from row `at` on: the step before where a row has one, else h0.
+  void copy_previous(int64_t t, const at::Tensor& h, at::Tensor& x, int64_t at) const {
+    const int64_t dim = step_dim(), rows = layout_.rows_at(t);
+    const int64_t before = layout_.reverse ? t + 1 : t - 1;
+    const bool exists = before >= 0 && before < layout_.steps;
+    const int64_t carried = exists ? std::min(rows, layout_.rows_at(before)) : 0;
+    if (carried > 0) x.narrow(dim, at, carried).copy_(h.narrow(dim, offset(before), carried));
+    if (carried == rows) return;
+    at::Tensor fresh = x.narrow(dim, at + carried, rows - carried);
+    if (h0_.defined()) {
+      fresh.copy_(h0_.narrow(dim, carried, rows - carried));
+    } else {
+      fresh.zero_();
+    }
+  }
+};
+
+}  // namespace
+
+BackwardResult leaky_recurrence_backward_cpu(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
+    const at::Tensor& saved, const OptionalTensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay,
+    const OptionalTensor& batch_sizes, std::string nonlinearity, std::string form, bool reverse,
+    std::array<bool, 4> wanted) {
+  const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
+                                            batch_sizes, nonlinearity, form);
+  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  BackwardResult result = empty_results(sizes, wanted, weight_hh, decay, output);
+  auto& [d_pre, d_h0, d_weight, d_decay] = result;
+
+  const at::Tensor grad_output_units = with_contiguous_units(grad_output.value_or(at::Tensor()));
+  const at::Tensor grad_h_n_units = with_contiguous_units(grad_h_n.value_or(at::Tensor()));
+  const at::Tensor output_units = with_contiguous_units(output);
+  const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
+  const LayoutStorage layout(sizes, batch_sizes, reverse);
+  BackwardProblem problem;
+  fill_recurrence(problem, sizes, kind, layout.layout, h0_units, weight_hh, decay);
+  fill_saved(problem, sizes, kind, saved);
+  problem.grad_output = sequence_of(grad_output_units, sizes);
+  problem.grad_h_n = rows_of(grad_h_n_units, sizes);
+  problem.output = sequence_of(output_units, sizes);
+  problem.d_pre = sequence_of(d_pre, sizes);
+  if (wanted[kH0]) problem.d_h0 = rows_of(d_h0, sizes);
+  at::Tensor d_decay_rows;
+  if (wanted[kDecay]) {
+    d_decay_rows = at::empty_symint(sizes.state(), output.options());
+    problem.d_decay = rows_of(d_decay_rows, sizes);
+  }
+  run(problem, output);
+
+  if (wanted[kWeight]) {
+    WeightGradient(sizes, kind, layout.layout, output_units, h0_units, d_pre, d_weight).compute();
+  }
+  if (wanted[kDecay]) {
+    const at::Tensor per_unit = d_decay_rows.sum(-2).div(at::rsub(decay, 1));
+    d_decay.copy_(per_unit.sum_to_size(decay.sizes()));
+  }
+  return result;
+}
+
+BackwardResult leaky_recurrence_backward_meta(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
+    const at::Tensor& saved, const OptionalTensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay,
+    const OptionalTensor& batch_sizes, std::string nonlinearity, std::string form, bool /*reverse*/,
+    std::array<bool, 4> wanted) {
+  const auto checked = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes,
+                                      nonlinearity, form);
+  return empty_results(checked.sizes, wanted, weight_hh, decay, output);
+}
+
+}  // namespace rnnkernels::binding

@@ -1,0 +1,112 @@
+#include "binding/problem.h"
+
+#include <ATen/ops/empty.h>
+
+#include "binding/threads.h"
+#include "cpu/kernels.h"
+
+namespace rnnkernels::binding {
+
+LayoutStorage::LayoutStorage(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse) {
+  layout.steps = sizes.steps.expect_int();
+  layout.batch = sizes.batch.expect_int();
+  layout.reverse = reverse;
+  if (!batch_sizes) return;
+  const at::Tensor values = batch_sizes->contiguous();
+  const int64_t* data = values.const_data_ptr<int64_t>();
+  rows.assign(data, data + layout.steps);
+  int64_t offset = 0;
+  for (const int64_t n : rows) {
+    offsets.push_back(offset);
+    offset += n;
+  }
+  layout.rows = rows.data();
+  layout.offsets = offsets.data();
+}
+
+at::Tensor with_contiguous_units(const at::Tensor& tensor) {
+  if (!tensor.defined() || tensor.stride(-1) == 1) return tensor;
+  return tensor.contiguous();
+}
+
+Sequence sequence_of(const at::Tensor& tensor, const Sizes& sizes) {
+  if (!tensor.defined()) return {};
+  Sequence sequence;
+  sequence.data = tensor.data_ptr();
+  sequence.network_stride = sizes.grouped ? tensor.stride(0) : 0;
+  sequence.row_stride = tensor.stride(-2);
+  sequence.step_stride = sizes.packed ? 0 : tensor.stride(-3);
+  return sequence;
+}
+
+Rows rows_of(const at::Tensor& tensor, const Sizes& sizes) {
+  if (!tensor.defined()) return {};
+  return {tensor.data_ptr(), sizes.grouped ? tensor.stride(0) : 0, tensor.stride(-2)};
+}
+
+void fill_recurrence(Recurrence& problem, const Sizes& sizes, const Kind& kind, const Layout& layout,
+                     const at::Tensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay) {
+  problem.scalar = weight_hh.scalar_type() == at::kFloat ? Scalar::kFloat32 : Scalar::kFloat64;
+  problem.nonlinearity = kind.nonlinearity;
+  problem.form = kind.form;
+  problem.networks = sizes.networks.expect_int();
+  problem.hidden = sizes.hidden.expect_int();
+  problem.layout = layout;
+  problem.weight = {weight_hh.const_data_ptr(), sizes.grouped ? weight_hh.stride(0) : 0, weight_hh.stride(-2),
+                    weight_hh.stride(-1)};
+  problem.decay = decay.const_data_ptr();
+  problem.decay_stride = decay.dim() > 0 ? decay.stride(-1) : 0;
+  problem.decay_network_stride = decay.dim() > 1 ? decay.stride(0) : 0;
+  problem.h0 = rows_of(h0, sizes);
+}
+
+at::Tensor empty_saved(const Sizes& sizes, const Kind& kind, bool save, const at::Tensor& like) {
+  if (save && kind.keeps_bits) {
+    return at::empty_symint(sizes.sequence((sizes.hidden + 31) / 32), like.options().dtype(at::kInt));
+  }
+  if (save && kind.keeps_activation) return at::empty_symint(sizes.sequence(sizes.hidden), like.options());
+  return at::empty({0}, like.options());
+}
+
+void fill_saved(Recurrence& problem, const Sizes& sizes, const Kind& kind, const at::Tensor& saved) {
+  if (kind.keeps_bits) {
+    problem.saved.active = static_cast<uint32_t*>(saved.data_ptr());
+    problem.saved.active_network_stride = sizes.grouped ? saved.stride(0) : 0;
+  }
+  if (kind.keeps_activation) {
+    problem.saved.activation = saved.data_ptr();
+    problem.saved.activation_network_stride = sizes.grouped ? saved.stride(0) : 0;
+  }
+}
+
+namespace {
+
+template <class Problem>
+void run_with(const Problem& problem, const at::Tensor& like,
+              int64_t (*cpu::Kernels::*workspace_bytes)(const Problem&, const cpu::Plan&),
+              void (*cpu::Kernels::*kernel)(const Problem&, const cpu::Plan&, const cpu::Threads&, void*)) {
+  const cpu::InstructionSet* set = cpu::active_instruction_set();
+  TORCH_CHECK(set != nullptr,
+              "RNNKERNELS_ISA must name an instruction set that was built and runs on this processor; "
+              "python -m rnnkernels lists them");
+  const cpu::Threads threads = torch_threads();
+  const cpu::Plan plan =
+      cpu::make_plan(problem.networks, problem.layout.steps, problem.layout.batch, problem.hidden,
+                     static_cast<int64_t>(like.element_size()), threads);
+  const int64_t bytes = (set->kernels->*workspace_bytes)(problem, plan);
+  // at::empty is aligned to 64 bytes, which the barriers' cache lines need.
+  const at::Tensor workspace = at::empty({bytes}, like.options().dtype(at::kByte));
+  (set->kernels->*kernel)(problem, plan, threads, workspace.data_ptr());
+}
+
+}  // namespace
+
+void run(const ForwardProblem& problem, const at::Tensor& like) {
+  run_with(problem, like, &cpu::Kernels::forward_workspace, &cpu::Kernels::forward);
+}
+
+void run(const BackwardProblem& problem, const at::Tensor& like) {
+  run_with(problem, like, &cpu::Kernels::backward_workspace, &cpu::Kernels::backward);
+}
+
+}  // namespace rnnkernels::binding

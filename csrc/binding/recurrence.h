@@ -1,0 +1,35 @@
+// The operators of the recurrence as C++ functions: rnnkernels::leaky_recurrence and its backward.
+// Their schemas, and what each argument means, stand in operators.cpp.
+#pragma once
+
+#include <array>
+#include <tuple>
+
+#include "binding/arguments.h"
+
+namespace rnnkernels::binding {
+
+using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& h0,
+                                   const at::Tensor& weight_hh, const at::Tensor& decay,
+                                   const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                   std::string form, bool reverse, bool save);
+ForwardResult leaky_recurrence_meta(const at::Tensor& pre, const OptionalTensor& h0,
+                                    const at::Tensor& weight_hh, const at::Tensor& decay,
+                                    const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                    std::string form, bool reverse, bool save);
+
+BackwardResult leaky_recurrence_backward_cpu(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
+    const at::Tensor& saved, const OptionalTensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay,
+    const OptionalTensor& batch_sizes, std::string nonlinearity, std::string form, bool reverse,
+    std::array<bool, 4> wanted);
+BackwardResult leaky_recurrence_backward_meta(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
+    const at::Tensor& saved, const OptionalTensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay,
+    const OptionalTensor& batch_sizes, std::string nonlinearity, std::string form, bool reverse,
+    std::array<bool, 4> wanted);
+
+}  // namespace rnnkernels::binding

@@ -1,0 +1,250 @@
+// The engine: walks the steps, owns the matrix and the state, and knows nothing of f.
+//
+// One call is one parallel region. Its threads pack the matrix into blocks of 16 columns, meet once,
+// and then each team of threads walks all steps for its own batch rows of its own network:
+//
+//   for each step:  wait for the team's operand
+//                   for each group of column blocks, for each few rows:
+//                     register tile -> product;  sweep.update;  sweep.operand of the next step
+//
+// The operand has two buffers, so one meeting a step is enough. Rows join and leave as the layout
+// says: in a packed sequence a later step has fewer rows, so the forward walk loses and the backward
+// walk gains them.
+#pragma once
+
+#include "core/problem.h"
+#include "cpu/simd.h"
+#include "cpu/team.h"
+#include "cpu/tile.h"
+
+namespace rnnkernels {
+namespace {
+
+using cpu::Barrier;
+using cpu::Plan;
+using cpu::Threads;
+
+RNNKERNELS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Part `index` of `parts` nearly equal parts of 0..total-1.
+struct Range {
+  int64_t first, last;
+};
+RNNKERNELS_INLINE Range part_of(int64_t total, int64_t index, int64_t parts) {
+  return {total * index / parts, total * (index + 1) / parts};
+}
+
+// The engine's memory, cut out of the caller's one piece. All row strides are padded by a block, so
+// that the rows of a tile do not all fall into the same cache set.
+template <class T>
+struct Workspace {
+  Barrier* barriers = nullptr;  // [slots + 1], the last one for everybody
+  T* packed = nullptr;          // [G][blocks][H][16]
+  T* decay = nullptr;           // [G][blocks * 16]
+  T* operand = nullptr;         // [2][G * B][row_stride]
+  T* state = nullptr;           // [G * B][row_stride]
+  int64_t blocks = 0;
+  int64_t row_stride = 0;
+  int64_t bytes = 0;
+
+  Workspace(const Recurrence& p, const Plan& plan, void* memory) {
+    blocks = (p.hidden + kBlock - 1) / kBlock;
+    row_stride = (blocks + 1) * kBlock;
+    const int64_t rows = p.networks * p.layout.batch;
+    char* at = static_cast<char*>(memory);
+    const auto take = [&](int64_t size) {
+      void* piece = at ? at + bytes : nullptr;
+      bytes += (size + 63) / 64 * 64;
+      return piece;
+    };
+    barriers = static_cast<Barrier*>(take((plan.slots + 1) * sizeof(Barrier)));
+    packed = static_cast<T*>(take(p.networks * blocks * kBlock * p.hidden * sizeof(T)));
+    decay = static_cast<T*>(take(p.networks * blocks * kBlock * sizeof(T)));
+    operand = static_cast<T*>(take(2 * rows * row_stride * sizeof(T)));
+    state = static_cast<T*>(take(rows * row_stride * sizeof(T)));
+  }
+};
+
+template <class T, class Sweep>
+class Engine {
+ public:
+  Engine(const Recurrence& problem, const Plan& plan, const Workspace<T>& workspace, const Sweep& sweep)
+      : problem_(problem), plan_(plan), workspace_(workspace), sweep_(sweep) {}
+
+  void run(const Threads& threads) {
+    for (int i = 0; i <= plan_.slots; ++i) workspace_.barriers[i].reset();
+    if (plan_.shares() == 1) {
+      work(this, 0, 1);
+    } else {
+      threads.run(plan_.shares(), &Engine::work, this);
+    }
+  }
+
+ private:
+  const Recurrence& problem_;
+  const Plan& plan_;
+  const Workspace<T>& workspace_;
+  const Sweep& sweep_;
+
+  // What one thread does of one team's work.
+  struct Part {
+    int64_t first_row, last_row;      // of the batch
+    int64_t first_block, last_block;  // of the columns
+    int64_t weight;                   // how many members of the team this thread is
+    Barrier* barrier;
+    int64_t* round;                   // meetings that this slot has had
+  };
+
+  static void work(void* self, int first_share, int last_share) {
+    static_cast<Engine*>(self)->work_on(first_share, last_share);
+  }
+
+  void work_on(int64_t first_share, int64_t last_share) {
+    const int64_t shares = plan_.shares(), members = plan_.members;
+    prepare(first_share, last_share);
+    workspace_.barriers[plan_.slots].wait(last_share - first_share, shares, 1);
+
+    const int64_t teams = problem_.networks * plan_.row_groups;
+    for (int64_t share = first_share; share < last_share;) {
+      const int64_t slot = share / members, first_member = share % members;
+      const int64_t last_member = least(members, first_member + (last_share - share));
+      int64_t round = 0;
+      for (int64_t team = slot; team < teams; team += plan_.slots) {
+        const Range rows = part_of(problem_.layout.batch, team % plan_.row_groups, plan_.row_groups);
+        const Part part{rows.first,
+                        rows.last,
+                        part_of(workspace_.blocks, first_member, members).first,
+                        part_of(workspace_.blocks, last_member - 1, members).last,
+                        last_member - first_member,
+                        &workspace_.barriers[slot],
+                        &round};
+        Sweep sweep = sweep_;
+        sweep.network = team / plan_.row_groups;
+        walk(sweep, part);
+      }
+      share += last_member - first_member;
+    }
+  }
+
+  // This thread's part of packing the matrix, transposed for the backward walk, and of the decays.
+  void prepare(int64_t first_share, int64_t last_share) {
+    const Matrix& w = problem_.weight;
+    const int64_t blocks = workspace_.blocks, shares = plan_.shares(), hidden = problem_.hidden;
+    const int64_t first = part_of(problem_.networks * blocks, first_share, shares).first;
+    const int64_t last = part_of(problem_.networks * blocks, last_share - 1, shares).last;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t network = i / blocks, block = i % blocks;
+      const int64_t n_stride = Sweep::kBackward ? w.column_stride : w.row_stride;
+      const int64_t k_stride = Sweep::kBackward ? w.row_stride : w.column_stride;
+      pack_blocks(static_cast<const T*>(w.data) + network * w.network_stride, hidden, hidden, n_stride,
+                  k_stride, block, block + 1, workspace_.packed + network * blocks * kBlock * hidden);
+      const T* decay = static_cast<const T*>(problem_.decay) + network * problem_.decay_network_stride;
+      T* padded = workspace_.decay + i * kBlock;
+      for (int64_t c = 0; c < kBlock; ++c) {
+        const int64_t unit = block * kBlock + c;
+        padded[c] = unit < hidden ? decay[unit * problem_.decay_stride] : T(0);
+      }
+    }
+  }
+
+  void meet(const Part& part) const { part.barrier->wait(part.weight, plan_.members, ++*part.round); }
+
+  T* state_of(const Sweep& sweep, int64_t row) const {
+    return workspace_.state + (sweep.network * problem_.layout.batch + row) * workspace_.row_stride;
+  }
+  T* operand_of(const Sweep& sweep, int64_t buffer, int64_t row) const {
+    const int64_t rows = problem_.networks * problem_.layout.batch;
+    return workspace_.operand +
+           (buffer * rows + sweep.network * problem_.layout.batch + row) * workspace_.row_stride;
+  }
+
+  // The rows of the part that belong to a step end here.
+  static int64_t end_of_rows(const typename Sweep::Step& step, const Part& part) {
+    return step.rows < part.first_row ? part.first_row : least(step.rows, part.last_row);
+  }
+
+  template <class Fn>
+  void for_blocks(const Part& part, int64_t first_row, int64_t last_row, Fn&& fn) const {
+    for (int64_t row = first_row; row < last_row; ++row) {
+      for (int64_t block = part.first_block; block < part.last_block; ++block) fn(row, block * kBlock);
+    }
+  }
+
+  // All steps for one part: the time loop.
+  void walk(Sweep& sweep, const Part& part) {
+    const int64_t steps = problem_.layout.steps;
+    const bool down = problem_.layout.reverse != Sweep::kBackward;
+    const auto step_at = [&](int64_t s) {
+      return s < steps ? sweep.at(down ? steps - 1 - s : s) : typename Sweep::Step{};
+    };
+    for_blocks(part, part.first_row, part.last_row, [&](int64_t row, int64_t column) {
+      sweep.begin(row, column, state_of(sweep, row) + column);
+    });
+    typename Sweep::Step step{}, next = step_at(0);
+    join(sweep, part, step, next, 0);
+    for (int64_t s = 0; s < steps; ++s) {
+      step = next;
+      next = step_at(s + 1);
+      meet(part);
+      if (s + 1 == steps && !sweep.wants_last_update()) break;
+      multiply_and_update(sweep, part, step, next, s);
+      join(sweep, part, step, next, s + 1);
+    }
+    for_blocks(part, part.first_row, part.last_row, [&](int64_t row, int64_t column) {
+      sweep.end(row, column, state_of(sweep, row) + column);
+    });
+  }
+
+  // Forms the operand of the rows that step `s` has and the step before had not.
+  void join(const Sweep& sweep, const Part& part, const typename Sweep::Step& before,
+            const typename Sweep::Step& step, int64_t s) const {
+    for_blocks(part, end_of_rows(before, part), end_of_rows(step, part), [&](int64_t row, int64_t column) {
+      sweep.operand(step, row, column, state_of(sweep, row) + column,
+                    operand_of(sweep, s % 2, row) + column);
+    });
+  }
+
+  void multiply_and_update(const Sweep& sweep, const Part& part, const typename Sweep::Step& step,
+                           const typename Sweep::Step& next, int64_t s) const {
+    const int64_t rows = end_of_rows(step, part) - part.first_row;
+    const int64_t blocks = part.last_block - part.first_block;
+    if (rows <= 0 || blocks <= 0) return;
+    const int64_t row_tiles = (rows + kTileRows<T> - 1) / kTileRows<T>;
+    const int64_t most_blocks = tile_blocks<T>(static_cast<int>((rows + row_tiles - 1) / row_tiles));
+    const int64_t groups = (blocks + most_blocks - 1) / most_blocks;
+    for (int64_t group = 0; group < groups; ++group) {
+      const Range columns = part_of(blocks, group, groups);
+      for (int64_t tile = 0; tile < row_tiles; ++tile) {
+        const Range tile_rows = part_of(rows, tile, row_tiles);
+        finish_tile(sweep, step, next, s, part.first_row + tile_rows.first,
+                    part.first_row + tile_rows.last, part.first_block + columns.first,
+                    part.first_block + columns.last);
+      }
+    }
+  }
+
+  // One register tile of the product, and what the cell makes of it while it is in the first cache.
+  void finish_tile(const Sweep& sweep, const typename Sweep::Step& step, const typename Sweep::Step& next,
+                   int64_t s, int64_t first_row, int64_t last_row, int64_t first_block,
+                   int64_t last_block) const {
+    alignas(64) T product[kMostRows * kMostBlocks * kBlock];
+    const int64_t hidden = problem_.hidden, blocks = last_block - first_block;
+    const T* packed =
+        workspace_.packed + (sweep.network * workspace_.blocks + first_block) * kBlock * hidden;
+    kTiles<T>.at(last_row - first_row, blocks)(operand_of(sweep, s % 2, first_row), workspace_.row_stride,
+                                               packed, hidden, product);
+    for (int64_t row = first_row; row < last_row; ++row) {
+      const T* row_product = product + (row - first_row) * blocks * kBlock;
+      T* state = state_of(sweep, row);
+      T* operand = operand_of(sweep, (s + 1) % 2, row);
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t column = (first_block + b) * kBlock;
+        sweep.update(step, row, column, row_product + b * kBlock, state + column);
+        if (row < next.rows) sweep.operand(next, row, column, state + column, operand + column);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace rnnkernels

@@ -1,0 +1,63 @@
+// Which instruction set runs: the only place that asks the processor.
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/kernels.h"
+
+namespace rnnkernels::cpu {
+
+namespace generic {
+extern const Kernels kernels;
+}
+#if defined(RNNKERNELS_X86)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+namespace {
+
+bool always() { return true; }
+
+#if defined(RNNKERNELS_X86)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+constexpr InstructionSet kSets[] = {
+#if defined(RNNKERNELS_X86)
+    {"avx512", &avx512::kernels, &has_avx512},
+    {"avx2", &avx2::kernels, &has_avx2},
+#endif
+    {"generic", &generic::kernels, &always},
+};
+
+const InstructionSet* choose() {
+  const char* wanted = std::getenv("RNNKERNELS_ISA");
+  if (wanted && !*wanted) wanted = nullptr;
+  for (const InstructionSet& set : kSets) {
+    if (wanted && std::strcmp(wanted, set.name) != 0) continue;
+    if (set.runs_here()) return &set;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+const InstructionSet* instruction_sets(int* count) {
+  *count = sizeof(kSets) / sizeof(kSets[0]);
+  return kSets;
+}
+
+const InstructionSet* active_instruction_set() {
+  static const InstructionSet* const set = choose();
+  return set;
+}
+
+}  // namespace rnnkernels::cpu

@@ -1,0 +1,69 @@
+// The kernels for one instruction set. CMake compiles this file once for each, with the set's flags
+// and its name in RNNKERNELS_ISA_NAME; all of the code it includes is in anonymous namespaces.
+#include "cpu/kernels.h"
+
+#include "cpu/engine.h"
+#include "cpu/sweeps.h"
+
+#if !defined(__GNUC__)
+#error "The CPU kernels need the vector extensions of GCC or Clang."
+#endif
+
+namespace rnnkernels {
+namespace {
+
+// Calls f with a number of the problem's type.
+template <class Fn>
+void with_scalar(Scalar scalar, Fn&& fn) {
+  if (scalar == Scalar::kFloat32) {
+    fn(float{});
+  } else {
+    fn(double{});
+  }
+}
+
+template <class Problem>
+int64_t workspace_bytes(const Problem& problem, const Plan& plan) {
+  int64_t bytes = 0;
+  with_scalar(problem.scalar, [&](auto number) {
+    bytes = Workspace<decltype(number)>(problem, plan, nullptr).bytes;
+  });
+  return bytes;
+}
+
+template <template <class, class> class Sweep, class Problem>
+void run(const Problem& problem, const Plan& plan, const Threads& threads, void* memory) {
+  with_scalar(problem.scalar, [&](auto number) {
+    using T = decltype(number);
+    with_cell(problem.nonlinearity, problem.form, Nonlinearities{}, [&](auto cell) {
+      const Workspace<T> workspace(problem, plan, memory);
+      const Sweep<T, decltype(cell)> sweep(problem, workspace.decay);
+      Engine<T, Sweep<T, decltype(cell)>>(problem, plan, workspace, sweep).run(threads);
+    });
+  });
+}
+
+void activate(NonlinearityIndex nonlinearity, Scalar scalar, const void* in, void* out, int64_t n) {
+  with_scalar(scalar, [&](auto number) {
+    using T = decltype(number);
+    with_cell(nonlinearity, Form::kCurrent, Nonlinearities{}, [&](auto cell) {
+      for (int64_t i = 0; i < n; i += kLanes<T>) {
+        const Vec<T> h = load_first(static_cast<const T*>(in) + i, n - i);
+        store_first(static_cast<T*>(out) + i, decltype(cell)::operand(h), n - i);
+      }
+    });
+  });
+}
+
+constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>, &run<ForwardSweep, ForwardProblem>,
+                                   &workspace_bytes<BackwardProblem>,
+                                   &run<BackwardSweep, BackwardProblem>, &activate};
+
+}  // namespace
+
+namespace cpu::RNNKERNELS_ISA_NAME {
+extern const Kernels kernels;
+const Kernels kernels = kKernels;
+}  // namespace cpu::RNNKERNELS_ISA_NAME
+
+}  // namespace rnnkernels

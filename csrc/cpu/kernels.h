@@ -1,0 +1,35 @@
+// The CPU kernels' doors. A call picks the instruction set, makes the plan and runs; the caller brings
+// the workspace. Nothing here allocates, throws or blocks on anything but its own threads.
+#pragma once
+
+#include <cstdint>
+
+#include "core/problem.h"
+#include "cpu/team.h"
+
+namespace rnnkernels::cpu {
+
+// One entry a direction, filled in once for each instruction set by kernels.cpp.
+struct Kernels {
+  int64_t (*forward_workspace)(const ForwardProblem&, const Plan&);
+  void (*forward)(const ForwardProblem&, const Plan&, const Threads&, void* workspace);
+  int64_t (*backward_workspace)(const BackwardProblem&, const Plan&);
+  void (*backward)(const BackwardProblem&, const Plan&, const Threads&, void* workspace);
+  // out[i] = f(in[i]): what the current form multiplies with, for the caller's whole-sequence GEMM.
+  void (*activate)(NonlinearityIndex, Scalar, const void* in, void* out, int64_t n);
+};
+
+struct InstructionSet {
+  const char* name;       // as in RNNKERNELS_ISA
+  const Kernels* kernels;
+  bool (*runs_here)();
+};
+
+// What was built, fastest first.
+const InstructionSet* instruction_sets(int* count);
+
+// The one in use: the fastest that runs here, or the one named by RNNKERNELS_ISA. Null, once and for
+// all, if that one was not built or does not run here.
+const InstructionSet* active_instruction_set();
+
+}  // namespace rnnkernels::cpu

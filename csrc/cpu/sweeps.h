@@ -1,0 +1,307 @@
+// The two walks as pointwise work on one block of 16 units of one row: what is read from and written
+// to the sequences around the cell. The engine owns the order of steps, the state and the product.
+//
+// A sweep provides
+//   kBackward                              whether it visits the steps in the forward walk's reverse
+//   enter(network)                         take the pointers of one network
+//   at(t)                                  the rows that belong to step t
+//   begin(row, column, state)              the state before the first step
+//   operand(step, row, column, state, x)   form the operand x of the product; may change the state
+//   update(step, row, column, product, state)
+//   end(row, column, state)                hand the last state out
+// `state`, `x` and `product` point at 16 units; columns past H hold nothing of meaning.
+#pragma once
+
+#include "core/cells.h"
+#include "core/problem.h"
+#include "cpu/simd.h"
+
+namespace rnnkernels {
+namespace {
+
+// The rows of one step in a sequence, or nothing.
+template <class T>
+struct StepRows {
+  T* data = nullptr;
+  int64_t row_stride = 0;
+  RNNKERNELS_INLINE T* at(int64_t row, int64_t column) const {
+    return data ? data + row * row_stride + column : nullptr;
+  }
+};
+
+template <class T>
+StepRows<T> rows_of(const Sequence& sequence, const Layout& layout, int64_t network, int64_t t) {
+  if (!sequence.data) return {};
+  const int64_t start = layout.offsets ? layout.offsets[t] * sequence.row_stride : t * sequence.step_stride;
+  return {static_cast<T*>(sequence.data) + network * sequence.network_stride + start, sequence.row_stride};
+}
+
+template <class T>
+StepRows<T> rows_of(const Rows& rows, int64_t network) {
+  if (!rows.data) return {};
+  return {static_cast<T*>(rows.data) + network * rows.network_stride, rows.row_stride};
+}
+
+// As load_first, with nothing standing for zeros.
+template <class T>
+RNNKERNELS_INLINE Vec<T> load_or_zero(const T* from, int64_t valid) {
+  return from && valid > 0 ? load_first(from, valid) : Vec<T>{};
+}
+
+template <class T>
+RNNKERNELS_INLINE const T* advance(const T* p, int64_t by) {
+  return p ? p + by : nullptr;
+}
+
+// The saved bits of one step: half a word for each block.
+template <class T>
+struct StepBits {
+  uint32_t* words = nullptr;
+  int64_t row_words = 0;
+  int64_t blocks = 0;
+
+  RNNKERNELS_INLINE uint32_t get(int64_t row, int64_t column) const {
+    return words[row * row_words + column / 32] >> (column % 32);
+  }
+  // Two threads may own the two halves of a word, so only the own half is written; the half that
+  // nobody owns is cleared along with the last block.
+  RNNKERNELS_INLINE void put(int64_t row, int64_t column, uint32_t bits) const {
+    uint32_t* word = words + row * row_words + column / 32;
+    const int64_t block = column / kBlock;
+    if (block % 2 == 0 && block + 1 == blocks) {
+      *word = bits;
+      return;
+    }
+    const uint16_t half = static_cast<uint16_t>(bits);
+    constexpr bool kLittle = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+    std::memcpy(reinterpret_cast<char*>(word) + ((block % 2 == 0) == kLittle ? 0 : 2), &half, 2);
+  }
+};
+
+// What the sweeps share: sizes, decay, and how saved things are found.
+template <class T>
+struct SweepBase {
+  const Recurrence& problem;
+  const T* decay;  // [G][blocks * 16], padded with zeros
+  int64_t hidden;
+  int64_t blocks;
+  int64_t network = 0;
+
+  SweepBase(const Recurrence& recurrence, const T* padded_decay)
+      : problem(recurrence),
+        decay(padded_decay),
+        hidden(recurrence.hidden),
+        blocks((recurrence.hidden + kBlock - 1) / kBlock) {}
+
+  RNNKERNELS_INLINE Vec<T> decay_at(int64_t column) const {
+    return load(decay + network * blocks * kBlock + column);
+  }
+  int64_t first_row(int64_t t) const {
+    return problem.layout.offsets ? problem.layout.offsets[t] : t * problem.layout.batch;
+  }
+  StepBits<T> bits_at(int64_t t) const {
+    const int64_t row_words = (hidden + 31) / 32;
+    return {problem.saved.active + network * problem.saved.active_network_stride +
+                first_row(t) * row_words,
+            row_words, blocks};
+  }
+  StepRows<T> activation_at(int64_t t) const {
+    return {static_cast<T*>(problem.saved.activation) +
+                network * problem.saved.activation_network_stride + first_row(t) * hidden,
+            hidden};
+  }
+};
+
+template <class T, class Cell>
+struct ForwardSweep : SweepBase<T> {
+  static constexpr bool kBackward = false;
+  using Base = SweepBase<T>;
+  const ForwardProblem& forward;
+
+  struct Step {
+    int64_t rows = 0;
+    StepRows<const T> pre;
+    StepRows<T> output;
+    StepRows<T> activation;
+    StepBits<T> bits;
+  };
+
+  ForwardSweep(const ForwardProblem& problem, const T* padded_decay)
+      : Base(problem, padded_decay), forward(problem) {}
+
+  bool wants_last_update() const { return true; }
+
+  Step at(int64_t t) const {
+    Step step;
+    const Layout& layout = forward.layout;
+    step.rows = layout.rows_at(t);
+    step.pre = rows_of<const T>(forward.pre, layout, this->network, t);
+    step.output = rows_of<T>(forward.output, layout, this->network, t);
+    if (Cell::kKeepsActivation && forward.saved.activation) step.activation = this->activation_at(t);
+    if (Cell::kKeepsBits && forward.saved.active) step.bits = this->bits_at(t);
+    return step;
+  }
+
+  void begin(int64_t row, int64_t column, T* state) const {
+    const T* h0 = rows_of<const T>(forward.h0, this->network).at(row, column);
+    for (int v = 0; v < kBlock; v += kLanes<T>) {
+      store(state + v, load_or_zero(advance(h0, v), this->hidden - column - v));
+    }
+  }
+
+  RNNKERNELS_INLINE void operand(const Step&, int64_t, int64_t, T* state, T* x) const {
+    for (int v = 0; v < kBlock; v += kLanes<T>) store(x + v, Cell::operand(load(state + v)));
+  }
+
+  RNNKERNELS_INLINE void update(const Step& step, int64_t row, int64_t column, const T* product,
+                                T* state) const {
+    const T* pre = step.pre.at(row, column);
+    T* output = step.output.at(row, column);
+    T* activation = step.activation.at(row, column);
+    uint32_t bits = 0;
+    for (int v = 0; v < kBlock; v += kLanes<T>) {
+      const int64_t valid = this->hidden - column - v;
+      if (valid <= 0) break;
+      Vec<T> a;
+      const Vec<T> h = Cell::update(load(state + v), load_first(pre + v, valid), load(product + v),
+                                    this->decay_at(column + v), a);
+      store(state + v, h);
+      store_first(output + v, h, valid);
+      if (Cell::kKeepsActivation && activation) store_first(activation + v, a, valid);
+      if (Cell::kKeepsBits && step.bits.words) bits |= bits_of<T>(slope_is_one(a)) << v;
+    }
+    if (Cell::kKeepsBits && step.bits.words) {
+      const int64_t valid = this->hidden - column;
+      step.bits.put(row, column, valid < kBlock ? bits & ((1u << valid) - 1) : bits);
+    }
+  }
+
+  void end(int64_t row, int64_t column, const T* state) const {
+    T* h_n = rows_of<T>(forward.h_n, this->network).at(row, column);
+    for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
+      store_first(h_n + v, load(state + v), this->hidden - column - v);
+    }
+  }
+
+ private:
+  static RNNKERNELS_INLINE auto slope_is_one(Vec<T> a) {
+    return Cell::Nonlinearity::slope(a) != Vec<T>{};
+  }
+};
+
+template <class T, class Cell>
+struct BackwardSweep : SweepBase<T> {
+  static constexpr bool kBackward = true;
+  using Base = SweepBase<T>;
+  const BackwardProblem& backward;
+
+  struct Step {
+    int64_t rows = 0;
+    int64_t previous_rows = 0;  // how many of them have a previous step; the others began from h0
+    StepRows<const T> grad_output;
+    StepRows<const T> output;
+    StepRows<const T> previous;
+    StepRows<const T> h0;
+    StepRows<T> d_pre;
+    StepRows<T> activation;
+    StepBits<T> bits;
+
+    RNNKERNELS_INLINE const T* previous_at(int64_t row, int64_t column) const {
+      return row < previous_rows ? previous.at(row, column) : h0.at(row, column);
+    }
+  };
+
+  BackwardSweep(const BackwardProblem& problem, const T* padded_decay)
+      : Base(problem, padded_decay), backward(problem) {}
+
+  // The last update only makes d_h0.
+  bool wants_last_update() const { return backward.d_h0.data != nullptr; }
+
+  Step at(int64_t t) const {
+    Step step;
+    const Layout& layout = backward.layout;
+    step.rows = layout.rows_at(t);
+    step.grad_output = rows_of<const T>(backward.grad_output, layout, this->network, t);
+    step.output = rows_of<const T>(backward.output, layout, this->network, t);
+    step.d_pre = rows_of<T>(backward.d_pre, layout, this->network, t);
+    step.h0 = rows_of<const T>(backward.h0, this->network);
+    const int64_t before = layout.reverse ? t + 1 : t - 1;
+    if (before >= 0 && before < layout.steps) {
+      step.previous_rows = layout.rows_at(before);
+      step.previous = rows_of<const T>(backward.output, layout, this->network, before);
+    }
+    if (Cell::kKeepsActivation) step.activation = this->activation_at(t);
+    if (Cell::kKeepsBits) step.bits = this->bits_at(t);
+    return step;
+  }
+
+  void begin(int64_t row, int64_t column, T* state) const {
+    const T* grad_h_n = rows_of<const T>(backward.grad_h_n, this->network).at(row, column);
+    T* d_decay = rows_of<T>(backward.d_decay, this->network).at(row, column);
+    for (int v = 0; v < kBlock; v += kLanes<T>) {
+      const int64_t valid = this->hidden - column - v;
+      store(state + v, load_or_zero(advance(grad_h_n, v), valid));
+      if (d_decay && valid > 0) store_first(d_decay + v, Vec<T>{}, valid);
+    }
+  }
+
+  // delta_t = g_t + c_t replaces the state; u_t goes into the product and out as d_pre.
+  RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, T* state, T* x) const {
+    const T* grad = step.grad_output.at(row, column);
+    T* d_pre = step.d_pre.at(row, column);
+    uint32_t bits = 0;
+    if (Cell::kKeepsBits) bits = step.bits.get(row, column);
+    for (int v = 0; v < kBlock; v += kLanes<T>) {
+      const int64_t valid = this->hidden - column - v;
+      if (valid <= 0) break;
+      Vec<T> slope{};
+      if constexpr (Cell::kKeepsBits) slope = from_bits<T>(bits >> v);
+      if constexpr (Cell::kKeepsActivation) {
+        slope = Cell::Nonlinearity::slope(load_first(step.activation.at(row, column) + v, valid));
+      }
+      const Vec<T> delta = load(state + v) + load_or_zero(advance(grad, v), valid);
+      const Vec<T> u = Cell::backward_operand(delta, this->decay_at(column + v), slope);
+      store(state + v, delta);
+      store(x + v, u);
+      store_first(d_pre + v, u, valid);
+    }
+    if (backward.d_decay.data) add_d_decay(step, row, column, state);
+  }
+
+  RNNKERNELS_INLINE void update(const Step& step, int64_t row, int64_t column, const T* product,
+                                T* state) const {
+    const T* previous = Cell::kReadsPrevious ? step.previous_at(row, column) : nullptr;
+    for (int v = 0; v < kBlock; v += kLanes<T>) {
+      Vec<T> h{};
+      if constexpr (Cell::kReadsPrevious) {
+        h = load_or_zero(advance(previous, v), this->hidden - column - v);
+      }
+      store(state + v, Cell::backward_update(load(state + v), load(product + v),
+                                             this->decay_at(column + v), h));
+    }
+  }
+
+  void end(int64_t row, int64_t column, const T* state) const {
+    T* d_h0 = rows_of<T>(backward.d_h0, this->network).at(row, column);
+    if (!d_h0) return;
+    for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
+      store_first(d_h0 + v, load(state + v), this->hidden - column - v);
+    }
+  }
+
+ private:
+  // In both forms (1-d) dh_t/dd = h_{t-1} - h_t, since h_t = d h_{t-1} + (1-d) y and y knows no d.
+  void add_d_decay(const Step& step, int64_t row, int64_t column, const T* delta) const {
+    T* sum = rows_of<T>(backward.d_decay, this->network).at(row, column);
+    const T* previous = step.previous_at(row, column);
+    const T* output = step.output.at(row, column);
+    for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
+      const int64_t valid = this->hidden - column - v;
+      const Vec<T> change = load_or_zero(advance(previous, v), valid) - load_first(output + v, valid);
+      store_first(sum + v, load_first(sum + v, valid) + load(delta + v) * change, valid);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace rnnkernels

@@ -1,0 +1,61 @@
+#include "cpu/team.h"
+
+#include <algorithm>
+#include <thread>
+
+namespace rnnkernels::cpu {
+
+namespace {
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// About what a meeting costs in multiply-adds, so that sharing out fewer than these cannot pay.
+constexpr int64_t kWorthMeeting = 24 * 1024;
+// About what starting the threads costs.
+constexpr int64_t kWorthStarting = 256 * 1024;
+// Rows a thread needs so that its register tiles are full enough to live off the matrix in cache.
+constexpr int64_t kEnoughRows = 4;
+
+}  // namespace
+
+// The rule, in this order: one thread if there is too little to do at all; whole networks and batch
+// rows to each thread, because they need no meeting; then the units of a step, if a step is worth it.
+Plan make_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden, int64_t element_size,
+               const Threads& threads) {
+  Plan plan;
+  const int64_t step_work = batch * hidden * hidden * element_size / 4;
+  if (threads.count <= 1 || networks * steps * step_work < kWorthStarting) return plan;
+
+  const int64_t wanted = (threads.count + networks - 1) / networks;  // threads for each network
+  plan.row_groups = std::max<int64_t>(1, std::min(wanted, batch / kEnoughRows));
+  const int64_t teams = networks * plan.row_groups;
+  plan.slots = static_cast<int>(std::min<int64_t>(teams, threads.count));
+  if (threads.may_wait && steps > 1 && step_work / plan.row_groups >= kWorthMeeting) {
+    const int64_t blocks = (hidden + 15) / 16;
+    plan.members = static_cast<int>(std::min<int64_t>(threads.count / plan.slots, blocks));
+  }
+  return plan;
+}
+
+void Barrier::wait(int64_t weight, int64_t total, int64_t round) {
+  if (weight == total) return;
+  constexpr int kSpins = 4000;
+  const int64_t target = total * round;
+  int64_t seen = arrived_.fetch_add(weight, std::memory_order_acq_rel) + weight;
+  for (int spins = 0; seen < target; ++spins) {
+    if (spins < kSpins) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+    seen = arrived_.load(std::memory_order_acquire);
+  }
+}
+
+}  // namespace rnnkernels::cpu

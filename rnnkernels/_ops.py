@@ -1,0 +1,75 @@
+"""The operators: the only module that calls ``torch.ops.rnnkernels``, and their autograd formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnkernels import _C as _C  # importing it registers the operators
+
+_FORWARD_MODE = (
+    "forward-mode differentiation of leaky_recurrence (torch.func.jvp, jacfwd, forward_ad) is not "
+    "available yet"
+)
+_SECOND = "second derivatives of leaky_recurrence are not available yet"
+
+
+def leaky_recurrence(
+    pre: Tensor,
+    h0: Tensor | None,
+    weight_hh: Tensor,
+    decay: Tensor,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    form: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Call the operator; see :func:`rnnkernels.functional.leaky_recurrence`."""
+    inputs = (pre, h0, weight_hh, decay)
+    if torch.autograd.forward_ad._current_level >= 0 and any(map(_has_tangent, inputs)):
+        # An operator without a forward-mode rule would answer with a zero tangent.
+        raise NotImplementedError(_FORWARD_MODE)
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    output, h_n, _ = torch.ops.rnnkernels.leaky_recurrence(
+        pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save
+    )
+    return output, h_n
+
+
+def _has_tangent(x: Tensor | None) -> bool:
+    return x is not None and torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, h0, weight_hh, decay, batch_sizes, *ctx.kind, save = inputs
+    ctx.save = save
+    ctx.set_materialize_grads(False)
+    states, _, saved = output
+    ctx.mark_non_differentiable(saved)
+    ctx.save_for_backward(states, saved, h0, weight_hh, decay, batch_sizes)
+
+
+def _backward(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad[:4]
+    if not ctx.save:
+        raise RuntimeError("leaky_recurrence was called with save=False, so it has no backward")
+    if grad_output is None and grad_h_n is None:
+        return (None,) * 9
+    grads = torch.ops.rnnkernels.leaky_recurrence_backward(
+        grad_output, grad_h_n, *ctx.saved_tensors, *ctx.kind, needs
+    )
+    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 5)
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
+    raise NotImplementedError(_SECOND)
+
+
+torch.library.register_autograd(
+    "rnnkernels::leaky_recurrence", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd("rnnkernels::leaky_recurrence_backward", _no_second_derivative)
