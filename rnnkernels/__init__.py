@@ -1,0 +1,19 @@
+"""Fast leaky-integration recurrent layers for PyTorch.
+
+    h_t = d h_{t-1} + (1 - d) relu(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+
+as custom C++ kernels, forward and backward: :class:`LeakyRNN` is a drop-in for ``torch.nn.RNN``,
+:mod:`rnnkernels.functional` is the recurrence alone, :mod:`rnnkernels.reference` is the same
+mathematics in plain NumPy. After Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
+"""
+
+from rnnkernels._build import build_config, check_torch
+from rnnkernels._version import __version__
+
+check_torch()
+
+from rnnkernels import functional  # noqa: E402  (needs the check first)
+from rnnkernels.nn import LeakyRNN  # noqa: E402
+from rnnkernels.time_constants import decay_from_tau  # noqa: E402
+
+__all__ = ["LeakyRNN", "__version__", "build_config", "decay_from_tau", "functional"]

@@ -39,7 +39,9 @@ def leaky_recurrence(
 
 
 def _has_tangent(x: Tensor | None) -> bool:
-    return x is not None and torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+    if x is None:
+        return False
+    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -69,7 +71,5 @@ def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
     raise NotImplementedError(_SECOND)
 
 
-torch.library.register_autograd(
-    "rnnkernels::leaky_recurrence", _backward, setup_context=_setup_context
-)
+torch.library.register_autograd("rnnkernels::leaky_recurrence", _backward, setup_context=_setup_context)
 torch.library.register_autograd("rnnkernels::leaky_recurrence_backward", _no_second_derivative)

@@ -73,6 +73,8 @@ void check_like(const char* name, const at::Tensor& tensor, const std::vector<c1
 
 Sizes check_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
                     const at::Tensor& decay, const OptionalTensor& batch_sizes) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!at::isReducedFloatingType(pre.scalar_type()), "pre in ", pre.scalar_type(),
+                              " is not available yet, only float32 and float64");
   TORCH_CHECK_VALUE(pre.scalar_type() == at::kFloat || pre.scalar_type() == at::kDouble,
                     "pre must be float32 or float64, got ", pre.scalar_type());
   TORCH_CHECK_VALUE(weight_hh.dim() == 2 || weight_hh.dim() == 3,

@@ -1,0 +1,76 @@
+"""The recurrence as a function of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rnnkernels import _ops
+
+__all__ = ["leaky_recurrence"]
+
+
+def leaky_recurrence(
+    pre: Tensor,
+    h0: Tensor | None,
+    weight_hh: Tensor,
+    decay: float | Tensor,
+    *,
+    nonlinearity: str = "relu",
+    form: str = "rate",
+    batch_sizes: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""The leaky-integration recurrence over all steps, in one fused kernel.
+
+    .. math::
+        \text{rate:}\quad    h_t &= d\, h_{t-1} + (1-d)\, f(p_t + W_{hh} h_{t-1}) \\
+        \text{current:}\quad h_t &= d\, h_{t-1} + (1-d)\, (p_t + W_{hh} f(h_{t-1}))
+
+    The rate form is that of Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901), where
+    ``d`` is called alpha; with ``d = 0`` it is ``torch.nn.RNN``. The current form leaks before ``f``,
+    as rate networks in neuroscience do. The output is the state ``h_t`` in both.
+
+    Differentiable once in ``pre``, ``h0``, ``weight_hh`` and ``decay``. Backward keeps the output and,
+    for ReLU in the rate form, one bit for each unit and step; for tanh in the rate form, ``f(z_t)``;
+    in the current form nothing more.
+
+    Args:
+        pre: ``p``, all that reaches the units besides the recurrence (input projection, biases,
+            noise): ``[T, B, H]``, or ``[sum(batch_sizes), H]`` with ``batch_sizes``. float32 or
+            float64, any strides.
+        h0: State before the first step, ``[B, H]``; None for zero.
+        weight_hh: ``W_hh``, ``[H, H]``, any strides.
+        decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number, a scalar
+            tensor, or one value for each unit, ``[H]``.
+        nonlinearity: ``f``: ``"relu"`` or ``"tanh"``.
+        form: ``"rate"`` or ``"current"``.
+        batch_sizes: Rows at each step, as in a ``PackedSequence``: int64, on the CPU, positive, never
+            growing.
+        reverse: Walk from the last step to the first; ``h0`` then comes before a row's last step.
+
+    Returns:
+        ``output``, every ``h_t``, shaped like ``pre``; and ``h_n``, the state after each row's last
+        step in the direction of the walk, ``[B, H]``.
+
+    Raises:
+        ValueError: An argument has the wrong shape, dtype, device or value; the message names it.
+        NotImplementedError: Not available yet: other devices than the CPU, half precision,
+            forward-mode and second derivatives.
+    """
+    for name, tensor in (("pre", pre), ("h0", h0), ("weight_hh", weight_hh), ("batch_sizes", batch_sizes)):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("pre", "weight_hh")):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    if pre.device.type not in ("cpu", "meta"):
+        raise NotImplementedError(f"leaky_recurrence on {pre.device.type} tensors is not available yet")
+    if not isinstance(decay, Tensor):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        # The nearest float32 to a number just below 1 may be 1 itself, which the kernel refuses.
+        decay = torch.full((), decay, dtype=pre.dtype, device=pre.device)
+    if weight_hh.dim() != 2:
+        raise ValueError(f"weight_hh must be [H, H], got {list(weight_hh.shape)}")
+    if batch_sizes is not None and h0 is None:
+        batch = int(batch_sizes[0]) if batch_sizes.numel() else 0
+        h0 = pre.new_zeros(batch, pre.shape[-1])
+    return _ops.leaky_recurrence(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse)
