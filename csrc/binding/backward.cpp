@@ -36,14 +36,14 @@ Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& 
     const auto expected = kind.keeps_bits ? sizes.sequence((sizes.hidden + 31) / 32) : sequence;
     TORCH_CHECK_VALUE(saved.sym_sizes() == c10::SymIntArrayRef(expected) && saved.is_contiguous() &&
                           saved.scalar_type() == (kind.keeps_bits ? at::kInt : output.scalar_type()),
-                      "saved must be what leaky_recurrence(save=True) returned, got ",
-                      saved.scalar_type(), " ", saved.sym_sizes());
+                      "saved must be what leaky_recurrence(save=True) returned, got ", saved.scalar_type(),
+                      " ", saved.sym_sizes());
   }
   return {sizes, kind};
 }
 
-BackwardResult empty_results(const Sizes& sizes, const std::array<bool, 4>& wanted, const at::Tensor& weight_hh,
-                             const at::Tensor& decay, const at::Tensor& like) {
+BackwardResult empty_results(const Sizes& sizes, const std::array<bool, 4>& wanted,
+                             const at::Tensor& weight_hh, const at::Tensor& decay, const at::Tensor& like) {
   const auto if_wanted = [&](Wanted which, c10::SymIntArrayRef shape) {
     return wanted[which] ? at::empty_symint(shape, like.options()) : at::empty({0}, like.options());
   };
@@ -68,7 +68,12 @@ class WeightGradient {
  public:
   WeightGradient(const Sizes& sizes, const Kind& kind, const Layout& layout, const at::Tensor& output,
                  const at::Tensor& h0, const at::Tensor& d_pre, at::Tensor& d_weight)
-      : kind_(kind), layout_(layout), output_(output), h0_(h0), d_pre_(d_pre), sum_(d_weight),
+      : kind_(kind),
+        layout_(layout),
+        output_(output),
+        h0_(h0),
+        d_pre_(d_pre),
+        sum_(d_weight),
         packed_(sizes.packed) {}
 
   void compute() {
@@ -155,11 +160,12 @@ class WeightGradient {
 
 }  // namespace
 
-BackwardResult leaky_recurrence_backward_cpu(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
-    const at::Tensor& saved, const OptionalTensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay,
-    const OptionalTensor& batch_sizes, std::string nonlinearity, std::string form, bool reverse,
-    std::array<bool, 4> wanted) {
+BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
+                                             const OptionalTensor& grad_h_n, const at::Tensor& output,
+                                             const at::Tensor& saved, const OptionalTensor& h0,
+                                             const at::Tensor& weight_hh, const at::Tensor& decay,
+                                             const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                             std::string form, bool reverse, std::array<bool, 4> wanted) {
   const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
                                             batch_sizes, nonlinearity, form);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
@@ -196,11 +202,13 @@ BackwardResult leaky_recurrence_backward_cpu(
   return result;
 }
 
-BackwardResult leaky_recurrence_backward_meta(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
-    const at::Tensor& saved, const OptionalTensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay,
-    const OptionalTensor& batch_sizes, std::string nonlinearity, std::string form, bool /*reverse*/,
-    std::array<bool, 4> wanted) {
+BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
+                                              const OptionalTensor& grad_h_n, const at::Tensor& output,
+                                              const at::Tensor& saved, const OptionalTensor& h0,
+                                              const at::Tensor& weight_hh, const at::Tensor& decay,
+                                              const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                              std::string form, bool /*reverse*/,
+                                              std::array<bool, 4> wanted) {
   const auto checked = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes,
                                       nonlinearity, form);
   return empty_results(checked.sizes, wanted, weight_hh, decay, output);

@@ -90,9 +90,8 @@ void run_with(const Problem& problem, const at::Tensor& like,
               "RNNKERNELS_ISA must name an instruction set that was built and runs on this processor; "
               "python -m rnnkernels lists them");
   const cpu::Threads threads = torch_threads();
-  const cpu::Plan plan =
-      cpu::make_plan(problem.networks, problem.layout.steps, problem.layout.batch, problem.hidden,
-                     static_cast<int64_t>(like.element_size()), threads);
+  const cpu::Plan plan = cpu::make_plan(problem.networks, problem.layout.steps, problem.layout.batch,
+                                        problem.hidden, static_cast<int64_t>(like.element_size()), threads);
   const int64_t bytes = (set->kernels->*workspace_bytes)(problem, plan);
   // at::empty is aligned to 64 bytes, which the barriers' cache lines need.
   const at::Tensor workspace = at::empty({bytes}, like.options().dtype(at::kByte));

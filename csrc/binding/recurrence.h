@@ -21,15 +21,17 @@ ForwardResult leaky_recurrence_meta(const at::Tensor& pre, const OptionalTensor&
                                     const OptionalTensor& batch_sizes, std::string nonlinearity,
                                     std::string form, bool reverse, bool save);
 
-BackwardResult leaky_recurrence_backward_cpu(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
-    const at::Tensor& saved, const OptionalTensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay,
-    const OptionalTensor& batch_sizes, std::string nonlinearity, std::string form, bool reverse,
-    std::array<bool, 4> wanted);
-BackwardResult leaky_recurrence_backward_meta(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
-    const at::Tensor& saved, const OptionalTensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay,
-    const OptionalTensor& batch_sizes, std::string nonlinearity, std::string form, bool reverse,
-    std::array<bool, 4> wanted);
+BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
+                                             const OptionalTensor& grad_h_n, const at::Tensor& output,
+                                             const at::Tensor& saved, const OptionalTensor& h0,
+                                             const at::Tensor& weight_hh, const at::Tensor& decay,
+                                             const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                             std::string form, bool reverse, std::array<bool, 4> wanted);
+BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
+                                              const OptionalTensor& grad_h_n, const at::Tensor& output,
+                                              const at::Tensor& saved, const OptionalTensor& h0,
+                                              const at::Tensor& weight_hh, const at::Tensor& decay,
+                                              const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                              std::string form, bool reverse, std::array<bool, 4> wanted);
 
 }  // namespace rnnkernels::binding

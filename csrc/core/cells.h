@@ -11,6 +11,7 @@
 
 #include "core/config.h"
 #include "core/nonlinearities.h"
+#include "core/problem.h"
 
 namespace rnnkernels {
 

@@ -37,8 +37,8 @@ struct Constants<float> {
   static constexpr float kLog2E = 0x1.715476p0f;
   static constexpr float kLn2High = 0x1.62e4p-1f;  // few bits: times a small integer it is exact
   static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
-  static constexpr int kTerms = 8;           // of the series of e^r - 1, |r| <= ln(2) / 2
-  static constexpr float kTanhOne = 10.0f;   // from here on tanh rounds to 1
+  static constexpr int kTerms = 8;          // of the series of e^r - 1, |r| <= ln(2) / 2
+  static constexpr float kTanhOne = 10.0f;  // from here on tanh rounds to 1
 };
 template <>
 struct Constants<double> {

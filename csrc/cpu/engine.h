@@ -92,7 +92,7 @@ class Engine {
     int64_t first_block, last_block;  // of the columns
     int64_t weight;                   // how many members of the team this thread is
     Barrier* barrier;
-    int64_t* round;                   // meetings that this slot has had
+    int64_t* round;  // meetings that this slot has had
   };
 
   static void work(void* self, int first_share, int last_share) {
@@ -177,9 +177,8 @@ class Engine {
     const auto step_at = [&](int64_t s) {
       return s < steps ? sweep.at(down ? steps - 1 - s : s) : typename Sweep::Step{};
     };
-    for_blocks(part, part.first_row, part.last_row, [&](int64_t row, int64_t column) {
-      sweep.begin(row, column, state_of(sweep, row) + column);
-    });
+    for_blocks(part, part.first_row, part.last_row,
+               [&](int64_t row, int64_t column) { sweep.begin(row, column, state_of(sweep, row) + column); });
     typename Sweep::Step step{}, next = step_at(0);
     join(sweep, part, step, next, 0);
     for (int64_t s = 0; s < steps; ++s) {
@@ -190,17 +189,15 @@ class Engine {
       multiply_and_update(sweep, part, step, next, s);
       join(sweep, part, step, next, s + 1);
     }
-    for_blocks(part, part.first_row, part.last_row, [&](int64_t row, int64_t column) {
-      sweep.end(row, column, state_of(sweep, row) + column);
-    });
+    for_blocks(part, part.first_row, part.last_row,
+               [&](int64_t row, int64_t column) { sweep.end(row, column, state_of(sweep, row) + column); });
   }
 
   // Forms the operand of the rows that step `s` has and the step before had not.
   void join(const Sweep& sweep, const Part& part, const typename Sweep::Step& before,
             const typename Sweep::Step& step, int64_t s) const {
     for_blocks(part, end_of_rows(before, part), end_of_rows(step, part), [&](int64_t row, int64_t column) {
-      sweep.operand(step, row, column, state_of(sweep, row) + column,
-                    operand_of(sweep, s % 2, row) + column);
+      sweep.operand(step, row, column, state_of(sweep, row) + column, operand_of(sweep, s % 2, row) + column);
     });
   }
 
@@ -216,9 +213,8 @@ class Engine {
       const Range columns = part_of(blocks, group, groups);
       for (int64_t tile = 0; tile < row_tiles; ++tile) {
         const Range tile_rows = part_of(rows, tile, row_tiles);
-        finish_tile(sweep, step, next, s, part.first_row + tile_rows.first,
-                    part.first_row + tile_rows.last, part.first_block + columns.first,
-                    part.first_block + columns.last);
+        finish_tile(sweep, step, next, s, part.first_row + tile_rows.first, part.first_row + tile_rows.last,
+                    part.first_block + columns.first, part.first_block + columns.last);
       }
     }
   }
@@ -229,8 +225,7 @@ class Engine {
                    int64_t last_block) const {
     alignas(64) T product[kMostRows * kMostBlocks * kBlock];
     const int64_t hidden = problem_.hidden, blocks = last_block - first_block;
-    const T* packed =
-        workspace_.packed + (sweep.network * workspace_.blocks + first_block) * kBlock * hidden;
+    const T* packed = workspace_.packed + (sweep.network * workspace_.blocks + first_block) * kBlock * hidden;
     kTiles<T>.at(last_row - first_row, blocks)(operand_of(sweep, s % 2, first_row), workspace_.row_stride,
                                                packed, hidden, product);
     for (int64_t row = first_row; row < last_row; ++row) {

@@ -25,9 +25,8 @@ void with_scalar(Scalar scalar, Fn&& fn) {
 template <class Problem>
 int64_t workspace_bytes(const Problem& problem, const Plan& plan) {
   int64_t bytes = 0;
-  with_scalar(problem.scalar, [&](auto number) {
-    bytes = Workspace<decltype(number)>(problem, plan, nullptr).bytes;
-  });
+  with_scalar(problem.scalar,
+              [&](auto number) { bytes = Workspace<decltype(number)>(problem, plan, nullptr).bytes; });
   return bytes;
 }
 
@@ -56,8 +55,8 @@ void activate(NonlinearityIndex nonlinearity, Scalar scalar, const void* in, voi
 }
 
 constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>, &run<ForwardSweep, ForwardProblem>,
-                                   &workspace_bytes<BackwardProblem>,
-                                   &run<BackwardSweep, BackwardProblem>, &activate};
+                                   &workspace_bytes<BackwardProblem>, &run<BackwardSweep, BackwardProblem>,
+                                   &activate};
 
 }  // namespace
 

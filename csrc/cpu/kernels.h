@@ -20,7 +20,7 @@ struct Kernels {
 };
 
 struct InstructionSet {
-  const char* name;       // as in RNNKERNELS_ISA
+  const char* name;  // as in RNNKERNELS_ISA
   const Kernels* kernels;
   bool (*runs_here)();
 };

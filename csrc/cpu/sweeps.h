@@ -101,13 +101,12 @@ struct SweepBase {
   }
   StepBits<T> bits_at(int64_t t) const {
     const int64_t row_words = (hidden + 31) / 32;
-    return {problem.saved.active + network * problem.saved.active_network_stride +
-                first_row(t) * row_words,
+    return {problem.saved.active + network * problem.saved.active_network_stride + first_row(t) * row_words,
             row_words, blocks};
   }
   StepRows<T> activation_at(int64_t t) const {
-    return {static_cast<T*>(problem.saved.activation) +
-                network * problem.saved.activation_network_stride + first_row(t) * hidden,
+    return {static_cast<T*>(problem.saved.activation) + network * problem.saved.activation_network_stride +
+                first_row(t) * hidden,
             hidden};
   }
 };
@@ -184,9 +183,7 @@ struct ForwardSweep : SweepBase<T> {
   }
 
  private:
-  static RNNKERNELS_INLINE auto slope_is_one(Vec<T> a) {
-    return Cell::Nonlinearity::slope(a) != Vec<T>{};
-  }
+  static RNNKERNELS_INLINE auto slope_is_one(Vec<T> a) { return Cell::Nonlinearity::slope(a) != Vec<T>{}; }
 };
 
 template <class T, class Cell>
@@ -276,8 +273,8 @@ struct BackwardSweep : SweepBase<T> {
       if constexpr (Cell::kReadsPrevious) {
         h = load_or_zero(advance(previous, v), this->hidden - column - v);
       }
-      store(state + v, Cell::backward_update(load(state + v), load(product + v),
-                                             this->decay_at(column + v), h));
+      store(state + v,
+            Cell::backward_update(load(state + v), load(product + v), this->decay_at(column + v), h));
     }
   }
 

@@ -40,9 +40,8 @@ constexpr int kMostRows = 6;
 constexpr int kMostBlocks = 4;
 
 template <class T>
-constexpr int kTileRows = kAccumulators / kVectorsPerBlock<T> < kMostRows
-                              ? kAccumulators / kVectorsPerBlock<T>
-                              : kMostRows;
+constexpr int kTileRows =
+    kAccumulators / kVectorsPerBlock<T> < kMostRows ? kAccumulators / kVectorsPerBlock<T> : kMostRows;
 
 // How many blocks a tile of this many rows takes at once.
 template <class T>
@@ -103,8 +102,7 @@ constexpr TileTable<T> make_tiles(std::integer_sequence<int, kIndex...>) {
 
 // kTiles<T>.at(rows, blocks), for rows <= kTileRows<T> and blocks <= tile_blocks<T>(rows).
 template <class T>
-constexpr TileTable<T> kTiles =
-    make_tiles<T>(std::make_integer_sequence<int, kMostRows * kMostBlocks>{});
+constexpr TileTable<T> kTiles = make_tiles<T>(std::make_integer_sequence<int, kMostRows * kMostBlocks>{});
 
 }  // namespace
 }  // namespace rnnkernels

@@ -1,0 +1,332 @@
+// The CPU kernels without torch: every instruction set that runs here, over layouts, sizes and numbers
+// of threads, against plain loops in double. All memory is of exactly the size that the kernels may
+// touch, so the address sanitizer sees a step too far; the thread sanitizer sees a missing meeting.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/cells.h"
+#include "cpu/kernels.h"
+
+using namespace rnnkernels;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+// --- Threads -----------------------------------------------------------------------------------------
+
+int real_threads = 1;  // how many turn up, which may be fewer than promised
+
+void run_threads(int shares, void (*work)(void*, int, int), void* argument) {
+  const int each = (shares + real_threads - 1) / real_threads;
+  std::vector<std::thread> pool;
+  for (int first = 0; first < shares; first += each) {
+    pool.emplace_back(work, argument, first, std::min(shares, first + each));
+  }
+  for (auto& thread : pool) thread.join();
+}
+
+// --- One case ----------------------------------------------------------------------------------------
+
+struct Case {
+  Scalar scalar;
+  int nonlinearity;
+  Form form;
+  int64_t networks, steps, batch, hidden;
+  bool packed, reverse, with_h0, per_unit_decay;
+
+  std::string text() const {
+    char line[200];
+    std::snprintf(line, sizeof(line), "float%d %s %s G%ld T%ld B%ld H%ld%s%s%s%s",
+                  scalar == Scalar::kFloat32 ? 32 : 64, name_at(nonlinearity, Nonlinearities{}),
+                  form == Form::kRate ? "rate" : "current", long(networks), long(steps), long(batch),
+                  long(hidden), packed ? " packed" : "", reverse ? " reverse" : "", with_h0 ? " h0" : "",
+                  per_unit_decay ? " [H]" : "");
+    return line;
+  }
+};
+
+template <class T>
+struct Data {
+  std::vector<int64_t> rows, offsets;
+  int64_t total = 0;
+  std::vector<T> pre, h0, weight, decay, grad_output, grad_h_n;
+};
+
+template <class T>
+Data<T> make_data(const Case& c, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  std::uniform_real_distribution<double> uniform(0, 0.95);
+  const auto draw = [&](int64_t n, double scale) {
+    std::vector<T> values(n);
+    for (T& x : values) x = static_cast<T>(scale * normal(random));
+    return values;
+  };
+  Data<T> data;
+  int64_t n = c.batch;
+  for (int64_t t = 0; t < c.steps; ++t) {
+    data.rows.push_back(n);
+    data.offsets.push_back(data.total);
+    data.total += n;
+    if (c.packed && n > 1) n -= random() % 2 * (random() % n);
+  }
+  data.pre = draw(c.networks * data.total * c.hidden, 1);
+  data.h0 = draw(c.networks * c.batch * c.hidden, 1);
+  data.weight = draw(c.networks * c.hidden * c.hidden, 1 / std::sqrt(double(c.hidden)));
+  data.decay.resize(c.per_unit_decay ? c.networks * c.hidden : c.networks);
+  for (T& d : data.decay) d = static_cast<T>(uniform(random));
+  data.grad_output = draw(data.pre.size(), 1);
+  data.grad_h_n = draw(data.h0.size(), 1);
+  return data;
+}
+
+template <class T>
+struct Results {
+  std::vector<T> output, h_n, activation, d_pre, d_h0, d_decay;
+  std::vector<uint32_t> active;
+};
+
+// --- Plain loops -------------------------------------------------------------------------------------
+
+// f and f' come from the list itself, as functions of one double; Python's tests judge those.
+template <class Fn>
+double with_f(int nonlinearity, Fn&& fn) {
+  double result = 0;
+  with_cell(nonlinearity, Form::kRate, Nonlinearities{}, [&](auto cell) {
+    using F = typename decltype(cell)::Nonlinearity;
+    result = fn(F{});
+  });
+  return result;
+}
+double value(int nonlinearity, double z) {
+  return with_f(nonlinearity, [&](auto f) { return f.value(z); });
+}
+double slope(int nonlinearity, double z) {
+  return with_f(nonlinearity, [&](auto f) { return f.slope(f.value(z)); });
+}
+bool has_kink(int nonlinearity) {
+  return with_f(nonlinearity, [](auto f) { return double(f.kBinarySlope); }) != 0;
+}
+
+// The smallest |z| at which rounding could flip a ReLU comes back too: such a draw is no fair judge.
+template <class T>
+Results<double> plain(const Case& c, const Data<T>& data, double* smallest) {
+  const int64_t H = c.hidden;
+  Results<double> r;
+  r.output.resize(data.pre.size());
+  r.d_pre.resize(data.pre.size());
+  r.h_n.assign(data.h0.size(), 0);
+  r.d_h0.assign(data.grad_h_n.begin(), data.grad_h_n.end());
+  r.d_decay.assign(data.h0.size(), 0);
+  if (c.with_h0) r.h_n.assign(data.h0.begin(), data.h0.end());
+  *smallest = 1e30;
+  for (int64_t g = 0; g < c.networks; ++g) {
+    const T* w = data.weight.data() + g * H * H;
+    const auto d_of = [&](int64_t i) { return double(data.decay[c.per_unit_decay ? g * H + i : g]); };
+    double* state = r.h_n.data() + g * c.batch * H;
+    std::vector<std::vector<double>> befores(c.steps), zs(c.steps);
+    for (int64_t s = 0; s < c.steps; ++s) {
+      const int64_t t = c.reverse ? c.steps - 1 - s : s, n = data.rows[t];
+      befores[t].assign(state, state + n * H);
+      zs[t].resize(n * H);
+      for (int64_t b = 0; b < n; ++b) {
+        for (int64_t i = 0; i < H; ++i) {
+          const int64_t at = (g * data.total + data.offsets[t] + b) * H + i;
+          double z = data.pre[at];
+          for (int64_t k = 0; k < H; ++k) {
+            const double h = befores[t][b * H + k];
+            z += w[i * H + k] * (c.form == Form::kRate ? h : value(c.nonlinearity, h));
+          }
+          zs[t][b * H + i] = z;
+          *smallest = std::min(*smallest, std::abs(c.form == Form::kRate ? z : befores[t][b * H + i]));
+          const double y = c.form == Form::kRate ? value(c.nonlinearity, z) : z;
+          r.output[at] = state[b * H + i] = d_of(i) * befores[t][b * H + i] + (1 - d_of(i)) * y;
+        }
+      }
+    }
+    double* carried = r.d_h0.data() + g * c.batch * H;
+    for (int64_t s = c.steps - 1; s >= 0; --s) {
+      const int64_t t = c.reverse ? c.steps - 1 - s : s, n = data.rows[t];
+      for (int64_t b = 0; b < n; ++b) {
+        std::vector<double> u(H), delta(H);
+        for (int64_t i = 0; i < H; ++i) {
+          const int64_t at = (g * data.total + data.offsets[t] + b) * H + i;
+          const double f_slope = c.form == Form::kRate ? slope(c.nonlinearity, zs[t][b * H + i]) : 1;
+          delta[i] = data.grad_output[at] + carried[b * H + i];
+          r.d_pre[at] = u[i] = (1 - d_of(i)) * f_slope * delta[i];
+          r.d_decay[(g * c.batch + b) * H + i] += delta[i] * (befores[t][b * H + i] - r.output[at]);
+        }
+        for (int64_t k = 0; k < H; ++k) {
+          double sum = 0;
+          for (int64_t i = 0; i < H; ++i) sum += w[i * H + k] * u[i];
+          if (c.form == Form::kCurrent) sum *= slope(c.nonlinearity, befores[t][b * H + k]);
+          carried[b * H + k] = d_of(k) * delta[k] + sum;
+        }
+      }
+    }
+  }
+  return r;
+}
+
+// --- The kernels -------------------------------------------------------------------------------------
+
+template <class T>
+void fill_common(Recurrence& p, const Case& c, const Data<T>& data, Results<T>& r) {
+  const int64_t H = c.hidden;
+  p.scalar = c.scalar;
+  p.nonlinearity = c.nonlinearity;
+  p.form = c.form;
+  p.networks = c.networks;
+  p.hidden = H;
+  p.layout.steps = c.steps;
+  p.layout.batch = c.batch;
+  p.layout.reverse = c.reverse;
+  if (c.packed) {
+    p.layout.rows = data.rows.data();
+    p.layout.offsets = data.offsets.data();
+  }
+  p.weight = {data.weight.data(), H * H, H, 1};
+  p.decay = data.decay.data();
+  p.decay_network_stride = c.per_unit_decay ? H : 1;
+  p.decay_stride = c.per_unit_decay ? 1 : 0;
+  if (c.with_h0) p.h0 = {const_cast<T*>(data.h0.data()), c.batch * H, H};
+  p.saved = {r.active.data(), data.total * ((H + 31) / 32), r.activation.data(), data.total * H};
+}
+
+template <class T>
+Results<T> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<T>& data, int promised) {
+  const int64_t H = c.hidden;
+  Results<T> r;
+  r.output.resize(data.pre.size());
+  r.d_pre.resize(data.pre.size());
+  r.activation.resize(data.pre.size());
+  r.active.assign(c.networks * data.total * ((H + 31) / 32), 0xdeadbeef);
+  for (auto* rows : {&r.h_n, &r.d_h0, &r.d_decay}) rows->resize(data.h0.size());
+  const auto sequence = [&](const std::vector<T>& v) {
+    return Sequence{const_cast<T*>(v.data()), data.total * H, c.batch * H, H};
+  };
+  const auto rows = [&](const std::vector<T>& v) { return Rows{const_cast<T*>(v.data()), c.batch * H, H}; };
+  const cpu::Threads threads{promised, true, &run_threads};
+  const cpu::Plan plan = cpu::make_plan(c.networks, c.steps, c.batch, H, sizeof(T), threads);
+  const auto with_memory = [](int64_t bytes, const auto& run) {
+    std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64),
+                                                       &std::free);
+    run(memory.get());
+  };
+
+  ForwardProblem forward;
+  fill_common(forward, c, data, r);
+  forward.pre = sequence(data.pre);
+  forward.output = sequence(r.output);
+  forward.h_n = rows(r.h_n);
+  with_memory(kernels.forward_workspace(forward, plan),
+              [&](void* memory) { kernels.forward(forward, plan, threads, memory); });
+
+  BackwardProblem backward;
+  fill_common(backward, c, data, r);
+  backward.grad_output = sequence(data.grad_output);
+  backward.grad_h_n = rows(data.grad_h_n);
+  backward.output = sequence(r.output);
+  backward.d_pre = sequence(r.d_pre);
+  backward.d_h0 = rows(r.d_h0);
+  backward.d_decay = rows(r.d_decay);
+  with_memory(kernels.backward_workspace(backward, plan),
+              [&](void* memory) { kernels.backward(backward, plan, threads, memory); });
+  return r;
+}
+
+template <class T>
+double difference(const std::vector<T>& a, const std::vector<double>& b) {
+  double worst = 0, largest = 1e-3;
+  for (size_t i = 0; i < a.size(); ++i) {
+    worst = std::max(worst, std::isnan(a[i]) ? 1e9 : std::abs(double(a[i]) - b[i]));
+    largest = std::max(largest, std::abs(b[i]));
+  }
+  return worst / largest;
+}
+
+template <class T>
+void check(const Case& c, unsigned seed) {
+  const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-13;
+  const Data<T> data = make_data<T>(c, seed);
+  double smallest;
+  const Results<double> expected = plain(c, data, &smallest);
+  const bool fair = !has_kink(c.nonlinearity) || smallest > (sizeof(T) == 4 ? 1e-5 : 1e-12);
+  int sets = 0;
+  const auto* set = cpu::instruction_sets(&sets);
+  for (int s = 0; s < sets; ++s) {
+    if (!set[s].runs_here()) continue;
+    Results<T> first;
+    for (const auto& [promised, real] : {std::pair{1, 1}, {2, 2}, {3, 3}, {4, 2}, {5, 1}}) {
+      real_threads = real;
+      const Results<T> r = run_kernels(*set[s].kernels, c, data, promised);
+      const std::string where = c.text() + " on " + set[s].name + ", " + std::to_string(promised) +
+                                " threads (" + std::to_string(real) + " came): ";
+      if (promised == 1) {
+        first = r;
+        expect(difference(r.output, expected.output) < tolerance, where + "output");
+        expect(difference(r.h_n, expected.h_n) < tolerance, where + "h_n");
+        if (!fair) continue;
+        expect(difference(r.d_pre, expected.d_pre) < tolerance, where + "d_pre");
+        expect(difference(r.d_h0, expected.d_h0) < tolerance, where + "d_h0");
+        expect(difference(r.d_decay, expected.d_decay) < tolerance, where + "d_decay");
+      } else {
+        expect(r.output == first.output && r.h_n == first.h_n && r.d_pre == first.d_pre &&
+                   r.d_h0 == first.d_h0 && r.d_decay == first.d_decay && r.active == first.active,
+               where + "same bits as one thread");
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  int cases = 0;
+  for (const auto& [networks, steps, batch, hidden] :
+       {std::tuple<int64_t, int64_t, int64_t, int64_t>{1, 0, 3, 5},
+        {1, 4, 0, 5},
+        {1, 1, 1, 1},
+        {1, 5, 3, 7},
+        {2, 4, 13, 16},
+        {1, 6, 9, 33},
+        {3, 3, 2, 50},
+        {1, 3, 26, 64},
+        {1, 7, 1, 190},
+        {1, 9, 3, 200},
+        {2, 5, 13, 100},
+        {1, 4, 2, 257}}) {
+    for (const Form form : {Form::kRate, Form::kCurrent}) {
+      for (int nonlinearity = 0; nonlinearity < count(Nonlinearities{}); ++nonlinearity) {
+        for (int bits = 0; bits < 8; ++bits) {
+          const bool packed = bits & 1, reverse = bits & 2, with_h0 = bits & 4;
+          if (packed && (batch == 0 || steps == 0)) continue;
+          const bool per_unit = (bits + hidden) % 2;
+          check<float>({Scalar::kFloat32, nonlinearity, form, networks, steps, batch, hidden, packed, reverse,
+                        with_h0, per_unit},
+                       ++cases);
+          check<double>({Scalar::kFloat64, nonlinearity, form, networks, steps, batch, hidden, packed,
+                         reverse, with_h0, per_unit},
+                        ++cases);
+        }
+      }
+    }
+  }
+  std::printf("%d cases, %d failures\n", cases, failures);
+  return failures != 0;
+}
