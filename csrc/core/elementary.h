@@ -72,7 +72,7 @@ RNNKERNELS_INLINE V tanh_of(V x) {
 
   // e^r - 1 = r + r^2/2! + r^3/3! + ... in Horner's form from the last term on.
   V series = V{} + 1;
-#pragma GCC unroll 16
+  RNNKERNELS_UNROLL
   for (int i = C::kTerms; i > 1; --i) {
     series = 1 + series * r * (typename elementary::Format<V>::Element(1) / i);
   }

@@ -57,14 +57,14 @@ void tile(const T* operand, int64_t operand_stride, const T* packed, int64_t k, 
   Vec<T> sum[kRows][kBlocks * kPerBlock] = {};
   for (int64_t i = 0; i < k; ++i) {
     Vec<T> column[kBlocks * kPerBlock];
-#pragma GCC unroll 32
+    RNNKERNELS_UNROLL
     for (int v = 0; v < kBlocks * kPerBlock; ++v) {
       column[v] = load(packed + (v / kPerBlock) * k * kBlock + i * kBlock + (v % kPerBlock) * kLanes<T>);
     }
-#pragma GCC unroll 8
+    RNNKERNELS_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const T x = operand[r * operand_stride + i];
-#pragma GCC unroll 32
+      RNNKERNELS_UNROLL
       for (int v = 0; v < kBlocks * kPerBlock; ++v) sum[r][v] += x * column[v];
     }
   }

@@ -1,0 +1,36 @@
+"""The kernels' own tests, built without torch: plain, and under the address and thread sanitizers."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def build(sanitizer: str) -> Path:
+    """Configure and build (only what changed since the last time), and return the program."""
+    cmake, ninja = (shutil.which(tool, path=TOOLS) for tool in ("cmake", "ninja"))
+    if cmake is None or ninja is None:
+        pytest.skip("needs cmake and ninja")
+    folder = ROOT / "build" / f"native-{sanitizer or 'plain'}"
+    options = [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DRNNKERNELS_SANITIZE={sanitizer}", "-DRNNKERNELS_TORCH="]
+    for command in (
+        [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *options],
+        [cmake, "--build", str(folder)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "test_cpu"
+
+
+@pytest.mark.parametrize(("sanitizer", "each"), [("", 1), ("address", 3), ("thread", 7)])
+def test_kernels_equal_plain_loops(sanitizer: str, each: int) -> None:
+    """`each` thins the cases out where a sanitizer makes them slow."""
+    done = subprocess.run([build(sanitizer), str(each)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    assert done.stdout.strip().endswith("0 failures")
