@@ -1,0 +1,57 @@
+# Everything from a fresh clone: each target makes its own environment in .venv first.
+#
+#   make demo     train on Bach's chorales, fused against a plain PyTorch loop (DATA=file: your own rolls)
+#   make test     the whole test suite
+#   make bench    the benchmark behind README's table
+#   make lint     format and type checks
+#   make clean    remove what the others made
+#
+# TORCH=...   another requirement for torch      PYTHON=...   another interpreter
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: help demo test bench lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# torch first and by itself: the extension is built against the torch that is there.
+$(VENV)/torch.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "rnnkernels needs Python 3.10 or newer (PYTHON=... names another one)"; exit 1; }
+	@command -v $${CXX:-c++} > /dev/null || { echo "rnnkernels needs a C++ compiler (g++ or clang++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "$(TORCH)" numpy "setuptools>=77" "pybind11>=2.13" "cmake>=3.22" ninja
+	@touch $@
+
+$(VENV)/package.stamp: $(VENV)/torch.stamp $(SOURCES)
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The extras of pyproject.toml, one stamp each.
+$(VENV)/%.extra: $(VENV)/package.stamp pyproject.toml
+	$(PIP) install --quiet --no-build-isolation --editable ".[$*]"
+	@touch $@
+
+demo: $(VENV)/demo.extra
+	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
+
+test: $(VENV)/test.extra
+	$(BIN)/python -m pytest $(TESTS)
+
+bench: $(VENV)/bench.extra
+	$(BIN)/python -m benchmarks recurrence
+
+lint: $(VENV)/dev.extra
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info rnnkernels/*.so rnnkernels/_build.json demo.png benchmark-results
