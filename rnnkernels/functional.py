@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -58,12 +60,15 @@ def leaky_recurrence(
         NotImplementedError: Not available yet: other devices than the CPU, half precision,
             forward-mode and second derivatives.
     """
-    for name, tensor in (("pre", pre), ("h0", h0), ("weight_hh", weight_hh), ("batch_sizes", batch_sizes)):
-        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("pre", "weight_hh")):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    _check_tensors(pre=pre, weight_hh=weight_hh)
+    _check_tensors(**{k: x for k, x in (("h0", h0), ("batch_sizes", batch_sizes)) if x is not None})
     if pre.device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"leaky_recurrence on {pre.device.type} tensors is not available yet")
-    if not isinstance(decay, Tensor):
+    if isinstance(decay, Tensor):
+        _check_tensors(decay=decay)
+    else:
+        if not isinstance(decay, numbers.Real):
+            raise TypeError(f"decay must be a number or a Tensor, got {type(decay).__name__}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         # The nearest float32 to a number just below 1 may be 1 itself, which the kernel refuses.
@@ -71,6 +76,31 @@ def leaky_recurrence(
     if weight_hh.dim() != 2:
         raise ValueError(f"weight_hh must be [H, H], got {list(weight_hh.shape)}")
     if batch_sizes is not None and h0 is None:
-        batch = int(batch_sizes[0]) if batch_sizes.numel() else 0
-        h0 = pre.new_zeros(batch, pre.shape[-1])
+        h0 = pre.new_zeros(_first_batch_size(batch_sizes, pre), weight_hh.shape[-1])
     return _ops.leaky_recurrence(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse)
+
+
+def _check_tensors(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+
+
+def _first_batch_size(batch_sizes: Tensor, pre: Tensor) -> int:
+    """How many rows a zero h0 needs; the operator checks the rest."""
+    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
+        raise ValueError(
+            "batch_sizes must be a one-dimensional int64 tensor on the CPU, got "
+            f"{batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
+        )
+    if pre.dim() != 2 or len(batch_sizes) == 0:
+        return 0
+    first = int(batch_sizes[0])
+    # A traced value cannot be looked at; there the operator finds out when it runs.
+    if not torch.compiler.is_compiling() and not 0 <= first <= len(pre):
+        raise ValueError(
+            f"batch_sizes must be positive and add up to the {len(pre)} rows of pre, got {first}"
+        )
+    return first

@@ -110,7 +110,12 @@ class LeakyRNN(nn.Module):
         self.reset_parameters()
 
     def _set_decay(self, decay: float | Tensor) -> None:
-        values = torch.as_tensor(decay, dtype=torch.float64 if not isinstance(decay, Tensor) else None)
+        try:
+            values = decay if isinstance(decay, Tensor) else torch.as_tensor(decay, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"decay must be a number or a Tensor, got {decay!r}") from error
+        if not values.is_floating_point():
+            raise TypeError(f"decay must be floating-point, got {values.dtype}")
         if values.dim() > 1 or (values.dim() == 1 and len(values) != self.hidden_size):
             raise ValueError(
                 f"decay must be a number or [H] = [{self.hidden_size}], got {list(values.shape)}"
@@ -177,8 +182,7 @@ class LeakyRNN(nn.Module):
         return output.transpose(0, 1) if self.batch_first else output, h_n.unsqueeze(0)
 
     def _check_input(self, input: Tensor) -> None:
-        if not isinstance(input, Tensor):
-            raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
+        _check_tensor("input", input)
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"input must be 2D ([T, I], unbatched) or 3D ([T, B, I]), got {list(input.shape)}"
@@ -196,6 +200,7 @@ class LeakyRNN(nn.Module):
             )
 
     def _checked_state(self, hx: Tensor, pre: Tensor, batched: bool) -> Tensor:
+        _check_tensor("hx", hx)
         expected = (1, pre.shape[1], self.hidden_size) if batched else (1, self.hidden_size)
         if tuple(hx.shape) != expected:
             names = "[1, B, H]" if batched else "[1, H]"
@@ -209,6 +214,7 @@ class LeakyRNN(nn.Module):
 
     def _checked_drive(self, drive: Tensor, pre: Tensor, batched: bool) -> Tensor:
         """``drive``, shaped like ``pre``, which has a batch dimension in any case."""
+        _check_tensor("drive", drive)
         batch_dim = 0 if self.batch_first else 1
         expected = pre.shape if batched else pre.squeeze(batch_dim).shape
         if drive.shape != expected:
@@ -248,6 +254,11 @@ class LeakyRNN(nn.Module):
         elif self.decay != 0:
             parts.append(f"decay={self.decay:g}")
         return ", ".join(parts)
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
 
 
 def _check_sizes(**sizes: int) -> None:

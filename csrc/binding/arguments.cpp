@@ -17,6 +17,12 @@ std::string nonlinearity_names() {
   return names;
 }
 
+// The layout first: a sparse tensor has neither strides nor, often, the sizes' meaning.
+void check_layout(const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, name, " must be a dense tensor, got layout ",
+                    tensor.layout());
+}
+
 void check_placement(const char* name, const at::Tensor& tensor, const at::Tensor& pre) {
   TORCH_CHECK_VALUE(tensor.scalar_type() == pre.scalar_type(), name, " must have the dtype of pre, ",
                     pre.scalar_type(), ", got ", tensor.scalar_type());
@@ -65,18 +71,22 @@ Kind check_kind(const std::string& nonlinearity, const std::string& form) {
 
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
                 const char* shape_name, const at::Tensor& like) {
+  check_layout(name, tensor);
   const c10::SymIntArrayRef expected(shape);
   TORCH_CHECK_VALUE(tensor.sym_sizes() == expected, name, " must be ", shape_name, " = ", expected, ", got ",
                     tensor.sym_sizes());
   check_placement(name, tensor, like);
 }
 
-Sizes check_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
-                    const at::Tensor& decay, const OptionalTensor& batch_sizes) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!at::isReducedFloatingType(pre.scalar_type()), "pre in ", pre.scalar_type(),
+Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTensor& h0,
+                    const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes) {
+  check_layout(name, pre);
+  check_layout("weight_hh", weight_hh);
+  check_layout("decay", decay);
+  TORCH_CHECK_NOT_IMPLEMENTED(!at::isReducedFloatingType(pre.scalar_type()), name, " in ", pre.scalar_type(),
                               " is not available yet, only float32 and float64");
-  TORCH_CHECK_VALUE(pre.scalar_type() == at::kFloat || pre.scalar_type() == at::kDouble,
-                    "pre must be float32 or float64, got ", pre.scalar_type());
+  TORCH_CHECK_VALUE(pre.scalar_type() == at::kFloat || pre.scalar_type() == at::kDouble, name,
+                    " must be float32 or float64, got ", pre.scalar_type());
   TORCH_CHECK_VALUE(weight_hh.dim() == 2 || weight_hh.dim() == 3,
                     "weight_hh must be [H, H] (or [G, H, H]), got ", weight_hh.sym_sizes());
   Sizes sizes;
@@ -84,10 +94,11 @@ Sizes check_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::T
   sizes.packed = batch_sizes.has_value();
   const int64_t lead = sizes.grouped ? 1 : 0;
   const int64_t rank = lead + (sizes.packed ? 2 : 3);
-  TORCH_CHECK_VALUE(pre.dim() == rank, "pre must have ", rank, " dimensions, ", sizes.grouped ? "[G, " : "[",
-                    sizes.packed ? "sum(batch_sizes), H]" : "T, B, H]", ", got ", pre.sym_sizes());
+  TORCH_CHECK_VALUE(pre.dim() == rank, name, " must have ", rank, " dimensions, ",
+                    sizes.grouped ? "[G, " : "[", sizes.packed ? "sum(batch_sizes), H]" : "T, B, H]",
+                    ", got ", pre.sym_sizes());
   sizes.hidden = pre.sym_size(-1);
-  TORCH_CHECK_VALUE(sizes.hidden > 0, "pre must have at least one hidden unit, got ", pre.sym_sizes());
+  TORCH_CHECK_VALUE(sizes.hidden > 0, name, " must have at least one hidden unit, got ", pre.sym_sizes());
   if (sizes.grouped) sizes.networks = pre.sym_size(0);
   std::vector<c10::SymInt> square = {sizes.hidden, sizes.hidden};
   if (sizes.grouped) square.insert(square.begin(), sizes.networks);
@@ -95,12 +106,14 @@ Sizes check_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::T
 
   if (sizes.packed) {
     TORCH_CHECK_VALUE(h0.has_value(), "h0 must be given along with batch_sizes");
+    check_layout("h0", *h0);
+    check_layout("batch_sizes", *batch_sizes);
     TORCH_CHECK_VALUE(h0->dim() == lead + 2, "h0 must be ", sizes.grouped ? "[G, B, H]" : "[B, H]", ", got ",
                       h0->sym_sizes());
     TORCH_CHECK_VALUE(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong,
                       "batch_sizes must be a one-dimensional int64 tensor, got ", batch_sizes->scalar_type(),
                       " of shape ", batch_sizes->sym_sizes());
-    TORCH_CHECK_VALUE(batch_sizes->device().is_cpu() || batch_sizes->device().is_meta(),
+    TORCH_CHECK_VALUE(batch_sizes->device().is_cpu() || (batch_sizes->is_meta() && pre.is_meta()),
                       "batch_sizes must be on the CPU, got ", batch_sizes->device());
     sizes.steps = batch_sizes->sym_size(0);
     sizes.batch = h0->sym_size(-2);

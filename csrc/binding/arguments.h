@@ -44,8 +44,9 @@ struct Kind {
 
 Kind check_kind(const std::string& nonlinearity, const std::string& form);
 
-Sizes check_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
-                    const at::Tensor& decay, const OptionalTensor& batch_sizes);
+// `name` is what `pre` is called: in the backward call the output stands in for it.
+Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTensor& h0,
+                    const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes);
 
 // Values, so for real tensors only: every decay in [0, 1), and batch sizes that fit the rows.
 void check_decay_values(const at::Tensor& decay);

@@ -28,10 +28,12 @@ Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& 
                        const OptionalTensor& batch_sizes, const std::string& nonlinearity,
                        const std::string& form) {
   const Kind kind = check_kind(nonlinearity, form);
-  const Sizes sizes = check_forward(output, h0, weight_hh, decay, batch_sizes);
+  const Sizes sizes = check_forward("output", output, h0, weight_hh, decay, batch_sizes);
   const auto sequence = sizes.sequence(sizes.hidden);
   if (grad_output) check_like("grad_output", *grad_output, sequence, "the shape of output", output);
   if (grad_h_n) check_like("grad_h_n", *grad_h_n, sizes.state(), "[B, H]", output);
+  TORCH_CHECK_VALUE(saved.layout() == at::kStrided && saved.device() == output.device(),
+                    "saved must be on the device of output, ", output.device(), ", got ", saved.device());
   if (kind.keeps_bits || kind.keeps_activation) {
     const auto expected = kind.keeps_bits ? sizes.sequence((sizes.hidden + 31) / 32) : sequence;
     TORCH_CHECK_VALUE(saved.sym_sizes() == c10::SymIntArrayRef(expected) && saved.is_contiguous() &&

@@ -20,7 +20,7 @@ ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& 
                                    const OptionalTensor& batch_sizes, std::string nonlinearity,
                                    std::string form, bool reverse, bool save) {
   const Kind kind = check_kind(nonlinearity, form);
-  const Sizes sizes = check_forward(pre, h0, weight_hh, decay, batch_sizes);
+  const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
   ForwardResult result = empty_results(sizes, kind, save, pre);
@@ -44,7 +44,7 @@ ForwardResult leaky_recurrence_meta(const at::Tensor& pre, const OptionalTensor&
                                     const OptionalTensor& batch_sizes, std::string nonlinearity,
                                     std::string form, bool /*reverse*/, bool save) {
   const Kind kind = check_kind(nonlinearity, form);
-  return empty_results(check_forward(pre, h0, weight_hh, decay, batch_sizes), kind, save, pre);
+  return empty_results(check_forward("pre", pre, h0, weight_hh, decay, batch_sizes), kind, save, pre);
 }
 
 }  // namespace rnnkernels::binding
