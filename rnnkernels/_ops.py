@@ -67,7 +67,7 @@ def _backward(
         raise RuntimeError("leaky_recurrence was called with save=False, so it has no backward")
     if grad_output is None and grad_h_n is None:
         return (None,) * 9
-    operator = torch.ops.rnnkernels.leaky_recurrence_backward
+    operator: Any = torch.ops.rnnkernels.leaky_recurrence_backward
     if _in_torch_func():
         operator = _RecurrenceBackward.apply
     grads = operator(grad_output, grad_h_n, *ctx.saved_tensors, *ctx.kind, needs)
