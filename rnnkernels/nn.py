@@ -114,14 +114,19 @@ class LeakyRNN(nn.Module):
             values = decay if isinstance(decay, Tensor) else torch.as_tensor(decay, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"decay must be a number or a Tensor, got {decay!r}") from error
+        if values.requires_grad:
+            raise NotImplementedError("LeakyRNN with a decay that is trained is not available yet")
         if not values.is_floating_point():
             raise TypeError(f"decay must be floating-point, got {values.dtype}")
         if values.dim() > 1 or (values.dim() == 1 and len(values) != self.hidden_size):
             raise ValueError(
                 f"decay must be a number or [H] = [{self.hidden_size}], got {list(values.shape)}"
             )
-        if values.device.type != "meta" and not bool(((values >= 0) & (values < 1)).all()):
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        if values.device.type != "meta":
+            # As the kernel will see it: a number just below 1 may round to 1.
+            rounded = values.to(self.weight_hh_l0.dtype)
+            if not bool(((rounded >= 0) & (rounded < 1)).all()):
+                raise ValueError(f"decay must lie in [0, 1), got {decay}")
         if values.dim() == 0:
             # A number stays one, so that it is not rounded before .to(float64).
             self.decay = float(values)

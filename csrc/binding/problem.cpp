@@ -81,6 +81,8 @@ void fill_saved(Recurrence& problem, const Sizes& sizes, const Kind& kind, const
 
 namespace {
 
+constexpr int64_t kMostWeights = int64_t{1} << 56;
+
 template <class Problem>
 void run_with(const Problem& problem, const at::Tensor& like,
               int64_t (*cpu::Kernels::*workspace_bytes)(const Problem&, const cpu::Plan&),
@@ -89,6 +91,11 @@ void run_with(const Problem& problem, const at::Tensor& like,
   TORCH_CHECK(set != nullptr,
               "RNNKERNELS_ISA must name an instruction set that was built and runs on this processor; "
               "python -m rnnkernels lists them");
+  if (problem.networks == 0 || problem.layout.batch == 0) return;  // nothing to write, however many steps
+  // The matrix may be an expanded one, whose size says nothing of memory that is there.
+  TORCH_CHECK_VALUE(static_cast<__int128>(problem.networks) * problem.hidden * problem.hidden < kMostWeights,
+                    "weight_hh must have less than 2^56 elements, got ", problem.networks, " of [",
+                    problem.hidden, ", ", problem.hidden, "]");
   const cpu::Threads threads = torch_threads();
   const cpu::Plan plan = cpu::make_plan(problem.networks, problem.layout.steps, problem.layout.batch,
                                         problem.hidden, static_cast<int64_t>(like.element_size()), threads);

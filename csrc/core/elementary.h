@@ -1,4 +1,4 @@
-// Elementary functions for one number or a vector of them, within 2 ulp and without branches.
+// Elementary functions for one number or a vector of them, within 3 ulp and without branches.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,367 @@
+"""What the tests share: problems, the reference's answers to them, and the distance between answers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rnnkernels import build_config, functional, reference
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMS = ("rate", "current")
+NONLINEARITIES = tuple(reference.NONLINEARITIES)
+DTYPES = (torch.float32, torch.float64)
+KINDS = tuple(itertools.product(FORMS, NONLINEARITIES))
+
+# Rounding of the results, relative to the largest magnitude (see `distance`): some tens of units in
+# the last place, which the sums over steps, rows and units of the problems drawn here stay below.
+TOLERANCE = {torch.float32: 4e-6, torch.float64: 1e-14}
+
+# ReLU's slope jumps at zero, so where rounding can carry an argument of f across zero, two right
+# answers have different gradients. Such a problem is not compared at all; comparing it with a wide
+# tolerance would hide real errors of all the others.
+KINK_MARGIN = {torch.float32: 1e-5, torch.float64: 1e-13}
+
+
+@dataclass(repr=False)
+class Problem:
+    """Arguments of one call. Everything is a leaf without gradients until `leaves` asks for them."""
+
+    pre: Tensor
+    h0: Tensor | None
+    weight_hh: Tensor
+    decay: float | Tensor
+    nonlinearity: str = "relu"
+    form: str = "rate"
+    batch_sizes: Tensor | None = None
+    reverse: bool = False
+
+    def __repr__(self) -> str:
+        """Sizes and strides instead of values, which say little."""
+        tensors = {name: (list(x.shape), x.stride()) for name, x in self.tensors.items()}
+        sizes = None if self.batch_sizes is None else self.batch_sizes.tolist()
+        kind = f"{self.form}, {self.nonlinearity}, {self.dtype}, batch_sizes={sizes}, reverse={self.reverse}"
+        return f"Problem({kind}, {tensors})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pre.dtype
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        return {
+            "nonlinearity": self.nonlinearity,
+            "form": self.form,
+            "batch_sizes": self.batch_sizes,
+            "reverse": self.reverse,
+        }
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What may have a gradient, by name."""
+        named = {"pre": self.pre, "h0": self.h0, "weight_hh": self.weight_hh, "decay": self.decay}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    def relaid(self, name: str, layout: str) -> Problem:
+        """The same problem with other strides of one tensor; see `LAYOUTS`."""
+        x = self.tensors[name]
+        if name == "weight_hh" and layout in ("expanded", "constant"):
+            x = x / len(x) ** 0.5  # equal rows or columns add up instead of averaging out
+        return replace(self, **{name: relaid(x, layout)})
+
+    def leaves(self) -> Problem:
+        """The same problem on leaves that require gradients, with the strides they have."""
+        return replace(self, **{name: x.detach().requires_grad_() for name, x in self.tensors.items()})
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        return functional.leaky_recurrence(self.pre, self.h0, self.weight_hh, self.decay, **self.keywords)
+
+    def arrays(self) -> dict[str, Any]:
+        """As the reference takes it, with the decay that the kernel sees."""
+        decay = torch.as_tensor(self.decay, dtype=self.dtype)
+        named = {"pre": self.pre, "h0": self.h0, "weight_hh": self.weight_hh, "decay": decay}
+        arrays = {name: None if x is None else x.detach().double().numpy() for name, x in named.items()}
+        sizes = None if self.batch_sizes is None else self.batch_sizes.tolist()
+        return arrays | self.keywords | {"batch_sizes": sizes}
+
+    def expected(self) -> tuple[Tensor, Tensor]:
+        output, h_n = reference.leaky_recurrence(**self.arrays())
+        return torch.from_numpy(output), torch.from_numpy(h_n)
+
+    def expected_gradients(self, grad_output: Tensor | None, grad_h_n: Tensor | None) -> dict[str, Tensor]:
+        """By name; the gradient of a decay that is one number is the sum over the units."""
+        arrays = self.arrays()
+        output, h_n = reference.leaky_recurrence(**arrays)
+        incoming = (
+            np.zeros_like(like) if grad is None else grad.detach().double().numpy()
+            for grad, like in ((grad_output, output), (grad_h_n, h_n))
+        )
+        grads = reference.leaky_recurrence_backward(*incoming, **arrays)._asdict()
+        if np.ndim(arrays["decay"]) == 0:
+            grads["decay"] = grads["decay"].sum()
+        return {name: torch.as_tensor(grads[name]) for name in self.tensors}
+
+    def magnitudes(self) -> dict[str, float]:
+        """How large the terms of each gradient are, which may cancel in the sum but for their rounding.
+
+        All inputs are of order one. The kernel takes decay's gradient from (h_{t-1} - h_t) / (1 - d).
+        """
+        decay = torch.as_tensor(self.decay)
+        terms = self.pre.numel() if decay.dim() == 0 else self.pre.numel() // self.pre.shape[-1]
+        cancelled = max(terms, 1) ** 0.5 / (1 - float(decay.detach().max()))
+        return {name: cancelled if name == "decay" else 1.0 for name in self.tensors}
+
+    def kink_margin(self) -> float:
+        """How near to zero f's rounded arguments come, relative to the largest; inf if f is smooth."""
+        if self.nonlinearity != "relu":
+            return float("inf")
+        states = list(reference._states(reference._problem(**self.arrays())))
+        # In the current form f sees the states, of which h0 is exact.
+        values = [z if self.form == "rate" else after for _, _, z, after in states]
+        values = [np.abs(x).ravel() for x in values if x.size]
+        if not values:
+            return float("inf")
+        magnitudes = np.concatenate(values)
+        return float(magnitudes.min() / max(magnitudes.max(), 1.0))
+
+    def has_clear_slopes(self) -> bool:
+        return self.kink_margin() > KINK_MARGIN[self.dtype]
+
+
+def make_problem(
+    seed: int,
+    steps: int = 5,
+    batch: int = 3,
+    hidden: int = 4,
+    *,
+    dtype: torch.dtype = torch.float64,
+    h0: bool = True,
+    decay: str = "unit",
+    packed: bool = False,
+    form: str = "rate",
+    nonlinearity: str = "relu",
+    reverse: bool = False,
+) -> Problem:
+    """A random problem whose states stay of order one. `decay` is "number", "scalar" or "unit"."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    sizes = None
+    if packed:
+        sizes = torch.randint(1, batch + 1, (steps,), generator=generator).sort(descending=True).values
+        sizes[0] = batch
+    pre = normal(steps, batch, hidden) if sizes is None else normal(int(sizes.sum()), hidden)
+    decays = 0.95 * torch.rand(hidden, generator=generator, dtype=torch.float64).to(dtype)
+    return Problem(
+        pre,
+        normal(batch, hidden) if h0 else None,
+        normal(hidden, hidden) / hidden**0.5,
+        {"number": float(decays[0]), "scalar": decays[0].clone(), "unit": decays}[decay],
+        nonlinearity,
+        form,
+        sizes,
+        reverse,
+    )
+
+
+def clear_problem(seed: int, *args: Any, margin: float | None = None, **kwargs: Any) -> Problem:
+    """The first problem from this seed on whose arguments of f stay away from ReLU's kink."""
+    for attempt in itertools.count(seed):
+        problem = make_problem(attempt, *args, **kwargs)
+        if problem.kink_margin() > (KINK_MARGIN[problem.dtype] if margin is None else margin):
+            return problem
+    raise AssertionError("unreachable")
+
+
+def normal_like(x: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
+
+
+# --- Strides -----------------------------------------------------------------------------------------
+# Memory between the elements is NaN, so that reading it shows.
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, -1).clone(memory_format=torch.contiguous_format).transpose(0, -1)
+
+
+def _swapped(x: Tensor) -> Tensor:  # as batch_first makes it: the units stay together
+    return x.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
+
+
+def _sliced(x: Tensor) -> Tensor:
+    view = x.new_full([2 * n + 1 for n in x.shape], torch.nan)[(slice(1, None, 2),) * x.dim()]
+    return view.copy_(x)
+
+
+def _padded(x: Tensor) -> Tensor:
+    view = x.new_full((*x.shape[:-1], x.shape[-1] + 3), torch.nan)[..., 1:-2]
+    return view.copy_(x)
+
+
+def _expanded(x: Tensor) -> Tensor:  # other values: those of the first entry for all
+    return x[:1].expand_as(x)
+
+
+def _inner(x: Tensor) -> Tensor:  # of a vector: one number for all
+    return x[..., :1].expand_as(x)
+
+
+LAYOUTS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # and the fewest dimensions
+    "contiguous": (0, lambda x: x),
+    "transposed": (2, _transposed),
+    "swapped": (3, _swapped),
+    "sliced": (1, _sliced),
+    "padded": (1, _padded),
+    "expanded": (1, _expanded),
+    "constant": (1, _inner),
+}
+
+
+def relaid(x: Tensor, layout: str) -> Tensor:
+    dimensions, lay = LAYOUTS[layout]
+    return lay(x) if x.dim() >= dimensions and x.numel() else x
+
+
+# --- Strategies --------------------------------------------------------------------------------------
+
+layouts = st.sampled_from(tuple(LAYOUTS))
+# Beyond 70, sizes around a multiple of the blocks that the kernels work in.
+hidden_sizes = st.one_of(st.integers(1, 70), st.sampled_from((127, 128, 130)))
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Any valid call: sizes, form, dtype, decay, packing, direction and strides."""
+    packed = draw(st.booleans())
+    least = 1 if packed else 0
+    problem = make_problem(
+        draw(st.integers(0, 2**32 - 1)),
+        draw(st.integers(least, 12)),
+        draw(st.integers(least, 9)),
+        draw(hidden_sizes),
+        dtype=draw(st.sampled_from(DTYPES)),
+        h0=draw(st.booleans()),
+        decay=draw(st.sampled_from(("number", "scalar", "unit"))),
+        packed=packed,
+        form=draw(st.sampled_from(FORMS)),
+        nonlinearity=draw(st.sampled_from(NONLINEARITIES)),
+        reverse=draw(st.booleans()),
+    )
+    for name in problem.tensors:
+        problem = problem.relaid(name, draw(layouts))
+    return problem
+
+
+# --- Comparing ---------------------------------------------------------------------------------------
+
+
+def distance(actual: Tensor, expected: Tensor, least: float = 0.0) -> float:
+    """The largest difference, relative to the largest magnitude expected (or to `least`)."""
+    if expected.numel() == 0:
+        return 0.0
+    actual, expected = actual.detach(), expected.detach()
+    scale = max(float(expected.abs().max()), least)
+    difference = float((actual.double() - expected.double()).abs().max())
+    return difference / scale if scale else difference
+
+
+def assert_near(
+    actual: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    tolerance: float,
+    least: Mapping[str, float] | None = None,
+) -> None:
+    """Same names and shapes, and each as near as the tolerance says; see `distance`."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].shape == value.shape, name
+        off = distance(actual[name], value, least[name] if least else 1.0)
+        assert off <= tolerance, f"{name} is off by {off:.3g}"  # also fails for NaN
+
+
+def gradients(problem: Problem, grad_output: Tensor | None, grad_h_n: Tensor | None) -> dict[str, Tensor]:
+    """The package's gradients by name, for a problem made of leaves."""
+    pairs = [
+        (value, grad)
+        for value, grad in zip(problem.run(), (grad_output, grad_h_n), strict=True)
+        if grad is not None
+    ]
+    outputs, incoming = zip(*pairs, strict=True)
+    found = torch.autograd.grad(outputs, list(problem.tensors.values()), incoming)
+    return dict(zip(problem.tensors, found, strict=True))
+
+
+def check_forward(problem: Problem) -> None:
+    output, h_n = problem.run()
+    assert output.dtype == h_n.dtype == problem.dtype
+    expected = dict(zip(("output", "h_n"), problem.expected(), strict=True))
+    assert_near({"output": output, "h_n": h_n}, expected, TOLERANCE[problem.dtype])
+
+
+def check_backward(problem: Problem, grad_output: Tensor | None, grad_h_n: Tensor | None) -> None:
+    leaves = problem.leaves()
+    found = gradients(leaves, grad_output, grad_h_n)
+    assert all(g.dtype == problem.dtype for g in found.values())
+    expected = problem.expected_gradients(grad_output, grad_h_n)
+    assert_near(found, expected, TOLERANCE[problem.dtype], problem.magnitudes())
+
+
+def check(problem: Problem, seed: int = 1) -> None:
+    """Forward and backward against the reference."""
+    check_forward(problem)
+    grads = (normal_like(x, seed + i) for i, x in enumerate(problem.expected()))
+    check_backward(problem, *(g.to(problem.dtype) for g in grads))
+
+
+# Every number of rows that a register tile can have, on both sides of a block's and a word's end.
+GRID_SHAPES = (
+    (1, 1, 1), (4, 2, 15), (4, 3, 16), (3, 4, 17), (5, 5, 31), (2, 6, 32), (3, 7, 33), (3, 8, 48),
+    (2, 9, 64), (3, 11, 65), (2, 13, 100), (6, 1, 130), (3, 2, 257),
+)  # fmt: skip
+
+
+def grid() -> Iterator[Problem]:
+    for (steps, batch, hidden), (form, nonlinearity), dtype in itertools.product(GRID_SHAPES, KINDS, DTYPES):
+        yield clear_problem(
+            7, steps, batch, hidden, form=form, nonlinearity=nonlinearity, dtype=dtype, packed=steps == 3
+        )
+
+
+def check_grid(instruction_set: str) -> None:
+    """Run by a process of its own, because the instruction set is chosen once for each process."""
+    assert build_config()["active_instruction_set"] == instruction_set
+    for problem in grid():
+        check(problem)
+
+
+# --- Processes ---------------------------------------------------------------------------------------
+
+
+def run_python(
+    *arguments: str, cwd: Path | str | None = None, timeout: float = 120, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """This interpreter, with the tests importable and with these environment variables."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | variables
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
