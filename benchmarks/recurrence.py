@@ -1,0 +1,232 @@
+"""`python -m benchmarks recurrence`: the leaky recurrent layer against its peers, over a grid.
+
+Each cell of the grid is a new problem. Every contender's answer is checked first, against the
+leaky loop; a wrong one ends the run. Then all contenders, the recurrence without its input
+projection, and a large matrix product are timed interleaved (timing.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import peers, report
+from .machine import Gemm, OtherLoad, environment
+from .peers import OURS, PEERS, Cell, Contender, Problem, Results
+from .timing import Plan, Task, Timing, measure
+
+GRID = (
+    Cell(1, 1000, 32, 128),
+    Cell(1, 200, 16, 50),
+    Cell(16, 100, 88, 200),
+    Cell(16, 100, 8, 64),
+    Cell(64, 150, 85, 256),
+    Cell(20, 300, 4, 100),
+    Cell(32, 100, 256, 512),
+    Cell(32, 100, 512, 1024),
+    Cell(256, 100, 128, 256),
+    Cell(450, 300, 4, 1000),
+)
+QUICK_GRID = (Cell(1, 200, 16, 50), Cell(16, 100, 8, 64), Cell(16, 100, 88, 200))
+DECAY = 0.8
+GEMM = "gemm"
+GEMM_SIZE = 2048
+
+# Largest relative error (Frobenius) of outputs and of gradients. A unit whose input rounds to
+# the other side of zero changes a gradient by far more than rounding does, hence the difference.
+TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-10, 1e-8)}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class WrongAnswerError(Exception):
+    """A contender does not compute what it is timed for."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    grid: Sequence[Cell]
+    peers: Sequence[str]
+    dtype: str
+    plan: Plan
+    gemm_size: int
+    seed: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="three small cells, seconds")
+    parser.add_argument("--grid", type=parse_grid, metavar="B,T,I,H;...", help="other cells")
+    parser.add_argument("--threads", type=_positive, help="default: what PyTorch takes")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--repeats", type=_positive, help="rounds of a cell, at most")
+    parser.add_argument("--seconds", type=float, help="a cell begins no round after this time")
+    parser.add_argument(
+        "--peers", type=parse_peers, metavar="NAME,...", help=f"of {','.join(PEERS)}; or none"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, default=Path("build/benchmarks"), metavar="DIR")
+    output.add_argument("--json", type=Path, metavar="PATH", help="default: DIR/recurrence.json")
+    output.add_argument("--picture", type=Path, metavar="PATH", help="default: DIR/recurrence.png")
+    output.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+
+
+def parse_grid(text: str) -> tuple[Cell, ...]:
+    cells = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        sizes = [int(size) for size in part.split(",")]
+        if len(sizes) != 4 or min(sizes) < 1:
+            raise argparse.ArgumentTypeError(f"a cell is B,T,I,H, four positive numbers: {part!r}")
+        cells.append(Cell(*sizes))
+    if not cells:
+        raise argparse.ArgumentTypeError("the grid has no cell")
+    return tuple(cells)
+
+
+def parse_peers(text: str) -> tuple[str, ...]:
+    names = () if text == "none" else tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in PEERS:
+            raise argparse.ArgumentTypeError(f"no peer {name!r}; there are {', '.join(PEERS)}")
+    return names
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.picture and not report.can_draw():
+        print("error: --picture needs matplotlib", file=sys.stderr)
+        return 2
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    peers.give_jax_threads(torch.get_num_threads())
+    try:
+        document = measure_grid(settings_of(arguments))
+    except WrongAnswerError as wrong:
+        print(f"error: {wrong}", file=sys.stderr)
+        return 1
+    json_path = arguments.json or arguments.output / "recurrence.json"
+    report.save_json(document, json_path)
+    print(report.table(document, arguments.markdown))
+    written = [json_path]
+    if report.can_draw():
+        written.append(arguments.picture or arguments.output / "recurrence.png")
+        report.picture(document, written[-1])
+    print("written:", ", ".join(map(str, written)), file=sys.stderr)
+    return 0
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    quick = arguments.quick
+    default = Plan()
+    plan = Plan(
+        seconds=arguments.seconds or (1.0 if quick else default.seconds),
+        rounds=arguments.repeats or (5 if quick else default.rounds),
+    )
+    chosen = arguments.peers
+    if chosen is None:
+        chosen = tuple(name for name, peer in PEERS.items() if peer.default)
+    return Settings(
+        grid=arguments.grid or (QUICK_GRID if quick else GRID),
+        peers=chosen,
+        dtype=arguments.dtype,
+        plan=plan,
+        gemm_size=GEMM_SIZE // 2 if quick else GEMM_SIZE,
+        seed=arguments.seed,
+    )
+
+
+def measure_grid(settings: Settings) -> report.Document:
+    """All cells; the rate of the matrix product is the best of the whole run."""
+    missing = {name: PEERS[name].missing() for name in settings.peers}
+    skipped = {name: why for name, why in missing.items() if why}
+    present = [name for name in settings.peers if name not in skipped]
+    dtype = DTYPES[settings.dtype]
+    gemm = Gemm(settings.gemm_size, dtype)
+    timings, others, start = [], [], time.perf_counter()
+    for number, cell in enumerate(settings.grid, 1):
+        spent = time.perf_counter() - start
+        print(f"[{number}/{len(settings.grid)}] {spent:4.0f} s  {cell}", file=sys.stderr, flush=True)
+        load = OtherLoad()
+        problem = peers.make_problem(cell, dtype, DECAY, settings.seed + number)
+        timings.append(measure_cell(problem, present, gemm, settings.plan, settings.seed))
+        others.append(load.cores())
+    fastest = min(min(timing[GEMM, GEMM].times) for timing in timings)
+    rate = gemm.flops / fastest
+    cells = []
+    for cell, timing, other in zip(settings.grid, timings, others, strict=True):
+        figures: report.Document = dict(cell._asdict())
+        for name in report.PASSES:
+            figures[name] = report.pass_figures(cell, name, timing, rate)
+        cells.append(figures | {GEMM: timing[GEMM, GEMM].figures(), "cores_of_others": other})
+    plan = settings.plan
+    return {
+        "benchmark": "recurrence",
+        "environment": environment(torch.get_num_threads()),
+        "settings": {
+            "dtype": settings.dtype,
+            "decay": DECAY,
+            "nonlinearity": "relu",
+            "seed": settings.seed,
+            "rounds": plan.rounds,
+            "seconds": plan.seconds,
+            "slow_s": plan.slow,
+            "slow_calls": plan.slow_calls,
+        },
+        "gemm": {"size": gemm.size, "best_flops_per_s": rate},
+        "skipped": skipped,
+        "cells": cells,
+        "summary": report.summary(cells),
+    }
+
+
+def measure_cell(
+    problem: Problem, chosen: Sequence[str], gemm: Gemm, plan: Plan, seed: int
+) -> dict[tuple[str, str], Timing]:
+    """Checks, then times one cell; keys are (contender, pass)."""
+    contenders: dict[str, Contender] = {OURS: peers.make_ours(problem)}
+    contenders |= {name: PEERS[name].make(problem) for name in chosen}
+    contenders[report.RECURRENCE] = peers.Recurrence(problem)
+    check(problem, contenders)
+    tasks: dict[tuple[str, str], Task] = {(GEMM, GEMM): gemm}
+    for name, contender in contenders.items():
+        tasks[name, "forward"] = contender.forward
+        tasks[name, "forward_backward"] = contender.forward_backward
+    return measure(tasks, plan, seed=seed)
+
+
+def check(problem: Problem, contenders: dict[str, Contender]) -> None:
+    """Every contender against the loop in PyTorch, with the decay that contender has."""
+    references: dict[float, Results] = {}
+    for name, contender in contenders.items():
+        decay = contender.decay
+        if decay not in references:
+            same = Problem(problem.cell, decay, problem.x, problem.weights, problem.grad_output)
+            references[decay] = peers.make_loop(same).results()
+        compare(name, problem, contender.results(), references[decay])
+
+
+def compare(name: str, problem: Problem, got: Results, expected: Results) -> None:
+    for_output, for_gradients = TOLERANCES[problem.x.dtype]
+    pairs = [("output", got.output, expected.output, for_output)]
+    for weight, gradient in got.gradients.items():
+        pairs.append((f"gradient of {weight}", gradient, expected.gradients[weight], for_gradients))
+    for what, value, wanted, tolerance in pairs:
+        where = f"{name} at {problem.cell}: {what}"
+        if value.shape != wanted.shape:
+            raise WrongAnswerError(f"{where} is {list(value.shape)}, expected {list(wanted.shape)}")
+        error = float(torch.linalg.vector_norm(value - wanted) / torch.linalg.vector_norm(wanted))
+        if not error <= tolerance:  # also where it is not a number
+            raise WrongAnswerError(
+                f"{where} is wrong: relative error {error:.2g}, expected at most {tolerance:g}"
+            )

@@ -1,0 +1,291 @@
+"""The benchmarks: their figures are consistent, and they refuse to time a wrong answer.
+
+No test asserts a time: what is fast is for the benchmarks to say, on a machine that is known.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
+
+from benchmarks import peers, recurrence, report  # noqa: E402
+from benchmarks.__main__ import main  # noqa: E402
+from benchmarks.machine import Gemm, OtherLoad, environment, environment_line  # noqa: E402
+from benchmarks.peers import OURS, PEERS, Cell, Peer, Problem  # noqa: E402
+from benchmarks.timing import Plan, Timing, measure, quantile  # noqa: E402
+
+TINY = Cell(3, 7, 4, 5)
+PASSES = tuple(report.PASSES)
+needs_matplotlib = pytest.mark.skipif(not report.can_draw(), reason="matplotlib is not installed")
+needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+
+
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run tells JAX its threads by the environment."""
+    for name in ("NPROC", "XLA_FLAGS", "JAX_PLATFORMS"):
+        # Set before removed, so that the variable goes away again where there was none.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def tiny_run(folder: Path, *extra: str) -> int:
+    fixed = ["--quick", "--repeats", "2", "--threads", "1", "--seconds", "0.1"]
+    return main(["recurrence", *fixed, "--grid", "3,7,4,5; 1,4,2,6", "--output", str(folder), *extra])
+
+
+def load(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "recurrence.json").read_text())
+    return document
+
+
+def test_ratios_follow_from_the_medians(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny_run(tmp_path, "--peers", "rnn,loop") == 0
+    document = load(tmp_path)
+    assert [cell["B"] for cell in document["cells"]] == [3, 1]
+    for cell in document["cells"]:
+        for name in PASSES:
+            figures = cell[name]
+            medians = {who: timing["median_s"] for who, timing in figures["times"].items()}
+            assert list(medians) == [OURS, "rnn", "loop"]
+            for peer, ratio in figures["peer_over_ours"].items():
+                assert ratio == pytest.approx(medians[peer] / medians[OURS])
+            assert figures["best_peer"] == min(("rnn", "loop"), key=medians.__getitem__)
+            assert figures["best_peer_over_ours"] == min(figures["peer_over_ours"].values())
+            flops = {"forward": 2, "forward_backward": 6}[name] * cell["T"] * cell["B"] * cell["H"] ** 2
+            rate = flops / figures["recurrence"]["median_s"]
+            share = rate / document["gemm"]["best_flops_per_s"]
+            assert figures["recurrence_share_of_gemm"] == pytest.approx(share)
+            for timing in figures["times"].values():
+                assert 0 < timing["p10_s"] <= timing["median_s"] <= timing["p90_s"]
+                assert timing["calls"] >= 2
+    for name in PASSES:
+        ratios = [cell[name]["peer_over_ours"]["loop"] for cell in document["cells"]]
+        mean = document["summary"][name]["peer_over_ours"]["loop"]
+        assert mean == pytest.approx(math.sqrt(ratios[0] * ratios[1]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= report.WIDTH
+    assert "threads on" in lines[0]
+    assert lines[-1].startswith("forward + backward")
+
+
+def test_environment_names_what_the_figures_depend_on(tmp_path: Path) -> None:
+    assert tiny_run(tmp_path, "--peers", "none") == 0
+    found = load(tmp_path)["environment"]
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == 1
+    assert found["cores"] >= 1
+    assert found["cpu"]
+    assert found["rnnkernels"]["version"]
+    assert str(ROOT) not in json.dumps(found)
+
+
+@needs_matplotlib
+def test_picture_and_saved_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "deep" / "picture.png"
+    assert tiny_run(tmp_path, "--peers", "rnn", "--picture", str(picture)) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    again = tmp_path / "again.svg"
+    assert main(["show", str(tmp_path / "recurrence.json"), "--picture", str(again)]) == 0
+    assert capsys.readouterr().out == printed
+    assert "<svg" in again.read_text()
+
+
+def test_markdown_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny_run(tmp_path, "--peers", "loop", "--markdown") == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 * (2 + 2) + (2 + 2)
+    assert rows[0].split(" | ")[:4] == ["| B", "T", "I", "H"]
+
+
+@needs_jax
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_peer_runs_from_the_command_line(tmp_path: Path, dtype: str) -> None:
+    """In a process of its own: JAX reads its threads and its precision once."""
+    command = [sys.executable, "-m", "benchmarks", "recurrence", "--quick", "--grid", "3,7,4,5"]
+    command += ["--repeats", "1", "--seconds", "0.1", "--dtype", dtype, "--output", str(tmp_path)]
+    command += ["--peers", ",".join(PEERS), "--threads", "1"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    document = load(tmp_path)
+    assert list(document["cells"][0]["forward"]["times"]) == [OURS, *PEERS]
+    assert document["environment"]["jax"]["version"]
+
+
+def test_missing_peer_is_skipped_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)  # makes `import jax` fail
+    assert tiny_run(tmp_path, "--peers", "loop,scan") == 0
+    assert "Not measured: lax.scan (JAX is not installed)." in capsys.readouterr().out
+    assert load(tmp_path)["skipped"] == {"scan": "JAX is not installed"}
+
+
+def wrong_decay(problem: Problem) -> peers.Contender:
+    contender = PEERS["loop"].make(
+        Problem(problem.cell, 0.79, problem.x, problem.weights, problem.grad_output)
+    )
+    contender.decay = problem.decay
+    return contender
+
+
+def wrong_gradient(problem: Problem) -> peers.Contender:
+    """The right output, but one step of 7 is cut out of the gradient."""
+
+    def loop(*arguments: Any) -> torch.Tensor:
+        output = peers.leaky_loop(*arguments)
+        return torch.cat((output[:-1], output[-1:].detach()))
+
+    leaves = {name: w.clone().requires_grad_() for name, w in problem.weights.items()}
+    return peers.TorchContender(problem, lambda x: loop(x, *leaves.values(), problem.decay), leaves)
+
+
+def not_finite(problem: Problem) -> peers.Contender:
+    leaves = {name: w.clone().requires_grad_() for name, w in problem.weights.items()}
+    loop: Callable[..., torch.Tensor] = peers.leaky_loop
+    return peers.TorchContender(
+        problem, lambda x: loop(x, *leaves.values(), problem.decay) * math.nan, leaves
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (wrong_decay, "wrong at B 3, T 7, I 4, H 5: output is wrong: relative error"),
+        (wrong_gradient, "wrong at B 3, T 7, I 4, H 5: gradient of weight_"),
+        (not_finite, "wrong at B 3, T 7, I 4, H 5: output is wrong: relative error nan"),
+    ],
+)
+def test_wrong_contender_ends_the_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Problem], peers.Contender],
+    message: str,
+) -> None:
+    monkeypatch.setitem(PEERS, "wrong", Peer("wrong", make))
+    assert tiny_run(tmp_path, "--peers", "wrong") == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
+    assert not (tmp_path / "recurrence.json").exists()
+
+
+def test_wrong_shape_is_named() -> None:
+    problem = peers.make_problem(TINY, torch.float32, 0.8, seed=1)
+    good = PEERS["loop"].make(problem).results()
+    with pytest.raises(recurrence.WrongAnswerError, match=r"is \[6, 3, 5\], expected \[7, 3, 5\]"):
+        recurrence.compare("short", problem, good._replace(output=good.output[1:]), good)
+
+
+def test_gradients_are_new_at_each_call() -> None:
+    """Accumulated ones would be right once, and time another thing."""
+    problem = peers.make_problem(TINY, torch.float64, 0.8, seed=1)
+    for make in (peers.make_ours, PEERS["rnn"].make, PEERS["loop"].make):
+        contender = make(problem)
+        first = {name: g.clone() for name, g in contender.results().gradients.items()}
+        for name, gradient in contender.results().gradients.items():
+            torch.testing.assert_close(gradient, first[name])
+
+
+def test_statistics_on_made_numbers() -> None:
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert quantile([0.0, 10.0], 0.1) == pytest.approx(1.0)
+    assert quantile([5.0], 0.9) == 5.0
+    assert report.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+    assert report.geometric_mean([]) is None
+    figures = Timing([4.0, 1.0, 2.0]).figures()
+    assert figures["median_s"] == 2.0
+    assert figures["calls"] == 3
+
+
+def test_pass_figures_on_made_numbers() -> None:
+    timings = {
+        (OURS, "forward"): Timing([2.0, 2.0, 9.0]),
+        ("rnn", "forward"): Timing([8.0]),
+        ("loop", "forward"): Timing([5.0, 7.0]),
+        ("loop", "forward_backward"): Timing([1.0]),
+        (report.RECURRENCE, "forward"): Timing([0.5]),
+    }
+    cell = Cell(1, 10, 3, 5)
+    figures = report.pass_figures(cell, "forward", timings, gemm_rate=4000.0)
+    assert figures["peer_over_ours"] == {"rnn": 4.0, "loop": 3.0}
+    assert (figures["best_peer"], figures["best_peer_over_ours"]) == ("loop", 3.0)
+    assert figures["recurrence_share_of_gemm"] == pytest.approx(2 * 10 * 25 / 0.5 / 4000)
+
+
+def test_measure_interleaves_and_spares_slow_tasks() -> None:
+    calls: list[str] = []
+    durations = {"quick": 0.01, "slow": 3.0}
+
+    def stopwatch(task: Callable[[], object]) -> float:
+        return durations[str(task())]
+
+    def task(name: str) -> Callable[[], object]:
+        def call() -> str:
+            calls.append(name)
+            return name
+
+        return call
+
+    plan = Plan(seconds=60, rounds=4, rest=0.0)
+    timings = measure({name: task(name) for name in durations}, plan, stopwatch=stopwatch)
+    assert timings["slow"].times == [3.0] * plan.slow_calls
+    assert timings["slow"].slow
+    assert timings["quick"].times == [0.01] * (4 * 2)  # a turn of 20 ms holds two
+    assert calls.index("slow") < len(calls) - 1 - calls[::-1].index("quick")
+    assert median(timings["quick"].times) == timings["quick"].median
+
+
+def test_measure_stops_at_its_time_but_not_before_the_least_rounds() -> None:
+    plan = Plan(seconds=0.0, rounds=50, least_rounds=2, rest=0.0, turn=0.0)
+    timings = measure({"a": lambda: None}, plan, stopwatch=lambda task: 1e-3)
+    assert len(timings["a"].times) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--grid", "1,2,3"],
+        ["--grid", "1,2,3,0"],
+        ["--grid", "1,2,x,4"],
+        ["--grid", ";"],
+        ["--peers", "nobody"],
+        ["--threads", "0"],
+        ["--dtype", "float16"],
+    ],
+)
+def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["recurrence", *arguments])
+    assert stop.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_times_are_printed_with_three_digits() -> None:
+    seconds = [1.234e-6, 0.9996e-3, 0.0123456, 0.12345, 12.3456]
+    assert [report._ms(s) for s in seconds] == ["0.00123", "1.00", "12.3", "123", "12300"]
+
+
+def test_machine_probes() -> None:
+    gemm = Gemm(8, torch.float64)
+    torch.testing.assert_close(gemm(), gemm._a @ gemm._b)
+    assert gemm.flops == 2 * 8**3
+    cores = OtherLoad().cores()
+    assert cores is None or cores >= 0
+    assert environment_line(environment(3)).count("3 threads on") == 1
