@@ -204,11 +204,10 @@ def train(runs: list[Run], data: rolls.Rolls, options: Namespace, interrupt: Int
         elapsed = time.perf_counter() - begin
         if interrupt.asked or elapsed + last > options.seconds:
             break
-        rate = options.lr * 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))
-        rate *= min(1.0, (epoch + 1) / 5)
+        cosine = 0.5 + 0.5 * math.cos(math.pi * epoch / options.epochs)
         batches = make_batches(data.train, options.batch, rng, options.transpose)
         for run in runs if epoch % 2 else reversed(runs):
-            run.optimizer.param_groups[0]["lr"] = rate
+            run.optimizer.param_groups[0]["lr"] = options.lr * cosine * min(1, (epoch + 1) / 5)
             train_epoch(run, batches, options.clip, interrupt)
             if not interrupt.asked:
                 validate(run, valid)
