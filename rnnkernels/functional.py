@@ -7,7 +7,7 @@ import numbers
 import torch
 from torch import Tensor
 
-from rnnkernels import _ops
+from rnnkernels import _autograd
 
 __all__ = ["leaky_recurrence"]
 
@@ -33,19 +33,23 @@ def leaky_recurrence(
     ``d`` is called alpha; with ``d = 0`` it is ``torch.nn.RNN``. The current form leaks before ``f``,
     as rate networks in neuroscience do. The output is the state ``h_t`` in both.
 
-    Differentiable once in ``pre``, ``h0``, ``weight_hh`` and ``decay``. Backward keeps the output and,
-    for ReLU in the rate form, one bit for each unit and step; for tanh in the rate form, ``f(z_t)``;
-    in the current form nothing more.
+    Differentiable in ``pre``, ``h0``, ``weight_hh`` and ``decay``, any number of times, backward and
+    forward mode, and under ``torch.func`` (``vmap`` over ``weight_hh`` is one call over all networks).
+    Backward keeps the output and, for ReLU in the rate form, one bit for each unit and step; for a
+    smooth ``f`` in the rate form, ``f(z_t)``; in the current form nothing more.
+
+    bfloat16 and float16 are for storing: the state and all sums are float32, results are rounded once.
 
     Args:
         pre: ``p``, all that reaches the units besides the recurrence (input projection, biases,
-            noise): ``[T, B, H]``, or ``[sum(batch_sizes), H]`` with ``batch_sizes``. float32 or
-            float64, any strides.
+            noise): ``[T, B, H]``, or ``[sum(batch_sizes), H]`` with ``batch_sizes``. float32,
+            float64, bfloat16 or float16, any strides.
         h0: State before the first step, ``[B, H]``; None for zero.
         weight_hh: ``W_hh``, ``[H, H]``, any strides.
         decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number, a scalar
-            tensor, or one value for each unit, ``[H]``.
-        nonlinearity: ``f``: ``"relu"`` or ``"tanh"``.
+            tensor, or one value for each unit, ``[H]``. May be float32 where ``pre`` is in half
+            precision.
+        nonlinearity: ``f``: ``"relu"``, ``"tanh"``, ``"sigmoid"`` or ``"softplus"``.
         form: ``"rate"`` or ``"current"``.
         batch_sizes: Rows at each step, as in a ``PackedSequence``: int64, on the CPU, positive, never
             growing.
@@ -57,8 +61,7 @@ def leaky_recurrence(
 
     Raises:
         ValueError: An argument has the wrong shape, dtype, device or value; the message names it.
-        NotImplementedError: Not available yet: other devices than the CPU, half precision,
-            forward-mode and second derivatives.
+        NotImplementedError: Not available yet: other devices than the CPU.
     """
     _check_tensors(pre=pre, weight_hh=weight_hh)
     _check_tensors(**{k: x for k, x in (("h0", h0), ("batch_sizes", batch_sizes)) if x is not None})
@@ -72,12 +75,13 @@ def leaky_recurrence(
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         # The nearest float32 to a number just below 1 may be 1 itself, which the kernel refuses.
-        decay = torch.full((), decay, dtype=pre.dtype, device=pre.device)
+        dtype = torch.float32 if pre.dtype in (torch.bfloat16, torch.float16) else pre.dtype
+        decay = torch.full((), decay, dtype=dtype, device=pre.device)
     if weight_hh.dim() != 2:
         raise ValueError(f"weight_hh must be [H, H], got {list(weight_hh.shape)}")
     if batch_sizes is not None and h0 is None:
         h0 = pre.new_zeros(_first_batch_size(batch_sizes, pre), weight_hh.shape[-1])
-    return _ops.leaky_recurrence(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse)
+    return _autograd.leaky_recurrence(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse)
 
 
 def _check_tensors(**tensors: Tensor) -> None:

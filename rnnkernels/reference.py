@@ -29,6 +29,10 @@ class Nonlinearity(NamedTuple):
 NONLINEARITIES: dict[str, Nonlinearity] = {
     "relu": Nonlinearity(lambda z: np.maximum(z, 0), lambda z: np.asarray(z > 0, np.float64)),
     "tanh": Nonlinearity(np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+    "sigmoid": Nonlinearity(
+        lambda z: np.exp(-np.logaddexp(0, -z)), lambda z: np.exp(-np.logaddexp(0, -z) - np.logaddexp(0, z))
+    ),
+    "softplus": Nonlinearity(lambda z: np.logaddexp(0, z), lambda z: np.exp(-np.logaddexp(0, -z))),
 }
 
 

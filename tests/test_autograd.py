@@ -10,7 +10,6 @@ import torch
 from helpers import DTYPES, KINDS, Problem, clear_problem, distance, make_problem, normal_like
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from rnnkernels import LeakyRNN, functional
@@ -190,79 +189,6 @@ def test_the_raw_operator_without_save_says_that_it_has_no_backward(problem):
         output.sum().backward()
 
 
-# --- What is not available yet -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_forward_mode_raises_instead_of_answering_zero(problem, name):
-    x = problem.tensors[name]
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(lambda x: loss(problem, **{name: x}), (x,), (torch.ones_like(x),))
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jacfwd(lambda x: loss(problem, **{name: x}))(x)
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(NotImplementedError, match="forward-mode"):
-            loss(problem, **{name: dual})
-        loss(problem)  # nothing here has a tangent
-
-
-def ones(x: Tensor) -> tuple[Tensor]:
-    return (torch.ones_like(x),)
-
-
-# Of a function of `pre`; each would need a tangent or a second derivative of the recurrence.
-NESTED = {
-    "hessian": lambda f, x: torch.func.hessian(f)(x),
-    "jvp of grad": lambda f, x: torch.func.jvp(torch.func.grad(f), (x,), ones(x)),
-    "grad of jvp": lambda f, x: torch.func.grad(lambda x: torch.func.jvp(f, (x,), ones(x))[1])(x),
-    "vmap of jvp": lambda f, x: torch.func.vmap(lambda x: torch.func.jvp(f, (x,), ones(x))[1])(x[None]),
-    "linearize": lambda f, x: torch.func.linearize(f, x),
-    "grad of grad": lambda f, x: torch.func.grad(lambda x: torch.func.grad(f)(x).sum())(x),
-    "backward of grad": lambda f, x: torch.func.grad(f)(x.clone().requires_grad_()).sum().backward(),
-}
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("transform", NESTED)
-def test_nested_transforms_raise_instead_of_answering_zero(problem, transform):
-    with pytest.raises(NotImplementedError, match=r"forward-mode|second derivatives"):
-        NESTED[transform](lambda pre: loss(problem, pre=pre), problem.pre)
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_forward_mode_over_vmap_raises_instead_of_answering_zero(problem):
-    many = problem.pre[None]
-
-    def losses(many: Tensor) -> Tensor:
-        return torch.func.vmap(lambda pre: loss(problem, pre=pre))(many)
-
-    # torch may stumble over it first, in words of its own.
-    with pytest.raises((NotImplementedError, RuntimeError, AssertionError)):
-        torch.func.jvp(losses, (many,), ones(many))
-    with (
-        forward_ad.dual_level(),
-        pytest.raises((NotImplementedError, RuntimeError, AssertionError)),
-    ):
-        losses(forward_ad.make_dual(many, *ones(many)))
-
-
-def test_forward_mode_through_the_layer_raises():
-    layer, x = LeakyRNN(3, 5), torch.randn(4, 2, 3)
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(lambda x: layer(x)[0], (x,), (torch.ones_like(x),))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_second_derivative_raises_instead_of_being_wrong(problem, name):
-    leaves = problem.leaves()
-    x = leaves.tensors[name]
-    (gradient,) = torch.autograd.grad(loss(leaves), x, create_graph=True)
-    assert torch.equal(gradient, torch.autograd.grad(loss(leaves), x)[0])
-    with pytest.raises(NotImplementedError, match="second derivatives"):
-        torch.autograd.grad(gradient.sum(), x)
-
-
 # --- torch.func --------------------------------------------------------------------------------------
 
 
@@ -276,7 +202,6 @@ def test_torch_func_grad_is_autograd(form, nonlinearity):
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_torch_func_vjp_and_jacrev_are_autograd(problem):
     (output, _), vjp = torch.func.vjp(lambda pre: call(problem, pre=pre), problem.pre)
     grads = normal_like(output, 1), torch.zeros_like(problem.h0)
@@ -298,7 +223,6 @@ def test_torch_func_functional_call_of_the_layer():
         assert distance(found[name], w.grad) < 1e-14, name
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", NAMES)
 def test_vmap_over_any_argument_is_a_loop(problem, name):
     many = torch.stack([problem.tensors[name] * scale for scale in (1, 0.5, 0.25)])
@@ -309,7 +233,6 @@ def test_vmap_over_any_argument_is_a_loop(problem, name):
         assert torch.equal(h_n[i], expected_h_n)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_autograd_through_vmap_and_batched_gradients_are_loops(problem):
     weight_hh = problem.weight_hh.clone().requires_grad_()
     output, _ = call(problem, weight_hh=weight_hh)
@@ -336,7 +259,6 @@ def test_an_output_that_was_changed_under_torch_func_raises(problem):
         torch.func.grad(changed)(problem.pre)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_of_grad_is_a_loop(problem):
     # Gradients for each example: one of the main uses of torch.func.
     many = torch.stack([problem.pre * scale for scale in (1, 0.5, 0.25)])

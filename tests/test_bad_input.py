@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DTYPES, FORMS, KINDS, distance, layouts, make_problem, relaid, run_python
+from helpers import DTYPES, FORMS, KINDS, NONLINEARITIES, distance, layouts, make_problem, relaid, run_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -129,21 +129,18 @@ def test_an_h0_of_another_batch_than_batch_sizes_is_refused():
 )
 @pytest.mark.parametrize("name", TENSORS)
 def test_one_tensor_of_another_dtype_is_refused_by_name(name, dtype):
-    # pre sets the dtype, so that a float64 pre makes the others wrong.
-    named = "weight_hh" if name == "pre" and dtype == torch.float64 else name
-    error = NotImplementedError if named == "pre" and dtype in (torch.float16, torch.bfloat16) else ValueError
-    refused({name: arguments()[name].to(dtype)}, error, f"^{named} ")
+    # pre sets the dtype, so that another one that is computed with makes the others wrong.
+    named = "weight_hh" if name == "pre" and dtype in (torch.float64, torch.float16, torch.bfloat16) else name
+    refused({name: arguments()[name].to(dtype)}, ValueError, f"^{named} ")
 
 
 @pytest.mark.parametrize("decay", [0.5, "tensor"])
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex128], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex128], ids=str)
 def test_a_dtype_that_is_not_computed_in_is_refused_by_name(dtype, decay):
     changed = {name: x.to(dtype) for name, x in arguments().items()}
     if decay != "tensor":
         changed["decay"] = decay
-    refused(changed, (ValueError, NotImplementedError), "^pre .*float32 (or|and) float64")
+    refused(changed, ValueError, "^pre must be float32, float64, bfloat16 or float16, got")
 
 
 @pytest.mark.parametrize("name", TENSORS)
@@ -213,7 +210,11 @@ def test_what_is_needed_must_be_given(name):
 
 @pytest.mark.parametrize("value", ["gelu", "", "ReLU", "relu ", "relu\0", "\N{GREEK SMALL LETTER PHI}"])
 def test_an_unknown_nonlinearity_is_refused_with_a_list_of_those_there_are(value):
-    refused({"nonlinearity": value}, ValueError, "^nonlinearity must be one of 'relu', 'tanh', got '")
+    refused(
+        {"nonlinearity": value},
+        ValueError,
+        f"^nonlinearity must be one of {', '.join(map(repr, NONLINEARITIES))}, got '",
+    )
 
 
 @pytest.mark.parametrize("value", ["leaky", "", "Rate", "ratecurrent"])

@@ -64,7 +64,12 @@ def test_gradients_are_central_differences(form, nonlinearity, decay, packed, re
 def test_rate_without_decay_is_a_plain_rnn(nonlinearity):
     problem = make_problem(0, 6, 2, 5, nonlinearity=nonlinearity)
     arguments = problem.arrays() | {"decay": 0.0}
-    f = {"relu": lambda z: z * (z > 0), "tanh": np.tanh}[nonlinearity]
+    f = {
+        "relu": lambda z: z * (z > 0),
+        "tanh": np.tanh,
+        "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+        "softplus": lambda z: np.log(1 + np.exp(z)),
+    }[nonlinearity]
     h, states = arguments["h0"], []
     for p in arguments["pre"]:
         h = f(p + np.einsum("ij,bj->bi", arguments["weight_hh"], h))

@@ -83,10 +83,9 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
   check_layout(name, pre);
   check_layout("weight_hh", weight_hh);
   check_layout("decay", decay);
-  TORCH_CHECK_NOT_IMPLEMENTED(!at::isReducedFloatingType(pre.scalar_type()), name, " in ", pre.scalar_type(),
-                              " is not available yet, only float32 and float64");
-  TORCH_CHECK_VALUE(pre.scalar_type() == at::kFloat || pre.scalar_type() == at::kDouble, name,
-                    " must be float32 or float64, got ", pre.scalar_type());
+  TORCH_CHECK_VALUE(pre.scalar_type() == at::kFloat || pre.scalar_type() == at::kDouble ||
+                        at::isReducedFloatingType(pre.scalar_type()),
+                    name, " must be float32, float64, bfloat16 or float16, got ", pre.scalar_type());
   TORCH_CHECK_VALUE(weight_hh.dim() == 2 || weight_hh.dim() == 3,
                     "weight_hh must be [H, H] (or [G, H, H]), got ", weight_hh.sym_sizes());
   Sizes sizes;
@@ -125,7 +124,10 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
   }
   if (h0.has_value()) check_like("h0", *h0, sizes.state(), sizes.grouped ? "[G, B, H]" : "[B, H]", pre);
 
-  check_placement("decay", decay, pre);
+  // A decay near 1 cannot be told in half precision, so there it may be float32.
+  if (!at::isReducedFloatingType(pre.scalar_type()) || decay.scalar_type() != at::kFloat) {
+    check_placement("decay", decay, pre);
+  }
   TORCH_CHECK_VALUE(decay.dim() == 0 || (decay.dim() <= 1 + lead && decay.sym_size(-1) == sizes.hidden &&
                                          (decay.dim() < 2 || decay.sym_size(0) == sizes.networks)),
                     "decay must be a scalar or [H] = [", sizes.hidden, "]",
@@ -134,7 +136,7 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
 }
 
 void check_decay_values(const at::Tensor& decay) {
-  const at::Tensor values = decay.contiguous();
+  const at::Tensor values = computed(decay).contiguous();
   AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "decay", [&] {
     const scalar_t* data = values.const_data_ptr<scalar_t>();
     for (int64_t i = 0; i < values.numel(); ++i) {
@@ -160,6 +162,16 @@ void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes)
     if (left < 0) break;
   }
   TORCH_CHECK_VALUE(left == 0, "pre must have sum(batch_sizes) rows, got ", rows, " rows");
+}
+
+at::Tensor computed(const at::Tensor& tensor) { return is_computed(tensor) ? tensor : tensor.to(at::kFloat); }
+
+OptionalTensor computed(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(computed(*tensor)) : tensor;
+}
+
+at::Tensor stored(const at::Tensor& result, const at::Tensor& like) {
+  return result.is_floating_point() ? result.to(like.scalar_type()) : result;
 }
 
 }  // namespace rnnkernels::binding

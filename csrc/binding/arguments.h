@@ -56,4 +56,12 @@ void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes)
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
                 const char* shape_name, const at::Tensor& like);
 
+// What the kernels compute in: half precision in float32, everything else as it is. Half precision is
+// for storing, so whole results are rounded once, at the end, and the state of the walk never is.
+inline bool is_computed(const at::Tensor& tensor) { return !at::isReducedFloatingType(tensor.scalar_type()); }
+at::Tensor computed(const at::Tensor& tensor);
+OptionalTensor computed(const OptionalTensor& tensor);
+// `result` of a computation as a tensor like `like`; bits stay bits.
+at::Tensor stored(const at::Tensor& result, const at::Tensor& like);
+
 }  // namespace rnnkernels::binding

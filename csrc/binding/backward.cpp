@@ -50,7 +50,8 @@ BackwardResult empty_results(const Sizes& sizes, const std::array<bool, 4>& want
     return wanted[which] ? at::empty_symint(shape, like.options()) : at::empty({0}, like.options());
   };
   return {at::empty_symint(sizes.sequence(sizes.hidden), like.options()), if_wanted(kH0, sizes.state()),
-          if_wanted(kWeight, weight_hh.sym_sizes()), if_wanted(kDecay, decay.sym_sizes())};
+          if_wanted(kWeight, weight_hh.sym_sizes()),
+          if_wanted(kDecay, decay.sym_sizes()).to(decay.scalar_type())};
 }
 
 // Adds u^T x to `sum`, for [rows, H] or [G, rows, H].
@@ -171,6 +172,13 @@ BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
   const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
                                             batch_sizes, nonlinearity, form);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  if (!is_computed(output)) {
+    const auto [d_pre, d_h0, d_weight, d_decay] = leaky_recurrence_backward_cpu(
+        computed(grad_output), computed(grad_h_n), computed(output),
+        kind.keeps_bits ? saved : computed(saved), computed(h0), computed(weight_hh), computed(decay),
+        batch_sizes, nonlinearity, form, reverse, wanted);
+    return {stored(d_pre, output), stored(d_h0, output), stored(d_weight, output), stored(d_decay, decay)};
+  }
   BackwardResult result = empty_results(sizes, wanted, weight_hh, decay, output);
   auto& [d_pre, d_h0, d_weight, d_decay] = result;
 

@@ -23,6 +23,12 @@ ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& 
   const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  if (!is_computed(pre)) {
+    const auto [output, h_n, saved] =
+        leaky_recurrence_cpu(computed(pre), computed(h0), computed(weight_hh), computed(decay), batch_sizes,
+                             nonlinearity, form, reverse, save);
+    return {stored(output, pre), stored(h_n, pre), stored(saved, pre)};
+  }
   ForwardResult result = empty_results(sizes, kind, save, pre);
   auto& [output, h_n, saved] = result;
 

@@ -21,14 +21,21 @@ TORCH_LIBRARY(rnnkernels, m) {
       "Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, str nonlinearity, str form, "
       "bool reverse, bool[4] wanted) "
       "-> (Tensor d_pre, Tensor d_h0, Tensor d_weight_hh, Tensor d_decay)");
+  // y_t = d y_{t-1} + alpha_t (W (beta_t y_{t-1})) + drive_t; all sequences are shaped like drive. d may
+  // be anything; in a packed sequence h0 must be given.
+  m.def(
+      "linear_recurrence(Tensor drive, Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? alpha, "
+      "Tensor? beta, Tensor? batch_sizes, bool reverse) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_cpu);
   m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward_cpu);
+  m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence_cpu);
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, Meta, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_meta);
   m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward_meta);
+  m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence_meta);
 }

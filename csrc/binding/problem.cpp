@@ -115,4 +115,8 @@ void run(const BackwardProblem& problem, const at::Tensor& like) {
   run_with(problem, like, &cpu::Kernels::backward_workspace, &cpu::Kernels::backward);
 }
 
+void run(const LinearProblem& problem, const at::Tensor& like) {
+  run_with(problem, like, &cpu::Kernels::linear_workspace, &cpu::Kernels::linear);
+}
+
 }  // namespace rnnkernels::binding

@@ -35,5 +35,6 @@ at::Tensor empty_saved(const Sizes& sizes, const Kind& kind, bool save, const at
 // Runs one direction with torch's threads and a workspace of torch's memory.
 void run(const ForwardProblem& problem, const at::Tensor& like);
 void run(const BackwardProblem& problem, const at::Tensor& like);
+void run(const LinearProblem& problem, const at::Tensor& like);
 
 }  // namespace rnnkernels::binding

@@ -1,4 +1,5 @@
-// The operators of the recurrence as C++ functions: rnnkernels::leaky_recurrence and its backward.
+// The operators of the recurrence as C++ functions: rnnkernels::leaky_recurrence, its backward
+// and the linear walk that derivatives of higher order are made of.
 // Their schemas, and what each argument means, stand in operators.cpp.
 #pragma once
 
@@ -33,5 +34,14 @@ BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
                                               const at::Tensor& weight_hh, const at::Tensor& decay,
                                               const OptionalTensor& batch_sizes, std::string nonlinearity,
                                               std::string form, bool reverse, std::array<bool, 4> wanted);
+
+at::Tensor linear_recurrence_cpu(const at::Tensor& drive, const OptionalTensor& h0,
+                                 const at::Tensor& weight_hh, const at::Tensor& decay,
+                                 const OptionalTensor& alpha, const OptionalTensor& beta,
+                                 const OptionalTensor& batch_sizes, bool reverse);
+at::Tensor linear_recurrence_meta(const at::Tensor& drive, const OptionalTensor& h0,
+                                  const at::Tensor& weight_hh, const at::Tensor& decay,
+                                  const OptionalTensor& alpha, const OptionalTensor& beta,
+                                  const OptionalTensor& batch_sizes, bool reverse);
 
 }  // namespace rnnkernels::binding

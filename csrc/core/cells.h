@@ -5,6 +5,7 @@
 //
 //   forward    state h.  operand(h) -> x;             product s = W x;    update(h, p, s) -> h'
 //   backward   state c.  operand(c, g) -> delta, u;   product s = W^T u;  update(delta, s) -> c'
+//   linear     state y.  operand beta y;              product s = W beta y;  update(y, r, s) -> y'
 //
 // V is a float, a double or a vector of them, so the CPU and the GPU compile the same lines.
 #pragma once
@@ -86,6 +87,14 @@ struct CurrentCell {
   template <class V>
   static RNNKERNELS_INLINE V backward_update(V delta, V product, V d, V previous) {
     return keep(d, delta) + times_slope<F>(F::slope(F::value(previous)), product);
+  }
+};
+
+// y_t = d y_{t-1} + alpha_t * (W (beta_t * y_{t-1})) + r_t
+struct LinearCell {
+  template <class V>
+  static RNNKERNELS_INLINE V update(V y, V r, V product, V d, V alpha) {
+    return keep(d, y) + (alpha * product + r);
   }
 };
 

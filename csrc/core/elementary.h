@@ -38,7 +38,9 @@ struct Constants<float> {
   static constexpr float kLn2High = 0x1.62e4p-1f;  // few bits: times a small integer it is exact
   static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
   static constexpr int kTerms = 8;          // of the series of e^r - 1, |r| <= ln(2) / 2
+  static constexpr int kLogTerms = 8;       // of the series of atanh(s), 0 <= s <= 1 / 3
   static constexpr float kTanhOne = 10.0f;  // from here on tanh rounds to 1
+  static constexpr float kExpMost = 87.0f;  // e^x and e^-x are normal numbers up to here
 };
 template <>
 struct Constants<double> {
@@ -50,35 +52,82 @@ struct Constants<double> {
   static constexpr double kLn2High = 0x1.62e42fee0p-1;
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr int kTerms = 14;
+  static constexpr int kLogTerms = 17;
   static constexpr double kTanhOne = 20.0;
+  static constexpr double kExpMost = 708.0;
+};
+
+template <class V>
+using ConstantsOf = Constants<typename Format<V>::Element>;
+
+template <class V>
+RNNKERNELS_INLINE V magnitude(V x) {
+  return __builtin_bit_cast(V, __builtin_bit_cast(typename Format<V>::Bits, x) & ~ConstantsOf<V>::kSign);
+}
+
+// e^y = power (1 + rest) with power = 2^n and y = n ln 2 + r, for |y| <= kExpMost; NaN stays NaN.
+template <class V>
+struct Exponential {
+  V power, rest;
+
+  RNNKERNELS_INLINE explicit Exponential(V y) {
+    using C = ConstantsOf<V>;
+    using Bits = typename Format<V>::Bits;
+    const V shifted = y * C::kLog2E + C::kRound;
+    const V n = shifted - C::kRound;
+    power = __builtin_bit_cast(V, (__builtin_bit_cast(Bits, shifted) << C::kMantissaBits) + C::kOne);
+    const V r = (y - n * C::kLn2High) - n * C::kLn2Low;
+    // e^r - 1 = r + r^2/2! + r^3/3! + ... in Horner's form from the last term on.
+    V series = V{} + 1;
+    RNNKERNELS_UNROLL
+    for (int i = C::kTerms; i > 1; --i) {
+      series = 1 + series * r * (typename Format<V>::Element(1) / i);
+    }
+    rest = series * r;
+  }
+  RNNKERNELS_INLINE V exp() const { return power + power * rest; }
+  // e^y - 1; no term cancels, so small y keep their relative accuracy.
+  RNNKERNELS_INLINE V expm1() const { return power * rest + (power - 1); }
 };
 
 }  // namespace elementary
 
-// tanh(x) = E / (E + 2) with E = e^{2|x|} - 1, and the sign of x. E comes from 2|x| = n ln 2 + r as
-// 2^n (e^r - 1) + (2^n - 1): no term cancels, so small x keep their relative accuracy.
+// tanh(x) = E / (E + 2) with E = e^{2|x|} - 1, and the sign of x.
 template <class V>
 RNNKERNELS_INLINE V tanh_of(V x) {
   using Bits = typename elementary::Format<V>::Bits;
-  using C = elementary::Constants<typename elementary::Format<V>::Element>;
+  using C = elementary::ConstantsOf<V>;
   const Bits sign = __builtin_bit_cast(Bits, x) & C::kSign;
-  const V magnitude = __builtin_bit_cast(V, __builtin_bit_cast(Bits, x) ^ sign);
-  const V y = 2 * (magnitude > C::kTanhOne ? V{} + C::kTanhOne : magnitude);
+  const V size = elementary::magnitude(x);
+  const V e = elementary::Exponential<V>(2 * (size > C::kTanhOne ? V{} + C::kTanhOne : size)).expm1();
+  return __builtin_bit_cast(V, __builtin_bit_cast(Bits, e / (e + 2)) | sign);
+}
 
-  const V shifted = y * C::kLog2E + C::kRound;
-  const V n = shifted - C::kRound;
-  const V power = __builtin_bit_cast(V, (__builtin_bit_cast(Bits, shifted) << C::kMantissaBits) + C::kOne);
-  const V r = (y - n * C::kLn2High) - n * C::kLn2Low;
+// e^{-y} for y >= 0; exactly 0 where it is less than any normal number.
+template <class V>
+RNNKERNELS_INLINE V exp_minus(V y) {
+  using C = elementary::ConstantsOf<V>;
+  const V bounded = y > C::kExpMost ? V{} + C::kExpMost : y;
+  return y > C::kExpMost ? V{} : elementary::Exponential<V>(-bounded).exp();
+}
 
-  // e^r - 1 = r + r^2/2! + r^3/3! + ... in Horner's form from the last term on.
-  V series = V{} + 1;
+// 1 - e^{-y} for y >= 0.
+template <class V>
+RNNKERNELS_INLINE V one_minus_exp_minus(V y) {
+  using C = elementary::ConstantsOf<V>;
+  return -elementary::Exponential<V>(-(y > C::kExpMost ? V{} + C::kExpMost : y)).expm1();
+}
+
+// log(1 + w) = 2 atanh(w / (2 + w)) for 0 <= w <= 1.
+template <class V>
+RNNKERNELS_INLINE V log_one_plus(V w) {
+  using C = elementary::ConstantsOf<V>;
+  using Element = typename elementary::Format<V>::Element;
+  const V s = w / (2 + w), square = s * s;
+  V series = V{} + Element(1) / (2 * C::kLogTerms + 1);
   RNNKERNELS_UNROLL
-  for (int i = C::kTerms; i > 1; --i) {
-    series = 1 + series * r * (typename elementary::Format<V>::Element(1) / i);
-  }
-  const V expm1 = power * (series * r) + (power - 1);
-  const V result = expm1 / (expm1 + 2);
-  return __builtin_bit_cast(V, __builtin_bit_cast(Bits, result) | sign);
+  for (int i = C::kLogTerms - 1; i >= 0; --i) series = Element(1) / (2 * i + 1) + series * square;
+  return 2 * s * series;
 }
 
 }  // namespace rnnkernels

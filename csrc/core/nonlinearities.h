@@ -44,11 +44,43 @@ struct Tanh {
   }
 };
 
+// sigmoid(z) = 1 / (1 + e^{-z}), from e^{-|z|} on both sides, so that nothing overflows
+struct Sigmoid {
+  static constexpr const char* kName = "sigmoid";
+  static constexpr bool kBinarySlope = false;
+
+  template <class V>
+  static RNNKERNELS_INLINE V value(V z) {
+    const V e = exp_minus(elementary::magnitude(z));
+    return (z < V{} ? e : V{} + 1) / (1 + e);
+  }
+  template <class V>
+  static RNNKERNELS_INLINE V slope(V a) {
+    return a * (1 - a);
+  }
+};
+
+// softplus(z) = log(1 + e^z) = max(z, 0) + log(1 + e^{-|z|}); its slope is sigmoid(z) = 1 - e^{-a}
+struct Softplus {
+  static constexpr const char* kName = "softplus";
+  static constexpr bool kBinarySlope = false;
+
+  template <class V>
+  static RNNKERNELS_INLINE V value(V z) {
+    return Relu::value(z) + log_one_plus(exp_minus(elementary::magnitude(z)));
+  }
+  template <class V>
+  static RNNKERNELS_INLINE V slope(V a) {
+    return one_minus_exp_minus(a);
+  }
+};
+
 template <class... F>
 struct NonlinearityList {};
 
-// To add one: its struct above, its name here, its line in rnnkernels/reference.py.
-using Nonlinearities = NonlinearityList<Relu, Tanh>;
+// To add one: its struct above, its name here, its line in rnnkernels/reference.py and, for derivatives
+// of the second order, in rnnkernels/_nonlinearities.py.
+using Nonlinearities = NonlinearityList<Relu, Tanh, Sigmoid, Softplus>;
 
 template <class... F>
 constexpr int count(NonlinearityList<F...>) {

@@ -102,4 +102,15 @@ struct BackwardProblem : Recurrence {
   Rows d_decay;          // sum_t delta_t (h_{t-1} - h_t) for each row, written; null: not wanted
 };
 
+// What is left of the recurrence where f is replaced by its slope:
+//   y_t = d y_{t-1} + alpha_t * (W (beta_t * y_{t-1})) + r_t,   y_0 = h0
+// The tangent of the forward walk is one such walk, its adjoint is another (time reversed, W
+// transposed, alpha and beta changed for each other), and so are the derivatives of any order of both.
+struct LinearProblem : Recurrence {
+  Sequence drive;   // r, read only
+  Sequence alpha;   // read only; null: ones
+  Sequence beta;    // read only; null: ones
+  Sequence output;  // y_t, written
+};
+
 }  // namespace rnnkernels

@@ -42,6 +42,15 @@ void run(const Problem& problem, const Plan& plan, const Threads& threads, void*
   });
 }
 
+void run_linear(const LinearProblem& problem, const Plan& plan, const Threads& threads, void* memory) {
+  with_scalar(problem.scalar, [&](auto number) {
+    using T = decltype(number);
+    const Workspace<T> workspace(problem, plan, memory);
+    const LinearSweep<T> sweep(problem, workspace.decay);
+    Engine<T, LinearSweep<T>>(problem, plan, workspace, sweep).run(threads);
+  });
+}
+
 void activate(NonlinearityIndex nonlinearity, Scalar scalar, const void* in, void* out, int64_t n) {
   with_scalar(scalar, [&](auto number) {
     using T = decltype(number);
@@ -54,8 +63,12 @@ void activate(NonlinearityIndex nonlinearity, Scalar scalar, const void* in, voi
   });
 }
 
-constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>, &run<ForwardSweep, ForwardProblem>,
-                                   &workspace_bytes<BackwardProblem>, &run<BackwardSweep, BackwardProblem>,
+constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>,
+                                   &run<ForwardSweep, ForwardProblem>,
+                                   &workspace_bytes<BackwardProblem>,
+                                   &run<BackwardSweep, BackwardProblem>,
+                                   &workspace_bytes<LinearProblem>,
+                                   &run_linear,
                                    &activate};
 
 }  // namespace

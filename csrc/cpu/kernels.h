@@ -15,6 +15,8 @@ struct Kernels {
   void (*forward)(const ForwardProblem&, const Plan&, const Threads&, void* workspace);
   int64_t (*backward_workspace)(const BackwardProblem&, const Plan&);
   void (*backward)(const BackwardProblem&, const Plan&, const Threads&, void* workspace);
+  int64_t (*linear_workspace)(const LinearProblem&, const Plan&);
+  void (*linear)(const LinearProblem&, const Plan&, const Threads&, void* workspace);
   // out[i] = f(in[i]): what the current form multiplies with, for the caller's whole-sequence GEMM.
   void (*activate)(NonlinearityIndex, Scalar, const void* in, void* out, int64_t n);
 };

@@ -1,4 +1,4 @@
-// The two walks as pointwise work on one block of 16 units of one row: what is read from and written
+// The walks as pointwise work on one block of 16 units of one row: what is read from and written
 // to the sequences around the cell. The engine owns the order of steps, the state and the product.
 //
 // A sweep provides
@@ -298,6 +298,71 @@ struct BackwardSweep : SweepBase<T> {
       store_first(sum + v, load_first(sum + v, valid) + load(delta + v) * change, valid);
     }
   }
+};
+
+// See LinearProblem: alpha and beta belong to the step that is being made, with the rows of that step.
+template <class T>
+struct LinearSweep : SweepBase<T> {
+  static constexpr bool kBackward = false;
+  using Base = SweepBase<T>;
+  const LinearProblem& linear;
+
+  struct Step {
+    int64_t rows = 0;
+    StepRows<const T> drive;
+    StepRows<const T> alpha;
+    StepRows<const T> beta;
+    StepRows<T> output;
+  };
+
+  LinearSweep(const LinearProblem& problem, const T* padded_decay)
+      : Base(problem, padded_decay), linear(problem) {}
+
+  bool wants_last_update() const { return true; }
+
+  Step at(int64_t t) const {
+    Step step;
+    const Layout& layout = linear.layout;
+    step.rows = layout.rows_at(t);
+    step.drive = rows_of<const T>(linear.drive, layout, this->network, t);
+    step.alpha = rows_of<const T>(linear.alpha, layout, this->network, t);
+    step.beta = rows_of<const T>(linear.beta, layout, this->network, t);
+    step.output = rows_of<T>(linear.output, layout, this->network, t);
+    return step;
+  }
+
+  void begin(int64_t row, int64_t column, T* state) const {
+    const T* y0 = rows_of<const T>(linear.h0, this->network).at(row, column);
+    for (int v = 0; v < kBlock; v += kLanes<T>) {
+      store(state + v, load_or_zero(advance(y0, v), this->hidden - column - v));
+    }
+  }
+
+  RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, T* state, T* x) const {
+    const T* beta = step.beta.at(row, column);
+    for (int v = 0; v < kBlock; v += kLanes<T>) {
+      const Vec<T> y = load(state + v);
+      store(x + v, beta ? load_or_zero(beta + v, this->hidden - column - v) * y : y);
+    }
+  }
+
+  RNNKERNELS_INLINE void update(const Step& step, int64_t row, int64_t column, const T* product,
+                                T* state) const {
+    const T* drive = step.drive.at(row, column);
+    const T* alpha = step.alpha.at(row, column);
+    T* output = step.output.at(row, column);
+    for (int v = 0; v < kBlock; v += kLanes<T>) {
+      const int64_t valid = this->hidden - column - v;
+      if (valid <= 0) break;
+      const Vec<T> y =
+          LinearCell::update(load(state + v), load_first(drive + v, valid), load(product + v),
+                             this->decay_at(column + v), alpha ? load_first(alpha + v, valid) : Vec<T>{} + 1);
+      store(state + v, y);
+      store_first(output + v, y, valid);
+    }
+  }
+
+  void end(int64_t, int64_t, const T*) const {}
 };
 
 }  // namespace

@@ -1,0 +1,28 @@
+"""The nonlinearities as differentiable torch functions, for what the kernels do not fuse.
+
+One line each, under the name that the C++ list gives it: ``f(z)``, and ``f'(z)`` as a function of
+``a = f(z)``, which is what backward keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Nonlinearity(NamedTuple):
+    """``f``, and its slope given ``f(z)``."""
+
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+
+
+NONLINEARITIES: dict[str, Nonlinearity] = {
+    "relu": Nonlinearity(torch.relu, lambda a: (a > 0).to(a.dtype)),
+    "tanh": Nonlinearity(torch.tanh, lambda a: 1 - a * a),
+    "sigmoid": Nonlinearity(torch.sigmoid, lambda a: a * (1 - a)),
+    "softplus": Nonlinearity(lambda z: torch.logaddexp(z, torch.zeros_like(z)), lambda a: -torch.expm1(-a)),
+}
