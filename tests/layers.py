@@ -1,0 +1,43 @@
+"""What the tests of the layer and of the cell share: the same network twice, and its gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from helpers import Problem
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkernels import LeakyRNN
+
+# How near to torch.nn's, relative to the largest magnitude of each tensor.
+NEAR_RNN = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+DECAYS = {"number": 0.3, "unit": [0.0, 0.1, 0.2, 0.3, 0.9]}
+
+def pair(*args: Any, nonlinearity: str = "relu", **kwargs: Any) -> tuple[LeakyRNN, nn.RNN]:
+    """A layer without decay and an nn.RNN of the same parameters."""
+    layer = LeakyRNN(*args, nonlinearity=nonlinearity, **kwargs)
+    plain = nn.RNN(*args, nonlinearity=nonlinearity, **kwargs)
+    plain.load_state_dict(layer.state_dict())
+    return layer, plain
+
+
+def problem_of(layer: LeakyRNN, input: Tensor, hx: Tensor | None) -> Problem:
+    """The recurrence that a batched, time-first call comes down to."""
+    with torch.no_grad():
+        bias = layer.bias_ih_l0 + layer.bias_hh_l0 if layer.bias else None
+        pre = nn.functional.linear(input, layer.weight_ih_l0, bias)
+        h0 = None if hx is None else hx[0]
+        return Problem(pre, h0, layer.weight_hh_l0.detach(), layer.decay, layer.nonlinearity, layer.form)
+
+
+def trained(module: nn.Module, inputs: list[Tensor], grads: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The outputs, and the gradients of the inputs and of all parameters."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    outputs = module(*leaves)
+    named = dict(module.named_parameters())
+    found = torch.autograd.grad(outputs, [*leaves, *named.values()], grads)
+    names = ["output", "h_n", "input", "hx"][: 2 + len(leaves)] + list(named)
+    return dict(zip(names, [x.detach() for x in outputs] + list(found), strict=True))
