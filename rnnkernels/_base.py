@@ -136,5 +136,5 @@ class LeakyModule(nn.Module):
         if isinstance(decay, Tensor):
             return ["decay=[H]" if decay.dim() == 1 else "decay=[N, H]"]
         if isinstance(decay, tuple):
-            return [f"decay=({', '.join(f'{d:g}' for d in decay)},)"]
+            return [f"decay=({', '.join(f'{d:g}' for d in decay)})"]
         return [f"decay={decay:g}"] if decay != 0 else []

@@ -54,11 +54,14 @@ def check_dropout(dropout: float, num_layers: int) -> None:
         )
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for a device; on meta there is no such thing."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def check_like_input(name: str, tensor: Tensor, like: Tensor) -> None:
     """Refuse another dtype or device than the input's; autocast may mix dtypes."""
-    if tensor.device != like.device or (
-        tensor.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type)
-    ):
+    if tensor.device != like.device or (tensor.dtype != like.dtype and not autocasts(like.device)):
         raise RuntimeError(
             f"{name} must have the dtype and device of the input, {like.dtype} on {like.device}, "
             f"got {tensor.dtype} on {tensor.device}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels._base import LeakyModule
-from rnnkernels._checks import check_flags, check_kind, check_like_input, check_sizes, check_tensor
+from rnnkernels._checks import autocasts, check_flags, check_kind, check_like_input, check_sizes, check_tensor
 from rnnkernels.projected import projected_recurrence
 
 __all__ = ["LeakyRNNCell"]
@@ -133,7 +133,7 @@ class LeakyRNNCell(LeakyModule):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size = {self.input_size}, got {list(input.shape)}"
             )
-        same_dtype = input.dtype == weight.dtype or torch.is_autocast_enabled(input.device.type)
+        same_dtype = input.dtype == weight.dtype or autocasts(input.device)
         if not same_dtype or input.device != weight.device:
             raise RuntimeError(
                 f"input must have the dtype and device of the weights, {weight.dtype} on {weight.device}, "

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._base import Decay, LeakyModule
 from rnnkernels._checks import (
+    autocasts,
     check_dropout,
     check_flags,
     check_kind,
@@ -328,7 +329,7 @@ class LeakyRNN(LeakyModule):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size = {self.input_size}, got {list(sequence.shape)}"
             )
-        if sequence.dtype != weight.dtype and not torch.is_autocast_enabled(sequence.device.type):
+        if sequence.dtype != weight.dtype and not autocasts(sequence.device):
             raise ValueError(
                 f"input must have the dtype of the weights, {weight.dtype}, got {sequence.dtype}"
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rnnkernels._checks import check_sizes
+from rnnkernels._checks import autocasts, check_sizes
 from rnnkernels.functional import leaky_recurrence
 
 __all__ = ["projected_recurrence"]
@@ -121,7 +121,7 @@ def _segment(
     nonlinearity: str, form: str, reverse: bool, batch_first: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pre = torch.nn.functional.linear(input, weight_ih, bias)
-    if torch.is_autocast_enabled(input.device.type):
+    if autocasts(input.device):
         dtype = torch.promote_types(weight_hh.dtype, torch.float32)
         pre, weight_hh = pre.to(dtype), weight_hh.to(dtype)
         h0, drive = (x if x is None else x.to(dtype) for x in (h0, drive))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from helpers import Problem
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from rnnkernels import LeakyRNN
 
@@ -15,6 +15,7 @@ from rnnkernels import LeakyRNN
 NEAR_RNN = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 DECAYS = {"number": 0.3, "unit": [0.0, 0.1, 0.2, 0.3, 0.9]}
+
 
 def pair(*args: Any, nonlinearity: str = "relu", **kwargs: Any) -> tuple[LeakyRNN, nn.RNN]:
     """A layer without decay and an nn.RNN of the same parameters."""
@@ -41,3 +42,34 @@ def trained(module: nn.Module, inputs: list[Tensor], grads: tuple[Tensor, ...]) 
     found = torch.autograd.grad(outputs, [*leaves, *named.values()], grads)
     names = ["output", "h_n", "input", "hx"][: 2 + len(leaves)] + list(named)
     return dict(zip(names, [x.detach() for x in outputs] + list(found), strict=True))
+
+
+def composed(
+    layer: LeakyRNN, input: Tensor, hx: Tensor | None = None, drive: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Layers and directions one by one through the reference, time first, without dropout."""
+    directions = 2 if layer.bidirectional else 1
+    finals = []
+    decay = torch.as_tensor(layer.decay, dtype=torch.float64).detach()
+    sequence, outputs = input, [input]
+    for k, (weight_ih, weight_hh, *biases) in enumerate(layer.all_weights):
+        if k % directions == 0:
+            sequence, outputs = torch.cat(outputs, -1), []
+        pre = nn.functional.linear(sequence, weight_ih, sum(biases) if biases else None).detach()
+        if drive is not None and k < directions:
+            pre = pre + drive.detach().chunk(directions, -1)[k]
+        row = k // directions if isinstance(layer.decay, tuple) else k
+        own = decay[row] if isinstance(layer.decay, tuple) or decay.dim() == 2 else decay
+        problem = Problem(
+            pre, None if hx is None else hx[k], weight_hh, own, layer.nonlinearity, layer.form,
+            reverse=k % directions == 1,
+        )  # fmt: skip
+        output, h_n = problem.expected()
+        outputs.append(output)
+        finals.append(h_n)
+    return torch.cat(outputs, -1), torch.stack(finals)
+
+
+def unpacked(packed: PackedSequence) -> list[Tensor]:
+    """The sequences by themselves."""
+    return unpack_sequence(packed)
