@@ -13,7 +13,22 @@ from rnnkernels._version import __version__
 check_torch()
 
 from rnnkernels import functional  # noqa: E402  (needs the check first)
+from rnnkernels.cell import LeakyRNNCell  # noqa: E402
 from rnnkernels.nn import LeakyRNN  # noqa: E402
-from rnnkernels.time_constants import decay_from_tau  # noqa: E402
+from rnnkernels.projected import projected_recurrence  # noqa: E402
+from rnnkernels.time_constants import decay_from_tau, draw_decay, draw_tau, noise_scale  # noqa: E402
+from rnnkernels.truncated import truncated_bptt  # noqa: E402
 
-__all__ = ["LeakyRNN", "__version__", "build_config", "decay_from_tau", "functional"]
+__all__ = [
+    "LeakyRNN",
+    "LeakyRNNCell",
+    "__version__",
+    "build_config",
+    "decay_from_tau",
+    "draw_decay",
+    "draw_tau",
+    "functional",
+    "noise_scale",
+    "projected_recurrence",
+    "truncated_bptt",
+]

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from typing import Any
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels import _C
-from rnnkernels.functional import leaky_recurrence
+from rnnkernels._base import Decay, LeakyModule
+from rnnkernels._checks import (
+    autocasts,
+    check_dropout,
+    check_flags,
+    check_kind,
+    check_like_input,
+    check_sizes,
+    check_tensor,
+)
+from rnnkernels.projected import projected_recurrence
 
 __all__ = ["LeakyRNN"]
 
+_Layer = TypeVar("_Layer", bound="LeakyRNN")
+_Weights = tuple[Tensor, Tensor, Tensor | None]  # W_ih, W_hh, b_ih + b_hh
 
-class LeakyRNN(nn.Module):
-    r"""A recurrent layer of leaky units; with ``decay=0``, ``torch.nn.RNN``.
+
+class LeakyRNN(LeakyModule):
+    r"""Recurrent layers of leaky units; with ``decay=0``, ``torch.nn.RNN``.
 
     .. math::
         p_t &= W_{ih} x_t + b_{ih} + b_{hh} \;(+\, \text{drive}_t) \\
@@ -29,35 +39,43 @@ class LeakyRNN(nn.Module):
     is the state ``h_t`` in both: apply ``f`` to it for rates in the current form.
 
     Parameters, their names, shapes, order and initialisation are those of ``torch.nn.RNN``
-    (``weight_ih_l0 [H, I]``, ``weight_hh_l0 [H, H]``, ``bias_ih_l0 [H]``, ``bias_hh_l0 [H]``), so
-    state dicts load in both directions. A decay of one number is a setting and not in the state dict;
-    a decay for each unit is a buffer, ``decay``, and is (but need not be in a dict that is loaded).
+    (``weight_ih_l0 [H, I]``, ``weight_hh_l0 [H, H]``, ``bias_ih_l0 [H]``, ``bias_hh_l0 [H]``, and so
+    on for ``l0_reverse``, ``l1``, ...), so state dicts load in both directions. In the shapes, ``D`` is
+    2 if bidirectional and else 1, and ``N = num_layers * D`` in the order of ``h_n``: first layer
+    forward, first layer backward, second layer forward, ...
+
+    A decay of numbers is a setting and not in the state dict; a decay for each unit is a buffer,
+    ``decay``; a learned one is a parameter, ``decay_logit [N, H]``, and ``decay`` its sigmoid. A learned
+    initial state is a parameter, ``h0 [N, H]``. None of the three need be in a dict that is loaded.
 
     Args:
         input_size: ``I``.
         hidden_size: ``H``.
-        num_layers: 1; more are not available yet.
+        num_layers: Layers, each with its predecessor's output for input.
         nonlinearity: ``f``: ``"relu"`` (default; ``nn.RNN``'s is tanh) or ``"tanh"``.
         bias: Whether there are ``b_ih`` and ``b_hh``.
-        batch_first: Input, output and drive are ``[B, T, ...]`` instead of ``[T, B, ...]``.
-        dropout: As in ``nn.RNN``, between layers, so without effect in one.
-        bidirectional: False; True is not available yet.
-        decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number, or one
-            value for each unit. See :func:`rnnkernels.decay_from_tau`.
-        learn_decay: False; True is not available yet.
+        batch_first: Input, output and drive are ``[B, T, ...]`` instead of ``[T, B, ...]``. No effect on
+            unbatched and packed input, nor on ``hx`` and ``h_n``.
+        dropout: Probability with which each output of every layer but the last is zeroed in training.
+        bidirectional: A second walk in each layer, from the last step to the first, with weights of its
+            own; the outputs of the two stand side by side.
+        decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number; one value
+            for each unit of every layer, ``[H]``; a list or tuple of one number or ``[H]`` for each
+            layer; or ``[N, H]``. See :func:`rnnkernels.decay_from_tau` and :func:`rnnkernels.draw_decay`.
+        learn_decay: Train the decay, one for each unit of every layer and direction, from the values
+            given (0.001 where they are lower). It stays in ``[0, 1)`` whatever the optimizer does.
+            Weight decay on ``decay_logit`` would draw it to 0.5.
+        learn_h0: Train the state before the first step, used where ``hx`` is None; from zero.
         form: ``"rate"`` or ``"current"``.
+        checkpoint_every: ``k``: backward keeps every k-th state and recomputes the steps between; see
+            :func:`rnnkernels.projected_recurrence`. None keeps what backward needs of every step.
         device, dtype: Of the parameters: CPU, and float32 or float64.
 
     Raises:
         ValueError, TypeError: An argument is out of its range or of the wrong type.
-        NotImplementedError: An argument asks for what is not available yet; the message names it.
     """
 
-    weight_ih_l0: nn.Parameter
-    weight_hh_l0: nn.Parameter
-    bias_ih_l0: nn.Parameter
-    bias_hh_l0: nn.Parameter
-    decay: float | Tensor
+    h0: nn.Parameter | None
 
     def __init__(
         self,
@@ -70,25 +88,22 @@ class LeakyRNN(nn.Module):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
-        decay: float | Tensor = 0.0,
+        decay: Decay = 0.0,
         learn_decay: bool = False,
+        learn_h0: bool = False,
         form: str = "rate",
+        checkpoint_every: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        _check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional, learn_decay=learn_decay)
-        _check_choice("nonlinearity", nonlinearity, _C.nonlinearities())
-        _check_choice("form", form, ["rate", "current"])
-        _check_dropout(dropout, num_layers)
-        for name, asked in (
-            (f"num_layers={num_layers}", num_layers > 1),
-            ("bidirectional=True", bidirectional),
-            ("learn_decay=True", learn_decay),
-        ):
-            if asked:
-                raise NotImplementedError(f"LeakyRNN with {name} is not available yet")
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        check_flags(learn_decay=learn_decay, learn_h0=learn_h0)
+        check_kind(nonlinearity, form)
+        check_dropout(dropout, num_layers)
+        if checkpoint_every is not None:
+            check_sizes(checkpoint_every=checkpoint_every)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -97,198 +112,271 @@ class LeakyRNN(nn.Module):
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
+        self.learn_h0 = learn_h0
         self.form = form
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_ih_l0": (hidden_size, input_size),
-            "weight_hh_l0": (hidden_size, hidden_size),
-        }
-        if bias:
-            shapes |= {"bias_ih_l0": (hidden_size,), "bias_hh_l0": (hidden_size,)}
-        for name, shape in shapes.items():
-            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        self._set_decay(decay)
+        self.checkpoint_every = checkpoint_every
+
+        directions = 2 if bidirectional else 1
+        self._parameter_names: list[list[str]] = []  # of each layer and direction
+        for layer in range(num_layers):
+            inputs = input_size if layer == 0 else hidden_size * directions
+            shapes = {"weight_ih": (hidden_size, inputs), "weight_hh": (hidden_size, hidden_size)}
+            biases = {"bias_ih": (hidden_size,), "bias_hh": (hidden_size,)} if bias else {}
+            for suffix in (f"_l{layer}", f"_l{layer}_reverse")[:directions]:
+                names = {name + suffix: shape for name, shape in (shapes | biases).items()}
+                for name, shape in names.items():
+                    setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                self._parameter_names.append(list(names))
+        like = cast(Tensor, self.weight_hh_l0)
+        rows = (num_layers * directions, hidden_size)
+        self.register_parameter("h0", nn.Parameter(like.new_empty(rows)) if learn_h0 else None)
+        self._set_decay(decay, learn_decay, rows, like)
         self.reset_parameters()
 
-    def _set_decay(self, decay: float | Tensor) -> None:
-        try:
-            values = decay if isinstance(decay, Tensor) else torch.as_tensor(decay, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"decay must be a number or a Tensor, got {decay!r}") from error
-        if values.requires_grad:
-            raise NotImplementedError("LeakyRNN with a decay that is trained is not available yet")
-        if not values.is_floating_point():
-            raise TypeError(f"decay must be floating-point, got {values.dtype}")
-        if values.dim() > 1 or (values.dim() == 1 and len(values) != self.hidden_size):
-            raise ValueError(
-                f"decay must be a number or [H] = [{self.hidden_size}], got {list(values.shape)}"
-            )
-        if values.device.type != "meta":
-            # As the kernel will see it: a number just below 1 may round to 1.
-            rounded = values.to(self.weight_hh_l0.dtype)
-            if not bool(((rounded >= 0) & (rounded < 1)).all()):
-                raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        if values.dim() == 0:
-            # A number stays one, so that it is not rounded before .to(float64).
-            self.decay = float(values)
-        else:
-            like = self.weight_hh_l0
-            self.register_buffer("decay", values.detach().to(like.device, like.dtype, copy=True))
+    @classmethod
+    def from_rnn(cls: type[_Layer], rnn: nn.RNN, *, decay: Decay = 0.0, **options: Any) -> _Layer:
+        """A leaky layer with a copy of the parameters of an ``nn.RNN``, and all of its settings.
 
-    def reset_parameters(self) -> None:
-        """Draw all parameters from U(-1/sqrt(H), 1/sqrt(H)), as ``nn.RNN`` does."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        Args:
+            rnn: The ``nn.RNN``.
+            decay: As for the layer; with 0 it computes the same.
+            options: Further arguments of the layer that ``nn.RNN`` does not have.
+
+        Returns:
+            The layer, on the device of ``rnn``'s weights and in their dtype; training, and its
+            parameters trained, as in ``rnn``.
+
+        Raises:
+            TypeError: ``rnn`` is no ``nn.RNN``.
+        """
+        if not isinstance(rnn, nn.RNN):
+            raise TypeError(f"rnn must be a torch.nn.RNN, got {type(rnn).__name__}")
+        names = ("input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout")
+        settings = {name: getattr(rnn, name) for name in names} | {"bidirectional": bool(rnn.bidirectional)}
+        if settings["num_layers"] == 1:
+            settings["dropout"] = 0.0  # without effect, and warned of once already
+        like = cast(Tensor, rnn.weight_hh_l0)
+        layer = cls(**settings, decay=decay, device=like.device, dtype=like.dtype, **options)
+        with torch.no_grad():
+            for name in (name for names in layer._parameter_names for name in names):
+                getattr(layer, name).copy_(getattr(rnn, name))
+                getattr(layer, name).requires_grad_(getattr(rnn, name).requires_grad)
+        layer.dropout = rnn.dropout
+        return layer.train(rnn.training)
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The weights and biases of each layer and direction, in ``nn.RNN``'s order."""
+        return [[getattr(self, name) for name in names] for names in self._parameter_names]
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no cuDNN buffer to flatten into. Here for code written for nn.RNN."""
 
+    @overload
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, drive: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        drive: Tensor | PackedSequence | None = None,
+    ) -> tuple[PackedSequence, Tensor]: ...
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
         *,
-        drive: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        drive: Tensor | PackedSequence | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer over a batch of sequences.
 
         Args:
-            input: ``[T, B, I]``; ``[B, T, I]`` with ``batch_first``; ``[T, I]`` unbatched.
-            hx: State before the first step, ``[1, B, H]``, or ``[1, H]`` unbatched. Zero if None.
-            drive: Added to the pre-activation: shaped like the output.
+            input: ``[T, B, I]``; ``[B, T, I]`` with ``batch_first``; ``[T, I]`` unbatched; or a
+                ``PackedSequence`` of ``[T_b, I]``, which stays packed all the way.
+            hx: State before the first step of the walk, ``[N, B, H]``, or ``[N, H]`` unbatched. Zero if
+                None, or ``h0`` with ``learn_h0``.
+            drive: Added to the pre-activation of the first layer, each half of the last dimension to one
+                direction if there are two: ``[T, B, D H]``, shaped like the output. For a packed input a
+                ``PackedSequence`` of the same lengths, or its data, ``[sum(T_b), D H]``.
 
         Returns:
-            ``output``: ``h_t`` of every step, ``[T, B, H]`` (or ``[B, T, H]``, ``[T, H]``); and
-            ``h_n``: the last state, ``[1, B, H]`` (or ``[1, H]``).
+            ``output``: ``h_t`` of every step of the last layer, ``[T, B, D H]`` (or ``[B, T, D H]``,
+            ``[T, D H]``, or a ``PackedSequence``); and ``h_n``: the last states of every layer and
+            direction, ``[N, B, H]`` (or ``[N, H]``).
 
         Raises:
             ValueError, RuntimeError: A tensor has the wrong shape, dtype or device; the message names
                 it. The types are those of ``nn.RNN``.
-            NotImplementedError: ``input`` is a ``PackedSequence``.
+            TypeError: An argument is no Tensor.
         """
+        weights = [self._weights(k) for k in range(len(self._parameter_names))]
         if isinstance(input, PackedSequence):
-            raise NotImplementedError("LeakyRNN on a PackedSequence is not available yet")
-        self._check_input(input)
-        batched = input.dim() == 3
-        if not batched:
-            input = input.unsqueeze(0 if self.batch_first else 1)
-        bias = self.bias_ih_l0 + self.bias_hh_l0 if self.bias else None
-        pre = nn.functional.linear(input, self.weight_ih_l0, bias)
+            packed = True
+            sequence, batch_sizes, order, undo = input
+        else:
+            packed = False
+            sequence, batch_sizes, order, undo = input, None, None, None
+        self._check_input(sequence, packed, weights[0][0])
+        unbatched = not packed and sequence.dim() == 2
+        batch_first = self.batch_first and not packed and not unbatched
         if drive is not None:
-            pre = pre + self._checked_drive(drive, pre, batched)
-        if self.batch_first:
-            pre = pre.transpose(0, 1)
-        h0 = None if hx is None else self._checked_state(hx, pre, batched)
-        output, h_n = leaky_recurrence(
-            pre, h0, self.weight_hh_l0, self.decay, nonlinearity=self.nonlinearity, form=self.form
-        )
-        if not batched:
-            return output.squeeze(1), h_n
-        return output.transpose(0, 1) if self.batch_first else output, h_n.unsqueeze(0)
+            drive = self._checked_drive(drive, input)
+        if unbatched:
+            sequence = sequence.unsqueeze(1)
+            drive = None if drive is None else drive.unsqueeze(1)
+        if hx is None and not self.learn_h0:
+            states: tuple[Tensor | None, ...] = (None,) * len(weights)
+        else:
+            batch = sequence.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
+            states = self._initial_states(hx, sequence, batch, unbatched, order)
+        output, h_n = self._run(sequence, states, weights, drive, batch_sizes, batch_first)
+        if unbatched:
+            return output.squeeze(1), h_n.squeeze(1)
+        if packed:
+            h_n = h_n if undo is None else h_n.index_select(1, undo)
+            return PackedSequence(output, batch_sizes, order, undo), h_n
+        return output, h_n
 
-    def _check_input(self, input: Tensor) -> None:
-        _check_tensor("input", input)
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"input must be 2D ([T, I], unbatched) or 3D ([T, B, I]), got {list(input.shape)}"
-            )
-        if input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size = {self.input_size}, got {list(input.shape)}"
-            )
-        weight = self.weight_ih_l0
-        if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
-            raise ValueError(f"input must have the dtype of the weights, {weight.dtype}, got {input.dtype}")
-        if input.device != weight.device:
-            raise RuntimeError(
-                f"input must be on the device of the weights, {weight.device}, got {input.device}"
-            )
+    def _run(
+        self,
+        sequence: Tensor,
+        states: tuple[Tensor | None, ...],
+        weights: list[_Weights],
+        drive: Tensor | None,
+        batch_sizes: Tensor | None,
+        batch_first: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """All layers over a batch: ``[T, B, I]``, ``[B, T, I]`` or packed rows; ``h_n`` is ``[N, B, H]``."""
+        directions = 2 if self.bidirectional else 1
+        drives = (drive,) * directions if drive is None else drive.chunk(directions, -1)
+        decays = self._decays()
+        finals = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction in range(directions):
+                k = layer * directions + direction
+                weight_ih, weight_hh, bias = weights[k]
+                output, h_n = projected_recurrence(
+                    sequence,
+                    states[k],
+                    weight_ih,
+                    weight_hh,
+                    bias,
+                    decays[k],
+                    drive=drives[direction] if layer == 0 else None,
+                    nonlinearity=self.nonlinearity,
+                    form=self.form,
+                    batch_sizes=batch_sizes,
+                    reverse=direction == 1,
+                    batch_first=batch_first and layer == 0,
+                    checkpoint_every=self.checkpoint_every,
+                )
+                outputs.append(output)
+                finals.append(h_n)
+            sequence = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+            if self.dropout and layer < self.num_layers - 1:
+                sequence = nn.functional.dropout(sequence, self.dropout, self.training)
+        if batch_first:
+            sequence = sequence.transpose(0, 1)
+        return sequence, finals[0].unsqueeze(0) if len(finals) == 1 else torch.stack(finals)
 
-    def _checked_state(self, hx: Tensor, pre: Tensor, batched: bool) -> Tensor:
-        _check_tensor("hx", hx)
-        expected = (1, pre.shape[1], self.hidden_size) if batched else (1, self.hidden_size)
+    def _weights(self, k: int) -> _Weights:
+        # Each name is read once: behind a parametrization it is computed at every reading.
+        names = self._parameter_names[k]
+        bias = getattr(self, names[2]) + getattr(self, names[3]) if self.bias else None
+        return getattr(self, names[0]), getattr(self, names[1]), bias
+
+    def _decays(self) -> tuple[float | Tensor, ...]:
+        """For each layer and direction, a number or ``[H]``."""
+        decay, rows = self.decay, len(self._parameter_names)
+        if isinstance(decay, tuple):
+            return tuple(decay[k * self.num_layers // rows] for k in range(rows))
+        if isinstance(decay, Tensor) and decay.dim() == 2:
+            return decay.unbind()
+        return (decay,) * rows
+
+    def _initial_states(
+        self, hx: Tensor | None, sequence: Tensor, batch: int, unbatched: bool, order: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """For each layer and direction, ``[B, H]`` in the order of the rows."""
+        rows = len(self._parameter_names)
+        if hx is None:
+            return tuple(h0.expand(batch, -1) for h0 in cast(Tensor, self.h0).unbind())
+        check_tensor("hx", hx)
+        expected = (rows, self.hidden_size) if unbatched else (rows, batch, self.hidden_size)
         if tuple(hx.shape) != expected:
-            names = "[1, B, H]" if batched else "[1, H]"
+            names = "[N, H]" if unbatched else "[N, B, H]"
             raise RuntimeError(f"hx must be {names} = {list(expected)}, got {list(hx.shape)}")
-        if hx.dtype != pre.dtype or hx.device != pre.device:
-            raise RuntimeError(
-                f"hx must have the dtype and device of the input, {pre.dtype} on {pre.device}, "
-                f"got {hx.dtype} on {hx.device}"
-            )
-        return hx[0] if batched else hx
+        check_like_input("hx", hx, sequence)
+        if unbatched:
+            hx = hx.unsqueeze(1)
+        elif order is not None:
+            hx = hx.index_select(1, order)
+        return hx.unbind()
 
-    def _checked_drive(self, drive: Tensor, pre: Tensor, batched: bool) -> Tensor:
-        """``drive``, shaped like ``pre``, which has a batch dimension in any case."""
-        _check_tensor("drive", drive)
-        batch_dim = 0 if self.batch_first else 1
-        expected = pre.shape if batched else pre.squeeze(batch_dim).shape
-        if drive.shape != expected:
+    def _check_input(self, sequence: Tensor, packed: bool, weight: Tensor) -> None:
+        check_tensor("input", sequence)
+        if packed and sequence.dim() != 2:
+            raise RuntimeError(f"a packed input must be [sum(T_b), I], got {list(sequence.shape)}")
+        if sequence.dim() not in (2, 3):
+            raise ValueError(
+                f"input must be 2D ([T, I], unbatched) or 3D ([T, B, I]), got {list(sequence.shape)}"
+            )
+        if sequence.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size = {self.input_size}, got {list(sequence.shape)}"
+            )
+        if sequence.dtype != weight.dtype and not autocasts(sequence.device):
+            raise ValueError(
+                f"input must have the dtype of the weights, {weight.dtype}, got {sequence.dtype}"
+            )
+        if sequence.device != weight.device:
+            raise RuntimeError(
+                f"input must be on the device of the weights, {weight.device}, got {sequence.device}"
+            )
+
+    def _checked_drive(self, drive: Tensor | PackedSequence, input: Tensor | PackedSequence) -> Tensor:
+        """``drive`` as a tensor shaped like the first layer's output."""
+        if isinstance(drive, PackedSequence):
+            if not isinstance(input, PackedSequence) or not _same_packing(drive, input):
+                raise RuntimeError(
+                    "drive must be packed as the input is: the same batch_sizes and the same order"
+                )
+            drive = drive.data
+        check_tensor("drive", drive)
+        like = input.data if isinstance(input, PackedSequence) else input
+        expected = (*like.shape[:-1], self.hidden_size * (2 if self.bidirectional else 1))
+        if tuple(drive.shape) != expected:
             raise RuntimeError(
                 f"drive must be shaped like the output, {list(expected)}, got {list(drive.shape)}"
             )
-        if drive.dtype != pre.dtype or drive.device != pre.device:
-            raise RuntimeError(
-                f"drive must have the dtype and device of the input, {pre.dtype} on {pre.device}, "
-                f"got {drive.dtype} on {drive.device}"
-            )
-        return drive if batched else drive.unsqueeze(batch_dim)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
-        missing_keys: list[str], *others: Any,
-    ) -> None:  # fmt: skip
-        """As in any module, but a dict without a decay (``nn.RNN``'s) leaves the layer's own."""
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *others)
-        if prefix + "decay" in missing_keys:
-            missing_keys.remove(prefix + "decay")
+        check_like_input("drive", drive, like)
+        return drive
 
     def extra_repr(self) -> str:
         """The arguments that differ from the defaults."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
         for name, default in (
+            ("num_layers", 1),
             ("nonlinearity", "relu"),
             ("bias", True),
             ("batch_first", False),
             ("dropout", 0.0),
+            ("bidirectional", False),
+            ("learn_h0", False),
             ("form", "rate"),
+            ("checkpoint_every", None),
         ):
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)!r}")
-        if isinstance(self.decay, Tensor):
-            parts.append("decay=[H]")
-        elif self.decay != 0:
-            parts.append(f"decay={self.decay:g}")
-        return ", ".join(parts)
+        return ", ".join(parts + self._decay_repr())
 
 
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise TypeError(f"{name} must be an int, got {type(size).__name__}")
-        if size <= 0:
-            raise ValueError(f"{name} must be greater than zero, got {size}")
-
-
-def _check_flags(**flags: bool) -> None:
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
-
-
-def _check_choice(name: str, value: str, choices: list[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_dropout(dropout: float, num_layers: int) -> None:
-    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            f"dropout acts between layers, so dropout={dropout} does nothing in one layer", stacklevel=3
-        )
+def _same_packing(a: PackedSequence, b: PackedSequence) -> bool:
+    orders = (a.sorted_indices, b.sorted_indices)
+    if not torch.equal(a.batch_sizes, b.batch_sizes) or (orders[0] is None) != (orders[1] is None):
+        return False
+    return orders[0] is None or torch.equal(*cast(tuple[Tensor, Tensor], orders))

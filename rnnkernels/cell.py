@@ -1,0 +1,149 @@
+"""One step of the layer at a time: ``torch.nn.RNNCell``'s interface over the fused recurrence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rnnkernels._base import LeakyModule
+from rnnkernels._checks import autocasts, check_flags, check_kind, check_like_input, check_sizes, check_tensor
+from rnnkernels.projected import projected_recurrence
+
+__all__ = ["LeakyRNNCell"]
+
+
+class LeakyRNNCell(LeakyModule):
+    r"""One step of a layer of leaky units; with ``decay=0``, ``torch.nn.RNNCell``.
+
+    .. math::
+        p &= W_{ih} x + b_{ih} + b_{hh} \;(+\, \text{drive}) \\
+        \text{rate:}\quad    h' &= d\, h + (1-d)\, f(p + W_{hh} h) \\
+        \text{current:}\quad h' &= d\, h + (1-d)\, (p + W_{hh} f(h))
+
+    For loops in which the next input depends on the last state. Where all inputs are known before,
+    :class:`LeakyRNN` computes the same, all steps in one call. The rate form is that of Bengio,
+    Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
+
+    Parameters are those of ``torch.nn.RNNCell``: ``weight_ih [H, I]``, ``weight_hh [H, H]``,
+    ``bias_ih [H]``, ``bias_hh [H]``; state dicts load in both directions. A decay for each unit is a
+    buffer, ``decay [H]``; a learned one a parameter, ``decay_logit [H]``, and ``decay`` its sigmoid.
+
+    Args:
+        input_size: ``I``.
+        hidden_size: ``H``.
+        bias: Whether there are ``b_ih`` and ``b_hh``.
+        nonlinearity: ``f``: ``"relu"`` (default; ``nn.RNNCell``'s is tanh) or ``"tanh"``.
+        decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number, or one
+            value for each unit, ``[H]``.
+        learn_decay: Train the decay of each unit; see :class:`LeakyRNN`.
+        form: ``"rate"`` or ``"current"``.
+        device, dtype: Of the parameters: CPU, and float32 or float64.
+
+    Raises:
+        ValueError, TypeError: An argument is out of its range or of the wrong type.
+    """
+
+    weight_ih: nn.Parameter
+    weight_hh: nn.Parameter
+    bias_ih: nn.Parameter | None
+    bias_hh: nn.Parameter | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "relu",
+        *,
+        decay: float | Tensor = 0.0,
+        learn_decay: bool = False,
+        form: str = "rate",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check_flags(bias=bias, learn_decay=learn_decay)
+        check_kind(nonlinearity, form)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.nonlinearity = nonlinearity
+        self.form = form
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_ih = parameter(hidden_size, input_size)
+        self.weight_hh = parameter(hidden_size, hidden_size)
+        self.register_parameter("bias_ih", parameter(hidden_size) if bias else None)
+        self.register_parameter("bias_hh", parameter(hidden_size) if bias else None)
+        self._set_decay(decay, learn_decay, (hidden_size,), self.weight_hh)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, drive: Tensor | None = None) -> Tensor:
+        """Take one step.
+
+        Args:
+            input: ``[B, I]``, or ``[I]`` unbatched.
+            hx: The state before the step, ``[B, H]`` or ``[H]``; zero if None.
+            drive: Added to the pre-activation: shaped like the state.
+
+        Returns:
+            The state after the step, ``[B, H]`` or ``[H]``.
+
+        Raises:
+            ValueError, RuntimeError: A tensor has the wrong shape, dtype or device; the message names
+                it. The types are those of ``nn.RNNCell``.
+            TypeError: An argument is no Tensor.
+        """
+        weight_ih = self.weight_ih
+        self._check_input(input, weight_ih)
+        expected = (*input.shape[:-1], self.hidden_size)
+        for name, value in (("hx", hx), ("drive", drive)):
+            if value is None:
+                continue
+            check_tensor(name, value)
+            if value.dim() not in (1, 2):
+                raise ValueError(f"{name} must be [B, H] or [H], got {list(value.shape)}")
+            if tuple(value.shape) != expected:
+                raise RuntimeError(
+                    f"{name} must be {list(expected)} beside the input, got {list(value.shape)}"
+                )
+            check_like_input(name, value, input)
+        lead = (None, None) if input.dim() == 1 else (None,)  # one step, and one row if unbatched
+        _, h_n = projected_recurrence(
+            input[lead],
+            hx if hx is None or input.dim() == 2 else hx.unsqueeze(0),
+            weight_ih,
+            self.weight_hh,
+            None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh,
+            self.decay,  # type: ignore[arg-type]
+            drive=None if drive is None else drive[lead],
+            nonlinearity=self.nonlinearity,
+            form=self.form,
+        )
+        return h_n if input.dim() == 2 else h_n.squeeze(0)
+
+    def _check_input(self, input: Tensor, weight: Tensor) -> None:
+        check_tensor("input", input)
+        if input.dim() not in (1, 2):
+            raise ValueError(f"input must be [B, I] or [I], got {list(input.shape)}")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size = {self.input_size}, got {list(input.shape)}"
+            )
+        same_dtype = input.dtype == weight.dtype or autocasts(input.device)
+        if not same_dtype or input.device != weight.device:
+            raise RuntimeError(
+                f"input must have the dtype and device of the weights, {weight.dtype} on {weight.device}, "
+                f"got {input.dtype} on {input.device}"
+            )
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from the defaults."""
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        for name, default in (("nonlinearity", "relu"), ("bias", True), ("form", "rate")):
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)!r}")
+        return ", ".join(parts + self._decay_repr())

@@ -1,0 +1,140 @@
+"""The input projection and the recurrence together: one layer in one direction, of any length.
+
+    p_t = W_ih x_t + b (+ drive_t),  then the recurrence of rnnkernels.functional over p
+
+This is the one place that says which dtype runs where under autocast, and the one place that trades
+computation for memory (Chen et al. 2016, arXiv 1604.06174: keep every k-th state, recompute the rest).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rnnkernels._checks import autocasts, check_sizes
+from rnnkernels.functional import leaky_recurrence
+
+__all__ = ["projected_recurrence"]
+
+
+def projected_recurrence(
+    input: Tensor,
+    h0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    decay: float | Tensor,
+    *,
+    drive: Tensor | None = None,
+    nonlinearity: str = "relu",
+    form: str = "rate",
+    batch_sizes: Tensor | None = None,
+    reverse: bool = False,
+    batch_first: bool = False,
+    checkpoint_every: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The input projection and the leaky recurrence over all steps.
+
+    .. math::
+        p_t &= W_{ih} x_t + b \;(+\, \text{drive}_t) \\
+        \text{rate:}\quad    h_t &= d\, h_{t-1} + (1-d)\, f(p_t + W_{hh} h_{t-1}) \\
+        \text{current:}\quad h_t &= d\, h_{t-1} + (1-d)\, (p_t + W_{hh} f(h_{t-1}))
+
+    With ``checkpoint_every=k`` the steps run in segments of ``k``. Backward then keeps the state between
+    two segments, and nothing else, and recomputes a segment (its projection too) when it gets there:
+    memory for ``T/k + k`` steps instead of ``T``, for one more forward pass. The gradients are the same
+    derivatives; those of the weights are sums that are added up segment by segment, so they agree to
+    rounding, and to the bit with the same segments run without recomputation.
+
+    Under autocast the projection runs in autocast's dtype and the recurrence in float32 (float64 if
+    ``weight_hh`` is): a state that is carried over many steps must not be rounded at each of them.
+
+    Args:
+        input: ``x``, ``[T, B, I]``; ``[B, T, I]`` with ``batch_first``; ``[sum(batch_sizes), I]`` with
+            ``batch_sizes``. float32 or float64.
+        h0: State before the first step, ``[B, H]``; None for zero.
+        weight_ih: ``W_ih``, ``[H, I]``.
+        weight_hh: ``W_hh``, ``[H, H]``.
+        bias: ``b``, ``[H]`` or None.
+        decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number, a scalar
+            tensor, or ``[H]``.
+        drive: Added to the pre-activation: ``[T, B, H]``; ``[B, T, H]`` with ``batch_first``; packed rows.
+        nonlinearity: ``f``, as for :func:`rnnkernels.functional.leaky_recurrence`.
+        form: ``"rate"`` or ``"current"``.
+        batch_sizes: Rows at each step, as in a ``PackedSequence``.
+        reverse: Walk from the last step to the first.
+        batch_first: ``input`` and ``drive`` are ``[B, T, ...]``; not with ``batch_sizes``. The output is
+            time-first anyway, as the kernel writes it.
+        checkpoint_every: ``k``; None keeps everything that backward needs.
+
+    Returns:
+        ``output``, ``[T, B, H]`` (or ``[sum(batch_sizes), H]``); and ``h_n``, ``[B, H]``.
+
+    Raises:
+        ValueError, TypeError: As :func:`rnnkernels.functional.leaky_recurrence`, and if
+            ``checkpoint_every`` is no positive int or ``batch_first`` meets ``batch_sizes``.
+    """
+    if batch_first and batch_sizes is not None:
+        raise ValueError("batch_first must be False with batch_sizes: packed rows have no batch dimension")
+    weights = (weight_ih, weight_hh, bias, decay)
+    kind = (nonlinearity, form, reverse, batch_first)
+    if checkpoint_every is None:
+        return _segment(input, h0, drive, batch_sizes, *weights, *kind)
+    check_sizes(checkpoint_every=checkpoint_every)
+
+    def segment(x: Tensor, state: Tensor | None, p: Tensor | None, sizes: Tensor | None) -> list[Tensor]:
+        arguments = (x, state, p, sizes, *weights, *kind)
+        output, h_n = checkpoint(_segment, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return [output, h_n]
+
+    # split has one backward for all of its pieces; a slice for each segment would add up T/k full tensors.
+    time = 1 if batch_first else 0
+    lengths: list[int] | int = checkpoint_every
+    step_sizes: Sequence[Tensor | None] = ()
+    if batch_sizes is not None:
+        pieces = torch.split(batch_sizes, checkpoint_every)
+        step_sizes, lengths = pieces, [int(piece.sum()) for piece in pieces]
+        if h0 is None:
+            h0 = input.new_zeros(int(batch_sizes[0]), weight_hh.shape[-1])
+    rows = torch.split(input, lengths, time)
+    drives = [None] * len(rows) if drive is None else torch.split(drive, lengths, time)
+    segments = list(zip(rows, drives, step_sizes or [None] * len(rows), strict=True))
+    outputs, state = [], h0
+    for x, p, s in segments[::-1] if reverse else segments:
+        if s is None or state is None:
+            output, state = segment(x, state, p, s)
+        else:  # rows that have ended, or in reverse not begun, keep their state
+            active = int(s[0])
+            output, after = segment(x, state[:active], p, s)
+            state = after if active == len(state) else torch.cat([after, state[active:]])
+        outputs.append(output)
+    assert state is not None
+    return torch.cat(outputs[::-1] if reverse else outputs), state
+
+
+def _segment(
+    input: Tensor, h0: Tensor | None, drive: Tensor | None, batch_sizes: Tensor | None,
+    weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, decay: float | Tensor,
+    nonlinearity: str, form: str, reverse: bool, batch_first: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    pre = torch.nn.functional.linear(input, weight_ih, bias)
+    if autocasts(input.device):
+        dtype = torch.promote_types(weight_hh.dtype, torch.float32)
+        pre, weight_hh = pre.to(dtype), weight_hh.to(dtype)
+        h0, drive = (x if x is None else x.to(dtype) for x in (h0, drive))
+        decay = decay.to(dtype) if isinstance(decay, Tensor) else decay
+    if drive is not None:
+        pre = pre + drive
+    return leaky_recurrence(
+        pre.transpose(0, 1) if batch_first else pre,
+        h0,
+        weight_hh,
+        decay,
+        nonlinearity=nonlinearity,
+        form=form,
+        batch_sizes=batch_sizes,
+        reverse=reverse,
+    )

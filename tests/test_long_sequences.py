@@ -1,0 +1,239 @@
+"""Long sequences: keeping every k-th state, and truncated backpropagation through time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import KINDS, clear_problem, distance
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils.rnn import pack_sequence
+
+from rnnkernels import LeakyRNN, functional, projected_recurrence, truncated_bptt
+
+# --- Every k-th state --------------------------------------------------------------------------------
+
+
+def arguments_of(
+    seed: int, *, packed: bool, form: str, nonlinearity: str, reverse: bool
+) -> dict[str, Tensor]:
+    """A problem with a projection before it; everything has a gradient."""
+    problem = clear_problem(
+        seed, 11, 3, 5, packed=packed, form=form, nonlinearity=nonlinearity, reverse=reverse
+    )
+    rows = problem.pre.shape[:-1]
+    named = {
+        "input": torch.randn(*rows, 4), "h0": problem.h0, "weight_ih": torch.randn(5, 4) / 2,
+        "weight_hh": problem.weight_hh, "bias": torch.randn(5), "decay": problem.decay, "drive": problem.pre,
+    }  # fmt: skip
+    tensors = {name: x.double().detach().requires_grad_() for name, x in named.items()}
+    return tensors | {"batch_sizes": problem.batch_sizes}
+
+
+def derivatives(arguments, **options):
+    results = projected_recurrence(**arguments, **options)
+    named = {name: x for name, x in arguments.items() if name != "batch_sizes"}
+    grads = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x) for x in results]
+    found = torch.autograd.grad(results, list(named.values()), grads)
+    return dict(zip(["output", "h_n", *named], [x.detach() for x in results] + list(found), strict=True))
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 11, 50])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
+def test_keeping_every_kth_state_changes_no_gradient(form, nonlinearity, reverse, packed, every):
+    kind = {"form": form, "nonlinearity": nonlinearity, "reverse": reverse}
+    arguments = arguments_of(5, packed=packed, **kind)
+    expected = derivatives(arguments, **kind)
+    found = derivatives(arguments, **kind, checkpoint_every=every)
+    for name, value in expected.items():
+        assert distance(found[name], value) < 1e-14, name
+
+
+@pytest.mark.parametrize("every", [1, 4, 50])
+def test_recomputing_changes_no_bit_of_the_same_segments(every, monkeypatch):
+    import rnnkernels.projected as projected
+
+    kind = {"form": "rate", "nonlinearity": "relu", "reverse": False}
+    arguments = arguments_of(6, packed=False, **kind)
+    found = derivatives(arguments, **kind, checkpoint_every=every)
+    monkeypatch.setattr(projected, "checkpoint", lambda f, *args, **options: f(*args))
+    kept = derivatives(arguments, **kind, checkpoint_every=every)
+    for name, value in kept.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_batch_first_input_is_only_another_layout():
+    kind = {"form": "rate", "nonlinearity": "tanh", "reverse": False}
+    arguments = arguments_of(7, packed=False, **kind)
+    expected = derivatives(arguments, **kind)
+    for name in ("input", "drive"):
+        arguments[name] = arguments[name].detach().transpose(0, 1).contiguous().requires_grad_()
+    for every in (None, 4):
+        found = derivatives(arguments, **kind, batch_first=True, checkpoint_every=every)
+        for name, value in expected.items():
+            value = value.transpose(0, 1) if name in ("input", "drive") else value
+            assert distance(found[name], value) < 1e-14, name
+    with pytest.raises(ValueError, match="batch_first must be False with batch_sizes"):
+        projected_recurrence(**arguments_of(7, packed=True, **kind), batch_first=True)
+
+
+@pytest.mark.parametrize("kind", ["padded", "batch_first", "unbatched", "packed"])
+def test_the_layer_with_every_kth_state_is_the_layer(kind):
+    options = {"bidirectional": True, "batch_first": kind == "batch_first", "decay": 0.7, "learn_decay": True}
+    layer = LeakyRNN(3, 5, 2, "tanh", learn_h0=True, dtype=torch.float64, **options)
+    twin = LeakyRNN(3, 5, 2, "tanh", learn_h0=True, dtype=torch.float64, checkpoint_every=3, **options)
+    twin.load_state_dict(layer.state_dict())
+    input = torch.randn(*{"unbatched": (8,), "batch_first": (2, 8)}.get(kind, (8, 2)), 3).double()
+    if kind == "packed":
+        input = pack_sequence([torch.randn(n, 3).double() for n in (2, 8, 5)], enforce_sorted=False)
+    grads = []
+    for module in (layer, twin):
+        output, h_n = module(input)
+        output = output.data if kind == "packed" else output
+        (output.square().sum() + h_n.sum()).backward()
+        grads.append([output, h_n] + [p.grad for p in module.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert distance(a, b) < 1e-14
+
+
+def kept_bytes(layer: nn.Module, x: Tensor) -> int:
+    """What backward will need besides the input and the parameters: distinct memory, in bytes."""
+    own = {p.untyped_storage().data_ptr() for p in [*layer.parameters(), x]}
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        results = layer(x)
+    size = sum(kept.values())
+    del results
+    return size
+
+
+def test_the_memory_for_backward_grows_with_the_number_of_segments_only():
+    steps, hidden, every = 20_000, 8, 200
+    layer, x = LeakyRNN(4, hidden, nonlinearity="tanh", decay=0.9), torch.randn(steps, 1, 4)
+    everything = kept_bytes(layer, x)
+    assert everything > 2 * steps * hidden * 4  # at least the states and f of all steps
+    layer.checkpoint_every = every
+    assert kept_bytes(layer, x) < 2 * steps // every * hidden * 4 + 4096
+    layer(x)[0].square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_the_recomputation_in_backward_holds_one_segment_at_a_time():
+    steps, every = 400, 20
+    layer, x = (
+        LeakyRNN(4, 8, nonlinearity="tanh", decay=0.9, checkpoint_every=every),
+        torch.randn(steps, 1, 4),
+    )
+    calls = []
+
+    class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "rnnkernels" in str(function):
+                backward = "backward" in str(function)
+                calls.append("backward" if backward else "forward")
+                sequence = args[2] if backward else args[0]
+                assert sequence.shape[0] == every
+            return function(*args, **(kwargs or {}))
+
+    with Calls():
+        output = layer(x)[0]
+        assert calls == ["forward"] * (steps // every)
+        calls.clear()
+        output.sum().backward()
+    # One segment is recomputed, differentiated and let go before the next one.
+    assert calls == ["forward", "backward"] * (steps // every)
+
+
+@pytest.mark.parametrize(
+    ("every", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)]
+)
+def test_a_number_of_steps_that_is_none_is_refused(every, error):
+    layer = LeakyRNN(3, 5)
+    with pytest.raises(error, match="checkpoint_every"):
+        LeakyRNN(3, 5, checkpoint_every=every)
+    layer.checkpoint_every = every
+    with pytest.raises(error, match="checkpoint_every"):
+        layer(torch.randn(4, 2, 3))
+    with pytest.raises(error, match="steps"):
+        truncated_bptt(layer, torch.randn(4, 2, 3), every)
+
+
+def test_no_steps_at_all_are_an_empty_result():
+    layer, hx = LeakyRNN(3, 5, checkpoint_every=4), torch.randn(1, 2, 5)
+    output, h_n = layer(torch.randn(0, 2, 3), hx)
+    assert output.shape == (0, 2, 5)
+    assert torch.equal(h_n, hx)
+
+
+# --- Truncated backpropagation -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["padded", "batch_first", "unbatched"])
+@pytest.mark.parametrize("module", [LeakyRNN, nn.RNN])
+def test_the_pieces_are_the_outputs_of_one_call(module, kind):
+    rnn = module(3, 5, 2, batch_first=kind == "batch_first", dtype=torch.float64)
+    x = torch.randn(*{"unbatched": (10,), "batch_first": (2, 10)}.get(kind, (10, 2)), 3).double()
+    hx = torch.randn(*((2, 5) if kind == "unbatched" else (2, 2, 5))).double()
+    options = {"drive": torch.randn(*x.shape[:-1], 5).double()} if module is LeakyRNN else {}
+    output, h_n = rnn(x, hx, **options)
+    pieces = list(truncated_bptt(rnn, x, 4, hx, **options))
+    time = 1 if kind == "batch_first" else 0
+    assert [piece.shape[time] for piece, _ in pieces] == [4, 4, 2]
+    assert distance(torch.cat([piece for piece, _ in pieces], time), output) < 1e-14
+    assert distance(pieces[-1][1], h_n) < 1e-14
+
+
+def test_gradients_stop_at_the_start_of_a_piece():
+    layer = LeakyRNN(3, 5, decay=0.8, learn_h0=True)
+    x = torch.randn(9, 2, 3, requires_grad=True)
+    for i, (output, h_n) in enumerate(truncated_bptt(layer, x, 3)):
+        x.grad = layer.h0.grad = None
+        (output.sum() + h_n.sum()).backward()
+        reached = x.grad.flatten(1).any(1).tolist()
+        assert reached == [i == j // 3 for j in range(9)]
+        assert (layer.h0.grad is not None) == (i == 0)
+
+
+def test_training_between_the_pieces_is_allowed_and_learns():
+    layer, readout = LeakyRNN(1, 16, nonlinearity="tanh", decay=0.5), nn.Linear(16, 1)
+    optimizer = torch.optim.Adam([*layer.parameters(), *readout.parameters()], lr=0.01)
+    wave = torch.sin(torch.arange(1001) * 0.3)[:, None, None]
+    losses = []
+    pieces = truncated_bptt(layer, wave[:-1], 20)
+    for (output, _), target in zip(pieces, wave[1:].split(20), strict=True):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(readout(output), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.1 * sum(losses[:5])
+
+
+def test_what_cannot_be_cut_is_refused_at_the_call():
+    x = torch.randn(4, 2, 3)
+    with pytest.raises(ValueError, match="bidirectional"):
+        truncated_bptt(LeakyRNN(3, 5, bidirectional=True), x, 2)
+    with pytest.raises(TypeError, match="input must be a Tensor, got PackedSequence"):
+        truncated_bptt(LeakyRNN(3, 5), pack_sequence([x[:, 0]]), 2)
+    with pytest.raises(ValueError, match="drive must have the steps and rows"):
+        truncated_bptt(LeakyRNN(3, 5), x, 2, drive=torch.randn(3, 2, 5))
+
+
+def test_the_projection_is_part_of_the_recurrence_s_function():
+    arguments = arguments_of(5, packed=False, form="rate", nonlinearity="relu", reverse=False)
+    pre = (
+        nn.functional.linear(arguments["input"], arguments["weight_ih"], arguments["bias"])
+        + arguments["drive"]
+    )
+    expected = functional.leaky_recurrence(pre, arguments["h0"], arguments["weight_hh"], arguments["decay"])
+    for ours, theirs in zip(projected_recurrence(**arguments), expected, strict=True):
+        assert torch.equal(ours, theirs)

@@ -1,0 +1,165 @@
+"""With the tools that people have: fixed points, profilers, training loops, several processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import distance
+from torch import nn
+from torch.func import functional_call, jacrev
+from torch.profiler import ProfilerActivity, profile
+
+from rnnkernels import LeakyRNN
+
+
+@pytest.mark.parametrize("form", ["rate", "current"])
+def test_fixed_points_are_found_by_descending_the_speed_of_the_state(form):
+    # As fixed-point finders do: many states at once as the batch of hx, one step, the input held still.
+    layer = LeakyRNN(2, 8, nonlinearity="tanh", decay=0.8, form=form, dtype=torch.float64)
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    layer.weight_hh_l0.mul_(2)
+    x = torch.full((1, 32, 2), 0.3, dtype=torch.float64)
+    states = torch.randn(1, 32, 8, dtype=torch.float64).requires_grad_()
+    optimizer = torch.optim.LBFGS([states], max_iter=300, tolerance_grad=1e-12, tolerance_change=0)
+
+    def speed():
+        optimizer.zero_grad()
+        output, h_n = layer(x, states)
+        q = 0.5 * (h_n - states).square().sum(-1).mean()
+        q.backward()
+        return q
+
+    first = speed().item()
+    optimizer.step(speed)
+    assert speed().item() < 1e-12 * first
+    point = states.detach()
+    assert distance(layer(x, point)[1], point) < 1e-5
+
+    # The linearization there: the Jacobian of the step in the state.
+    def step(h):
+        return layer(x[:, :1], h[None, None])[1][0, 0]
+
+    found = torch.autograd.functional.jacobian(step, point[0, 0])
+    slope = 1 - torch.tanh(point[0, 0] if form == "current" else _argument(layer, x[0, 0], point[0, 0])) ** 2
+    weight = layer.weight_hh_l0 * slope[None, :] if form == "current" else slope[:, None] * layer.weight_hh_l0
+    expected = 0.8 * torch.eye(8, dtype=torch.float64) + 0.2 * weight
+    assert distance(found, expected) < 1e-12
+    assert distance(jacrev(step)(point[0, 0]), expected) < 1e-12
+
+
+def _argument(layer, x, h):
+    return layer.weight_ih_l0 @ x + layer.bias_ih_l0 + layer.bias_hh_l0 + layer.weight_hh_l0 @ h
+
+
+def test_the_profiler_shows_the_operator_with_its_shapes():
+    layer, x = LeakyRNN(3, 5, 2, decay=0.5), torch.randn(7, 2, 3)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        layer(x)[0].sum().backward()
+    events = {name: [e for e in profiler.events() if e.name == name] for name in
+              ("rnnkernels::leaky_recurrence", "rnnkernels::leaky_recurrence_backward")}  # fmt: skip
+    forward, backward = events.values()
+    assert len(forward) == len(backward) == 2
+    for event in forward:
+        assert event.input_shapes[0] == [7, 2, 5]  # pre
+        assert event.input_shapes[2] == [5, 5]  # weight_hh
+
+
+class Regression(nn.Module):
+    """A module as people write them for training frameworks."""
+
+    def __init__(self, hidden=16, layers=2):
+        super().__init__()
+        self.rnn = LeakyRNN(2, hidden, layers, batch_first=True, dropout=0.1, decay=0.5, learn_decay=True)
+        self.readout = nn.Linear(hidden, 1)
+
+    def forward(self, x):
+        self.rnn.flatten_parameters()  # people's code calls it
+        output, _ = self.rnn(x)
+        return self.readout(output[:, -1])
+
+    def training_step(self, batch, index):
+        x, y = batch
+        return nn.functional.mse_loss(self(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+
+
+def test_a_training_framework_s_loop_needs_nothing_of_its_own(tmp_path):
+    # What Lightning and skorch do with a module: train and eval, batches of a loader, a checkpoint.
+    x = torch.randn(128, 10, 2)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x[..., :1].mean(1)), batch_size=32)
+    module = Regression()
+    optimizer = module.configure_optimizers()
+    epochs = []
+    for _ in range(15):
+        module.train()
+        losses = []
+        for index, batch in enumerate(loader):
+            loss = module.training_step(batch, index)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+        epochs.append(sum(losses))
+    assert epochs[-1] < 0.5 * epochs[0]
+    torch.save({"model": module.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt")  # weights_only, as by default
+    other = Regression()
+    other.load_state_dict(saved["model"])
+    other.configure_optimizers().load_state_dict(saved["optimizer"])
+    module.eval(), other.eval()
+    with torch.inference_mode():
+        assert torch.equal(module(x), other(x))
+
+
+def test_functional_call_replaces_any_parameter():
+    layer = LeakyRNN(3, 5, 2, decay=0.5, learn_decay=True, learn_h0=True)
+    other = LeakyRNN(3, 5, 2, decay=0.5, learn_decay=True, learn_h0=True)
+    with torch.no_grad():
+        other.h0.normal_(), other.decay_logit.normal_()
+    x = torch.randn(4, 2, 3)
+    assert torch.equal(functional_call(layer, dict(other.named_parameters()), x)[0], other(x)[0])
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from rnnkernels import LeakyRNN
+
+rank, file = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
+torch.manual_seed(rank)  # DDP sends out the parameters of rank 0
+layer = LeakyRNN(3, 5, 2, bidirectional=True, decay=0.5, learn_decay=True)
+module = DistributedDataParallel(layer)
+torch.manual_seed(7)
+x = torch.randn(6, 4, 3)[:, 2 * rank : 2 * rank + 2]
+module(x)[0].square().mean().backward()
+torch.save({"x": x, "state": layer.state_dict(), "grads": [p.grad for p in layer.parameters()]}, f"{file}.{rank}")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_train_one_network(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    meeting = str(tmp_path / "meeting")
+    workers = [subprocess.Popen([sys.executable, str(script), str(rank), meeting]) for rank in range(2)]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    parts = [torch.load(f"{meeting}.{rank}") for rank in range(2)]
+    layer = LeakyRNN(3, 5, 2, bidirectional=True, decay=0.5, learn_decay=True)
+    layer.load_state_dict(parts[0]["state"])
+    layer(torch.cat([part["x"] for part in parts], 1))[0].square().mean().backward()
+    for i, parameter in enumerate(layer.parameters()):
+        assert torch.equal(parts[0]["grads"][i], parts[1]["grads"][i])
+        assert distance(parts[0]["grads"][i], parameter.grad) < 1e-5
