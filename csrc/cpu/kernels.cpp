@@ -3,6 +3,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/engine.h"
+#include "cpu/optimizer.h"
 #include "cpu/sweeps.h"
 
 #if !defined(__GNUC__)
@@ -54,9 +55,14 @@ void activate(NonlinearityIndex nonlinearity, Scalar scalar, const void* in, voi
   });
 }
 
-constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>, &run<ForwardSweep, ForwardProblem>,
-                                   &workspace_bytes<BackwardProblem>, &run<BackwardSweep, BackwardProblem>,
-                                   &activate};
+constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>,
+                                   &run<ForwardSweep, ForwardProblem>,
+                                   &workspace_bytes<BackwardProblem>,
+                                   &run<BackwardSweep, BackwardProblem>,
+                                   &activate,
+                                   &optimizer_step<NesterovRule>,
+                                   &optimizer_step<AdamWRule>,
+                                   &power_sum};
 
 }  // namespace
 
