@@ -14,6 +14,17 @@ check_torch()
 
 from rnnkernels import functional  # noqa: E402  (needs the check first)
 from rnnkernels.nn import LeakyRNN  # noqa: E402
+from rnnkernels.optim import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum  # noqa: E402
 from rnnkernels.time_constants import decay_from_tau  # noqa: E402
 
-__all__ = ["LeakyRNN", "__version__", "build_config", "decay_from_tau", "functional"]
+__all__ = [
+    "ClippedAdamW",
+    "ClippedNesterov",
+    "LeakyRNN",
+    "MomentumSchedule",
+    "__version__",
+    "build_config",
+    "decay_from_tau",
+    "functional",
+    "paper_momentum",
+]

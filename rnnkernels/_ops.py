@@ -120,3 +120,19 @@ class _RecurrenceBackward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise NotImplementedError(_FORWARD_MODE)
+
+
+def clipped_nesterov_(*arguments: Any) -> None:
+    """Call the operator; see :class:`rnnkernels.ClippedNesterov`."""
+    torch.ops.rnnkernels.clipped_nesterov_(*arguments)
+
+
+def clipped_adamw_(*arguments: Any) -> None:
+    """Call the operator; see :class:`rnnkernels.ClippedAdamW`."""
+    torch.ops.rnnkernels.clipped_adamw_(*arguments)
+
+
+def gradient_power_sum(grads: list[Tensor | None], norm_type: float) -> Tensor:
+    """Return ``sum |g|^p`` over all elements, or ``max |g|`` for p = inf: a float64 scalar tensor."""
+    total: Tensor = torch.ops.rnnkernels.gradient_power_sum(grads, norm_type)
+    return total
