@@ -54,6 +54,16 @@ TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum_cpu);
 }
 
+// A sparse gradient gets there, too, to be refused with a sentence.
+TORCH_LIBRARY_IMPL(rnnkernels, SparseCPU, m) {
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
+}
+TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCPU, m) {
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
+}
+
 // Nothing to differentiate: straight on to the kernel.
 TORCH_LIBRARY_IMPL(rnnkernels, Autograd, m) {
   m.impl("clipped_nesterov_", torch::CppFunction::makeFallthrough());

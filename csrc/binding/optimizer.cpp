@@ -1,6 +1,7 @@
 // rnnkernels::clipped_nesterov_, clipped_adamw_ and gradient_power_sum: check, collect, run.
 #include "binding/optimizer.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
@@ -86,6 +87,7 @@ bool run_step(Verdict (*kernel)(const OptimizerStep<Rule>&, const cpu::Threads&)
                         record.is_contiguous() && record.numel() == 4,
                     "record must be a float64 tensor [4] on the CPU, got ", record.scalar_type(), " ",
                     record.sizes());
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;  // copies to and from odd layouts
   Leaves leaves;
   leaves.leaves.reserve(params.size());
   for (int64_t i = 0, group = 0; i < static_cast<int64_t>(params.size()); ++i) {
@@ -186,6 +188,7 @@ void clipped_adamw_cpu(at::TensorList params, const OptionalTensors& grads, at::
 
 at::Tensor gradient_power_sum_cpu(const OptionalTensors& grads, double norm_type) {
   TORCH_CHECK_VALUE(norm_type > 0, "norm_type must be positive, got ", norm_type);
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
   Leaves leaves;
   for (int64_t i = 0; i < static_cast<int64_t>(grads.size()); ++i) {
     const std::optional<at::Tensor> grad = grads.get(i);
