@@ -15,13 +15,17 @@ check_torch()
 from rnnkernels import functional  # noqa: E402  (needs the check first)
 from rnnkernels.cell import LeakyRNNCell  # noqa: E402
 from rnnkernels.nn import LeakyRNN  # noqa: E402
+from rnnkernels.optim import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum  # noqa: E402
 from rnnkernels.projected import projected_recurrence  # noqa: E402
 from rnnkernels.time_constants import decay_from_tau, draw_decay, draw_tau, noise_scale  # noqa: E402
 from rnnkernels.truncated import truncated_bptt  # noqa: E402
 
 __all__ = [
+    "ClippedAdamW",
+    "ClippedNesterov",
     "LeakyRNN",
     "LeakyRNNCell",
+    "MomentumSchedule",
     "__version__",
     "build_config",
     "decay_from_tau",
@@ -29,6 +33,7 @@ __all__ = [
     "draw_tau",
     "functional",
     "noise_scale",
+    "paper_momentum",
     "projected_recurrence",
     "truncated_bptt",
 ]

@@ -12,3 +12,6 @@ from rnnkernels import _C as _C  # importing it registers the operators
 leaky_recurrence: Any = torch.ops.rnnkernels.leaky_recurrence
 leaky_recurrence_backward: Any = torch.ops.rnnkernels.leaky_recurrence_backward
 linear_recurrence: Any = torch.ops.rnnkernels.linear_recurrence
+clipped_nesterov_: Any = torch.ops.rnnkernels.clipped_nesterov_
+clipped_adamw_: Any = torch.ops.rnnkernels.clipped_adamw_
+gradient_power_sum: Any = torch.ops.rnnkernels.gradient_power_sum

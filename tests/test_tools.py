@@ -28,7 +28,7 @@ def test_fixed_points_are_found_by_descending_the_speed_of_the_state(form):
 
     def speed():
         optimizer.zero_grad()
-        output, h_n = layer(x, states)
+        _, h_n = layer(x, states)
         q = 0.5 * (h_n - states).square().sum(-1).mean()
         q.backward()
         return q
@@ -141,7 +141,8 @@ module = DistributedDataParallel(layer)
 torch.manual_seed(7)
 x = torch.randn(6, 4, 3)[:, 2 * rank : 2 * rank + 2]
 module(x)[0].square().mean().backward()
-torch.save({"x": x, "state": layer.state_dict(), "grads": [p.grad for p in layer.parameters()]}, f"{file}.{rank}")
+grads = [p.grad for p in layer.parameters()]
+torch.save({"x": x, "state": layer.state_dict(), "grads": grads}, f"{file}.{rank}")
 dist.destroy_process_group()
 """
 

@@ -2,6 +2,7 @@
 // autograd formula and its only caller in rnnkernels/_ops.py.
 #include <torch/library.h>
 
+#include "binding/optimizer.h"
 #include "binding/recurrence.h"
 
 // pre          p [T, B, H], or [sum(batch_sizes), H]; with a leading G if weight_hh is [G, H, H]
@@ -26,12 +27,54 @@ TORCH_LIBRARY(rnnkernels, m) {
   m.def(
       "linear_recurrence(Tensor drive, Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? alpha, "
       "Tensor? beta, Tensor? batch_sizes, bool reverse) -> Tensor");
+
+  // A step over all parameters, in place; the rules and letters are those of core/update_rules.h.
+  //   masters            float32 copies that hold what half precision drops, or the parameters again
+  //   group_ends         where each group of parameters ends
+  //   numbers            [groups, fields]: lr, max_norm, weight_decay, then Nesterov's momentum, or
+  //                      AdamW's beta1, beta2, eps; on_device, where not empty, has tensors instead
+  //   previous_momentum  mu_{t-1} of each group; steps: the number of steps of each parameter
+  //   record             float64 [norm, steps skipped, steps taken, whether to raise]
+  //   nonfinite          'skip', 'raise' (the caller does, after a look at the record) or 'apply'
+  //   total              the sum of |g|^p, or max |g|, where it goes beyond these gradients
+  m.def(
+      "clipped_nesterov_(Tensor(a!)[] params, Tensor?[] grads, Tensor(b!)[] velocities, "
+      "Tensor(c!)[] masters, Tensor(d!)[] previous_momentum, int[] group_ends, float[] numbers, "
+      "Tensor?[] on_device, bool[] maximize, Tensor(e!) record, float norm_type, str nonfinite, "
+      "Tensor? grad_scale, Tensor? found_inf, Tensor? total) -> ()");
+  m.def(
+      "clipped_adamw_(Tensor(a!)[] params, Tensor?[] grads, Tensor(b!)[] exp_avgs, "
+      "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] masters, Tensor(f!)[] steps, int[] group_ends, "
+      "float[] numbers, Tensor?[] on_device, bool[] maximize, Tensor(e!) record, float norm_type, "
+      "str nonfinite, Tensor? grad_scale, Tensor? found_inf, Tensor? total) -> ()");
+  // sum |g|^p, or max |g|, as a float64 scalar
+  m.def("gradient_power_sum(Tensor?[] grads, float norm_type) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_cpu);
   m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward_cpu);
   m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence_cpu);
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
+  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum_cpu);
+}
+
+// A sparse gradient gets there, too, to be refused with a sentence.
+TORCH_LIBRARY_IMPL(rnnkernels, SparseCPU, m) {
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
+}
+TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCPU, m) {
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
+}
+
+// Nothing to differentiate: straight on to the kernel.
+TORCH_LIBRARY_IMPL(rnnkernels, Autograd, m) {
+  m.impl("clipped_nesterov_", torch::CppFunction::makeFallthrough());
+  m.impl("clipped_adamw_", torch::CppFunction::makeFallthrough());
+  m.impl("gradient_power_sum", torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, Meta, m) {

@@ -3,6 +3,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/engine.h"
+#include "cpu/optimizer.h"
 #include "cpu/sweeps.h"
 
 #if !defined(__GNUC__)
@@ -69,7 +70,10 @@ constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>,
                                    &run<BackwardSweep, BackwardProblem>,
                                    &workspace_bytes<LinearProblem>,
                                    &run_linear,
-                                   &activate};
+                                   &activate,
+                                   &optimizer_step<NesterovRule>,
+                                   &optimizer_step<AdamWRule>,
+                                   &power_sum};
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/optimizer.h"
 #include "core/problem.h"
 #include "cpu/team.h"
 
@@ -19,6 +20,10 @@ struct Kernels {
   void (*linear)(const LinearProblem&, const Plan&, const Threads&, void* workspace);
   // out[i] = f(in[i]): what the current form multiplies with, for the caller's whole-sequence GEMM.
   void (*activate)(NonlinearityIndex, Scalar, const void* in, void* out, int64_t n);
+  // A step over all tensors, and the sum of powers by itself.
+  Verdict (*nesterov)(const OptimizerStep<NesterovRule>&, const Threads&);
+  Verdict (*adamw)(const OptimizerStep<AdamWRule>&, const Threads&);
+  double (*power_sum)(const PowerSum&, const Threads&);
 };
 
 struct InstructionSet {

@@ -1,0 +1,127 @@
+// Tensors of an optimizer step as runs of memory: checks, and copies where the layouts differ.
+#include <ATen/MemoryOverlap.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include "binding/optimizer.h"
+
+namespace rnnkernels::binding {
+
+namespace {
+
+ElementType type_of(int64_t index, const char* what, const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return ElementType::kFloat32;
+    case at::kDouble:
+      return ElementType::kFloat64;
+    case at::kBFloat16:
+      return ElementType::kBFloat16;
+    case at::kHalf:
+      return ElementType::kFloat16;
+    default:
+      TORCH_CHECK_VALUE(false, what, " ", index, " must be float32, float64, bfloat16 or float16, got ",
+                        tensor.scalar_type());
+  }
+}
+
+void check_dense(int64_t index, const char* what, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, what, " ", index, " must be dense, got layout ",
+                    tensor.layout());
+  TORCH_CHECK_VALUE(tensor.device().is_cpu(), what, " ", index,
+                    " must be on the device of the others, cpu, got ", tensor.device());
+}
+
+void check_like(int64_t index, const char* what, const at::Tensor& tensor, const at::Tensor& param) {
+  check_dense(index, what, tensor);
+  TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), what, " ", index,
+                    " must have the shape of its parameter, ", param.sizes(), ", got ", tensor.sizes());
+}
+
+// Whether element by element both lie in the same order; a dimension of size 1 has no order.
+bool same_order(const at::Tensor& a, const at::Tensor& b) {
+  const auto sizes = a.sizes(), of_a = a.strides(), of_b = b.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] != 1 && of_a[i] != of_b[i]) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+// Only called where neither `param` nor anything else is empty.
+const at::Tensor& Leaves::flat(const at::Tensor& tensor, const at::Tensor& like, bool dense, bool written) {
+  if (dense && same_order(tensor, like)) return tensor;
+  const at::Tensor copy = at::empty(tensor.sizes(), tensor.options()).copy_(tensor);
+  if (written) back_.push_back({tensor, copy});
+  copies_.push_back(copy);
+  return copies_.back();
+}
+
+void Leaves::push(Leaf& leaf) {
+  leaf.first_chunk = chunks;
+  chunks += chunks_of(leaf.size);
+  leaves.push_back(leaf);
+}
+
+void Leaves::add(int64_t index, int group, const at::Tensor& param, const at::Tensor& grad,
+                 std::initializer_list<at::Tensor> states, const at::Tensor& master, double step) {
+  check_dense(index, "parameter", param);
+  check_like(index, "the gradient of parameter", grad, param);
+  Leaf leaf;
+  leaf.group = group;
+  leaf.step = step;
+  leaf.size = param.numel();
+  leaf.type = type_of(index, "parameter", param);
+  leaf.grad_type = type_of(index, "the gradient of parameter", grad);
+  TORCH_CHECK_VALUE(leaf.grad_type == leaf.type ||
+                        (leaf.grad_type == ElementType::kFloat32 && leaf.type != ElementType::kFloat64),
+                    "the gradient of parameter ", index, " must have its dtype, ", param.scalar_type(),
+                    ", got ", grad.scalar_type());
+  const auto number = param.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const bool has_master = !master.is_same(param);
+  const auto check_state = [&](const char* what, const at::Tensor& state) {
+    check_like(index, what, state, param);
+    TORCH_CHECK_VALUE(state.scalar_type() == number, what, " ", index, " must be ", number, ", got ",
+                      state.scalar_type());
+    at::assert_no_internal_overlap(state);
+  };
+  for (const at::Tensor& state : states) check_state("the state of parameter", state);
+  if (has_master) check_state("the master copy of parameter", master);
+  at::assert_no_internal_overlap(param);
+  if (leaf.size == 0) return;
+
+  // All in the order of the parameter, or else all in the order of their indices.
+  bool dense = param.is_non_overlapping_and_dense() && same_order(grad, param);
+  for (const at::Tensor& state : states) dense = dense && same_order(state, param);
+  if (has_master) dense = dense && same_order(master, param);
+  const bool plain = dense || param.is_contiguous();
+  const at::Tensor order = plain ? param : at::empty(param.sizes(), param.options());
+  leaf.param = flat(param, order, plain, true).data_ptr();
+  leaf.grad = flat(grad, order, true, false).const_data_ptr();
+  for (int i = 0; const at::Tensor& state : states)
+    leaf.state[i++] = flat(state, order, true, true).data_ptr();
+  if (has_master) leaf.master = flat(master, order, true, true).data_ptr();
+  changed_.push_back(param);
+  push(leaf);
+}
+
+void Leaves::add_gradient(int64_t index, const at::Tensor& grad) {
+  check_dense(index, "gradient", grad);
+  Leaf leaf;
+  leaf.type = leaf.grad_type = type_of(index, "gradient", grad);
+  leaf.size = grad.numel();
+  if (leaf.size == 0) return;
+  leaf.grad = flat(grad, grad, grad.is_non_overlapping_and_dense(), false).const_data_ptr();
+  push(leaf);
+}
+
+void Leaves::finish(bool written) {
+  if (!written) return;
+  for (const Back& back : back_) back.to.copy_(back.from);
+  for (const at::Tensor& param : changed_) {
+    if (!param.is_inference()) param.unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+}  // namespace rnnkernels::binding

@@ -1,0 +1,75 @@
+// One optimizer step over all tensors as plain data: what the binding fills in and a kernel reads.
+//
+//   norm = (sum over all gradients |g|^p)^(1/p) / scale, or max |g| / scale for p = inf
+//   c    = min(1, max_norm / (norm + 1e-6)), then the rule of core/update_rules.h
+//
+// Each tensor is a run of `size` elements, the same element at the same place in all of its arrays.
+#pragma once
+
+#include <cstdint>
+
+#include "core/update_rules.h"
+
+namespace rnnkernels {
+
+enum class ElementType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// The arithmetic, the states and the master copy are float64 for float64 parameters, else float32.
+struct Leaf {
+  void* param = nullptr;
+  const void* grad = nullptr;
+  void* state[2] = {};     // as many as the rule has
+  void* master = nullptr;  // [size], or null: the parameter is its own
+  int64_t size = 0;
+  int64_t first_chunk = 0;  // of all leaves before it; filled in by the caller with chunks_of
+  double step = 0;          // t, this step included, for rules that ask
+  int group = 0;
+  ElementType type = ElementType::kFloat32;
+  ElementType grad_type = ElementType::kFloat32;  // that of the parameter, or kFloat32
+};
+
+// The unit of sharing out and of summation: a leaf's chunks are each summed by themselves and then
+// added in order, so no number of threads changes a bit of the norm.
+constexpr int64_t kChunk = 4096;
+RNNKERNELS_INLINE int64_t chunks_of(int64_t size) { return (size + kChunk - 1) / kChunk; }
+
+template <class Settings>
+struct Group {
+  Settings settings;
+  double max_norm = __builtin_inf();  // infinity: no clipping
+  bool maximize = false;
+};
+
+enum class NonFinite : int { kSkip, kApply };
+
+// What comes of the norm.
+struct Verdict {
+  double norm = 0;
+  bool finite = true;    // all gradients are
+  bool skipped = false;  // nothing was written
+};
+
+template <class Rule>
+struct OptimizerStep {
+  const Leaf* leaves = nullptr;  // none empty
+  int64_t count = 0;
+  int64_t chunks = 0;  // of all leaves
+  const Group<typename Rule::Settings>* groups = nullptr;
+  double norm_type = 2;  // p
+  double scale = 1;      // what the loss was multiplied with
+  NonFinite nonfinite = NonFinite::kSkip;
+  bool found_inf = false;         // the caller knows already: always skipped
+  const double* total = nullptr;  // sum of |g|^p (or max |g|) where the caller has it already
+  double* partial = nullptr;      // [chunks] workspace
+};
+
+// The sum, or maximum, over some leaves alone, for a norm that goes beyond this process.
+struct PowerSum {
+  const Leaf* leaves = nullptr;
+  int64_t count = 0;
+  int64_t chunks = 0;
+  double norm_type = 2;
+  double* partial = nullptr;  // [chunks] workspace
+};
+
+}  // namespace rnnkernels

@@ -1,0 +1,93 @@
+// The optimizers' update rules for one element, the same lines for the CPU and for nvcc.
+//
+// Legend: theta parameter, g its gradient as it comes, eps (lr) learning rate, mu momentum, c what a
+// gradient is multiplied with: the clip coefficient, over the loss scale, negative to maximize.
+//
+//   Nesterov   g = c g + wd theta;   v_t = mu_{t-1} v_{t-1} - eps g
+//              theta_t = theta_{t-1} + mu_t mu_{t-1} v_{t-1} - (1 + mu_t) eps g
+//              Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901), section 3.5
+//   AdamW      g = c g;   theta' = (1 - eps wd) theta_{t-1}
+//              m_t = m_{t-1} + (1 - b1) (g - m_{t-1});   s_t = b2 s_{t-1} + (1 - b2) g^2
+//              theta_t = theta' - eps / (1 - b1^t) m_t / (sqrt(s_t / (1 - b2^t)) + epsilon)
+//              Loshchilov and Hutter 2019 (arXiv 1711.05101), as torch.optim.AdamW
+//
+// A rule has `kStates` numbers of memory an element, `Settings` (what the caller gives, in double)
+// and `Factors` (what an element needs, made once for a tensor). T is the type of the arithmetic.
+#pragma once
+
+#include "core/config.h"
+
+namespace rnnkernels {
+
+// What clip_grad_norm_ multiplies with: max_norm / (norm + 1e-6), at most 1. Infinity turns clipping
+// off. A norm that is not a number gives none, because the comparison fails.
+RNNKERNELS_INLINE double clip_coefficient(double norm, double max_norm) {
+  if (max_norm == __builtin_inf()) return 1.0;
+  const double coefficient = max_norm / (norm + 1e-6);
+  return coefficient >= 1.0 ? 1.0 : coefficient;
+}
+
+struct NesterovRule {
+  static constexpr int kStates = 1;  // velocity
+
+  struct Settings {
+    double lr, momentum, previous_momentum, weight_decay;
+  };
+
+  template <class T>
+  struct Factors {
+    T gradient, lr, momentum, previous_momentum, weight_decay;
+  };
+
+  template <class T>
+  static RNNKERNELS_INLINE Factors<T> factors(const Settings& s, double gradient, double /*step*/) {
+    return {T(gradient), T(s.lr), T(s.momentum), T(s.previous_momentum), T(s.weight_decay)};
+  }
+
+  // mu_t mu_{t-1} v - (1 + mu_t) eps g = mu_t v_t - eps g
+  template <class T>
+  static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Factors<T>& f) {
+    g *= f.gradient;
+    if (f.weight_decay != T(0)) g += f.weight_decay * theta;
+    const T descent = f.lr * g;
+    state[0] = f.previous_momentum * state[0] - descent;
+    return theta + (f.momentum * state[0] - descent);
+  }
+};
+
+struct AdamWRule {
+  static constexpr int kStates = 2;  // m and s, torch's exp_avg and exp_avg_sq
+
+  struct Settings {
+    double lr, beta1, beta2, epsilon, weight_decay;
+  };
+
+  template <class T>
+  struct Factors {
+    T gradient, decay, new_m, beta2, new_s, step, root, epsilon;
+  };
+
+  // `step` is t, this step included.
+  template <class T>
+  static RNNKERNELS_INLINE Factors<T> factors(const Settings& s, double gradient, double step) {
+    const double correction1 = 1 - __builtin_pow(s.beta1, step);
+    const double correction2 = 1 - __builtin_pow(s.beta2, step);
+    return {
+        T(gradient),           T(1 - s.lr * s.weight_decay),       T(1 - s.beta1), T(s.beta2), T(1 - s.beta2),
+        T(s.lr / correction1), T(1 / __builtin_sqrt(correction2)), T(s.epsilon)};
+  }
+
+  static RNNKERNELS_INLINE float root(float x) { return __builtin_sqrtf(x); }
+  static RNNKERNELS_INLINE double root(double x) { return __builtin_sqrt(x); }
+
+  template <class T>
+  static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Factors<T>& f) {
+    g *= f.gradient;
+    state[0] += f.new_m * (g - state[0]);
+    state[1] = f.beta2 * state[1] + f.new_s * (g * g);
+    const T scale = root(state[1]) * f.root + f.epsilon;
+    return f.decay * theta - f.step * (state[0] / scale);
+  }
+};
+
+}  // namespace rnnkernels

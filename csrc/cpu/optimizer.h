@@ -1,0 +1,236 @@
+// One optimizer step on the CPU: norm pass, meeting, update pass, in one parallel region.
+//
+// A thread has the same chunks in both passes and walks them backwards in the second, so the gradients
+// that it read last are still in its cache. Only where the sum is not finite does a slow search follow:
+// for a gradient that is not, or for the norm that overflowed on the way.
+#pragma once
+
+#include <cstdint>
+
+#include "core/optimizer.h"
+#include "cpu/elements.h"
+#include "cpu/power_sum.h"
+#include "cpu/team.h"
+
+namespace rnnkernels {
+namespace {
+
+// About as many elements as an update handles in the time that starting the threads takes.
+constexpr int64_t kChunksWorthSharing = 8;
+
+// The chunks first .. last-1 of all leaves, in either direction: calls visit(leaf, begin, n, chunk).
+template <class Visit>
+RNNKERNELS_INLINE void walk_chunks(const Leaf* leaves, int64_t count, int64_t first, int64_t last,
+                                   bool backwards, const Visit& visit) {
+  if (first >= last) return;
+  int64_t chunk = backwards ? last - 1 : first;
+  int64_t low = 0, high = count - 1;  // the leaf with that chunk
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (leaves[middle].first_chunk <= chunk) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  for (int64_t left = last - first; left > 0; --left) {
+    const Leaf& leaf = leaves[low];
+    const int64_t begin = (chunk - leaf.first_chunk) * kChunk;
+    const int64_t n = leaf.size - begin < kChunk ? leaf.size - begin : kChunk;
+    visit(leaf, begin, n, chunk);
+    if (backwards) {
+      if (chunk-- == leaf.first_chunk) --low;
+    } else {
+      if (++chunk == leaf.first_chunk + chunks_of(leaf.size)) ++low;
+    }
+  }
+}
+
+void sum_chunks(const Leaf* leaves, int64_t count, int64_t first, int64_t last, double p, double unit,
+                double* partial) {
+  walk_chunks(leaves, count, first, last, false,
+              [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t chunk) {
+                with_element(leaf.grad_type, [&](auto element) {
+                  const auto* from = static_cast<const decltype(element)*>(leaf.grad) + begin;
+                  partial[chunk] = chunk_power_sum(from, n, p, unit);
+                });
+              });
+}
+
+double join_chunks(const double* partial, int64_t chunks, double p) {
+  double total = 0;
+  for (int64_t i = 0; i < chunks; ++i) {
+    total = p == __builtin_inf() ? Largest::join(total, partial[i]) : total + partial[i];
+  }
+  return total;
+}
+
+RNNKERNELS_INLINE bool is_finite(double x) { return x - x == 0; }
+
+// The p-th root; for the usual p = 2 the one that is exactly rounded.
+RNNKERNELS_INLINE double norm_of(double total, double p) {
+  if (p == 2) return __builtin_sqrt(total);
+  return p == 1 || p == __builtin_inf() ? total : __builtin_pow(total, 1 / p);
+}
+
+// One leaf's elements begin .. begin+n-1. States and master may be anywhere, but overlap nothing.
+template <class Rule, class P, class G>
+void update_run(const Leaf& leaf, int64_t begin, int64_t n,
+                const typename Rule::template Factors<typename NumberOf<P>::type>& factors) {
+  using T = typename NumberOf<P>::type;
+  P* __restrict param = static_cast<P*>(leaf.param) + begin;
+  const G* __restrict grad = static_cast<const G*>(leaf.grad) + begin;
+  T* __restrict first = static_cast<T*>(leaf.state[0]) + begin;
+  T* __restrict second = Rule::kStates > 1 ? static_cast<T*>(leaf.state[1]) + begin : nullptr;
+  T* __restrict master = leaf.master ? static_cast<T*>(leaf.master) + begin : nullptr;
+  const auto f = factors;
+  const auto element = [&](int64_t i, T theta) {
+    T state[2] = {first[i], T(0)};
+    if constexpr (Rule::kStates > 1) state[1] = second[i];
+    const T after = Rule::template update<T>(theta, T(number(grad[i])), state, f);
+    first[i] = state[0];
+    if constexpr (Rule::kStates > 1) second[i] = state[1];
+    return after;
+  };
+  if (master) {
+    for (int64_t i = 0; i < n; ++i) assign(param + i, master[i] = element(i, master[i]));
+  } else {
+    for (int64_t i = 0; i < n; ++i) assign(param + i, element(i, number(param[i])));
+  }
+}
+
+template <class Rule>
+void update_chunk(const OptimizerStep<Rule>& step, double norm, const Leaf& leaf, int64_t begin, int64_t n) {
+  const auto& group = step.groups[leaf.group];
+  const double c = clip_coefficient(norm, group.max_norm) / (group.maximize ? -step.scale : step.scale);
+  with_element(leaf.type, [&](auto element) {
+    using P = decltype(element);
+    using T = typename NumberOf<P>::type;
+    const auto factors = Rule::template factors<T>(group.settings, c, leaf.step);
+    if (leaf.grad_type == leaf.type) {
+      update_run<Rule, P, P>(leaf, begin, n, factors);
+    } else {
+      update_run<Rule, P, float>(leaf, begin, n, factors);
+    }
+  });
+}
+
+// The two passes of one step, as the threads see them.
+template <class Rule>
+class StepRun {
+ public:
+  StepRun(const OptimizerStep<Rule>& step, const cpu::Threads& threads) : step_(step), threads_(threads) {
+    shares_ = step.chunks < kChunksWorthSharing ? 1 : threads.count;
+    barrier_.reset();
+  }
+
+  Verdict run() {
+    if (step_.found_inf && step_.total == nullptr) {
+      go(&StepRun::norm_pass);
+    } else if (step_.total == nullptr && (threads_.may_wait || shares_ == 1)) {
+      go(&StepRun::both_passes);
+      if (is_finite(total_)) return {norm(), true, false};
+    } else if (step_.total == nullptr) {
+      go(&StepRun::norm_pass);
+    }
+    total_ = step_.total ? *step_.total : join_chunks(step_.partial, step_.chunks, step_.norm_type);
+    Verdict verdict{norm(), is_finite(total_), false};
+    if (!verdict.finite && step_.total == nullptr) look_again(verdict);
+    verdict.skipped = step_.found_inf || (!verdict.finite && step_.nonfinite == NonFinite::kSkip);
+    norm_ = verdict.norm;
+    if (!verdict.skipped) go(&StepRun::update_pass);
+    return verdict;
+  }
+
+ private:
+  using Pass = void (StepRun::*)(int first, int last);
+
+  double norm() const { return norm_of(total_, step_.norm_type) / step_.scale; }
+  int64_t begin_of(int share) const { return step_.chunks * share / shares_; }
+
+  void go(Pass pass) {
+    if (shares_ == 1) return (this->*pass)(0, 1);
+    pass_ = pass;
+    threads_.run(
+        shares_,
+        [](void* self, int first, int last) {
+          auto* run = static_cast<StepRun*>(self);
+          (run->*run->pass_)(first, last);
+        },
+        this);
+  }
+
+  void norm_pass(int first, int last) {
+    sum_chunks(step_.leaves, step_.count, begin_of(first), begin_of(last), p_(), unit_, step_.partial);
+  }
+  void update_pass(int first, int last) { update(first, last, norm_); }
+
+  // Every thread adds up all chunks' sums by itself, in the same order, rather than wait once more.
+  void both_passes(int first, int last) {
+    norm_pass(first, last);
+    barrier_.wait(last - first, shares_, 1);
+    const double total = join_chunks(step_.partial, step_.chunks, step_.norm_type);
+    if (first == 0) total_ = total;
+    if (is_finite(total)) update(first, last, norm_of(total, step_.norm_type) / step_.scale);
+  }
+
+  void update(int first, int last, double norm) {
+    walk_chunks(step_.leaves, step_.count, begin_of(first), begin_of(last), true,
+                [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t) {
+                  update_chunk(step_, norm, leaf, begin, n);
+                });
+  }
+
+  // Not finite: a gradient that is not, or powers that left float64's range? Then once more in units
+  // of the largest gradient.
+  void look_again(Verdict& verdict) {
+    search_ = true;
+    go(&StepRun::norm_pass);
+    const double largest = join_chunks(step_.partial, step_.chunks, __builtin_inf());
+    search_ = false;
+    if (!is_finite(largest)) return;
+    unit_ = largest;
+    go(&StepRun::norm_pass);
+    const double sum = join_chunks(step_.partial, step_.chunks, step_.norm_type);
+    verdict.norm = largest / step_.scale * norm_of(sum, step_.norm_type);
+    verdict.finite = true;
+  }
+  double p_() const { return search_ ? __builtin_inf() : step_.norm_type; }
+
+  const OptimizerStep<Rule>& step_;
+  const cpu::Threads& threads_;
+  cpu::Barrier barrier_;
+  int shares_ = 1;
+  Pass pass_ = nullptr;
+  bool search_ = false;  // for the largest gradient
+  double unit_ = 1;
+  double total_ = 0;
+  double norm_ = 0;
+};
+
+template <class Rule>
+Verdict optimizer_step(const OptimizerStep<Rule>& step, const cpu::Threads& threads) {
+  return StepRun<Rule>(step, threads).run();
+}
+
+double power_sum(const PowerSum& sum, const cpu::Threads& threads) {
+  const int shares = sum.chunks < kChunksWorthSharing ? 1 : threads.count;
+  struct Shared {
+    const PowerSum& sum;
+    int shares;
+  } shared{sum, shares};
+  const auto work = [](void* argument, int first, int last) {
+    const auto& [sum, shares] = *static_cast<Shared*>(argument);
+    sum_chunks(sum.leaves, sum.count, sum.chunks * first / shares, sum.chunks * last / shares, sum.norm_type,
+               1.0, sum.partial);
+  };
+  if (shares == 1) {
+    work(&shared, 0, 1);
+  } else {
+    threads.run(shares, work, &shared);
+  }
+  return join_chunks(sum.partial, sum.chunks, sum.norm_type);
+}
+
+}  // namespace
+}  // namespace rnnkernels

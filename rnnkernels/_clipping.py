@@ -1,0 +1,288 @@
+"""What the optimizers have in common: clip by the global norm, then a rule, in one operator.
+
+    norm = (sum over all gradients |g|^p)^(1/p)         c_group = min(1, max_norm / (norm + 1e-6))
+
+The norm, the counts and the decision to skip stay on the device: a step reads none of them (except
+with ``nonfinite="raise"``). No list of tensors outlives a step, so none can be stale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from operator import is_
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+NONFINITE = ("skip", "raise", "apply")
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_PLAIN = frozenset((Parameter, Tensor))
+
+
+def check_setting(name: str, value: Any, least: float, below: float = math.inf) -> None:
+    """Refuse a number outside ``[least, below)``; a tensor must have one element.
+
+    The value of a tensor is only looked at where that needs no synchronisation, on the CPU.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be a number or have one element, got shape {list(value.shape)}")
+        if value.device.type != "cpu":
+            return
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not least <= value < below:
+        raise ValueError(f"{name} must lie in [{least:g}, {below:g}), got {value!r}")
+
+
+def _check_param(name: str, param: Any) -> None:
+    if not isinstance(param, Tensor):
+        return  # torch's own message
+    if param.device.type == "meta":
+        raise ValueError(f"{name} must have memory, got a tensor on the meta device: materialize it first")
+    if param.is_complex():
+        raise ValueError(f"{name} must be real, got {param.dtype}: torch.view_as_real gives the two parts")
+    if param.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, got layout {param.layout}")
+    if param.dtype not in _DTYPES:
+        raise ValueError(f"{name} must be float32, float64, bfloat16 or float16, got {param.dtype}")
+    if param.device.type != "cpu":
+        raise NotImplementedError(f"{name} is on {param.device}: only the CPU is available yet")
+
+
+class ClippedOptimizer(torch.optim.Optimizer):
+    """The base of :class:`ClippedNesterov` and :class:`ClippedAdamW`; it has no rule of its own."""
+
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves grad_scale and found_inf to step()
+
+    state_names: tuple[str, ...] = ()  # the rule's numbers an element, as in `optimizer.state[param]`
+
+    norm_type: float
+    nonfinite: str
+    master_weights: bool
+    _record: Tensor  # float64 [norm, steps skipped, steps taken, whether to raise], on the device
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        norm_type: float,
+        nonfinite: str,
+        master_weights: bool,
+    ) -> None:
+        if isinstance(norm_type, bool) or not isinstance(norm_type, (int, float)) or not norm_type > 0:
+            raise ValueError(f"norm_type must be a positive number or inf, got {norm_type!r}")
+        if nonfinite not in NONFINITE:
+            raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}")
+        self.norm_type = float(norm_type)
+        self.nonfinite = nonfinite
+        self.master_weights = bool(master_weights)
+        self._record = torch.zeros(4, dtype=torch.float64)
+        super().__init__(params, defaults)
+
+    # --- What a rule brings ----------------------------------------------------------------------
+
+    def _settings(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """The fields of one group in the operator's order: lr, max_norm, weight_decay, ..."""
+        raise NotImplementedError
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_setting("lr", group["lr"], 0)
+        check_setting("weight_decay", group["weight_decay"], 0)
+        max_norm = group["max_norm"]
+        if max_norm is not None and max_norm != math.inf:
+            check_setting("max_norm", max_norm, math.ulp(0.0))
+
+    def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
+        raise NotImplementedError
+
+    # --- Groups and states -----------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as ``torch.optim.Optimizer`` does, with settings of its own where it has any.
+
+        Raises:
+            ValueError: A setting or a parameter is refused; the message names it.
+        """
+        for name in ("norm_type", "nonfinite", "master_weights"):
+            if name in param_group:
+                raise ValueError(f"{name} belongs to the whole optimizer, so a group cannot have its own")
+        self._check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        number = len(self.param_groups) - 1
+        try:
+            for i, param in enumerate(self.param_groups[number]["params"]):
+                _check_param(f"params[{i}] of group {number}", param)
+        except (ValueError, NotImplementedError):
+            del self.param_groups[number]
+            raise
+
+    def _new_state(self, param: Tensor) -> dict[str, Tensor]:
+        number = torch.float64 if param.dtype == torch.float64 else torch.float32
+        state = {name: torch.zeros_like(param, dtype=number).detach() for name in self.state_names}
+        if self.master_weights and param.dtype != number:
+            state["master"] = param.detach().to(number)
+        return state
+
+    def _states_of(self, params: list[Tensor], grads: list[Tensor | None]) -> list[dict[str, Tensor]]:
+        known = cast("dict[Tensor, dict[str, Tensor]]", self.state)
+        # Usually the states are all there, in the parameters' order: no look-up by hash then.
+        if len(known) == len(params) and all(map(is_, known, params)):
+            return list(known.values())
+        states = []
+        for param, grad in zip(params, grads, strict=True):
+            if grad is not None and not known.get(param):
+                known[param] = self._new_state(param)
+            # Whoever has neither gradient nor state is not looked at; its place is only kept.
+            states.append(known[param] if param in known else dict.fromkeys(self._all_names(), param))
+        return states
+
+    def _all_names(self) -> tuple[str, ...]:
+        return self.state_names
+
+    # --- The step --------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Clip by the norm of all gradients and update all parameters. Gradients are not changed.
+
+        Args:
+            closure: Computes the loss again and returns it; called once, before the step.
+
+        Returns:
+            What ``closure`` returned.
+
+        Raises:
+            FloatingPointError: ``nonfinite="raise"``, and a gradient is infinite or NaN.
+            ValueError: A gradient is sparse, or does not fit its parameter; nothing was changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        params: list[Tensor] = groups[0]["params"]
+        ends = [len(params)]
+        numbers, tensors, maximize = [], [], []
+        for group in groups:
+            if group is not groups[0]:
+                params = params + group["params"]
+                ends.append(len(params))
+            maximize.append(group["maximize"])
+            for value in self._settings(group):
+                is_tensor = isinstance(value, Tensor)
+                tensors.append(value if is_tensor else None)
+                numbers.append(0.0 if is_tensor else math.inf if value is None else value)
+        if not any(value is not None for value in tensors):
+            tensors = []
+        grads = [param.grad for param in params]
+        states = self._states_of(params, grads)
+        total = None
+        if not _PLAIN.issuperset(map(type, params)):
+            total, params, grads, states = self._localized(params, grads, states)
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        common = (ends, numbers, tensors, maximize, self._record, self.norm_type, self.nonfinite)
+        self._call(params, states, (grads, *common, scale, found_inf, total))
+        if self.nonfinite == "raise" and bool(self._record[3]):
+            self._raise_nonfinite()
+        return loss
+
+    def _masters(self, params: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
+        if not self.master_weights:
+            return params
+        return [state.get("master", param) for param, state in zip(params, states, strict=True)]
+
+    def _localized(
+        self, params: list[Tensor], grads: list[Tensor | None], states: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor | None], list[dict[str, Tensor]]]:
+        from rnnkernels import _sharded
+
+        total = _sharded.power_sum(params, grads, self.norm_type)
+        local = _sharded.local
+        local_grads = [
+            None if grad is None else local(_sharded.placed_like(grad, param))
+            for grad, param in zip(grads, params, strict=True)
+        ]
+        local_states = [{name: local(x) for name, x in state.items()} for state in states]
+        return total, [local(param) for param in params], local_grads, local_states
+
+    def _raise_nonfinite(self) -> None:
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names")
+            for i, param in enumerate(group["params"]):
+                if param.grad is not None and not bool(torch.isfinite(param.grad).all()):
+                    name = f"'{names[i]}' (" if names else "("
+                    raise FloatingPointError(
+                        f"the gradient of parameter {name}params[{i}] of group {number}, shape"
+                        f" {list(param.shape)}) must be finite; nothing was updated"
+                    )
+        raise FloatingPointError("the gradients must be finite on every rank; nothing was updated")
+
+    # --- What a step leaves behind ---------------------------------------------------------------
+
+    @property
+    def last_grad_norm(self) -> Tensor:
+        """The norm before clipping of the last step: a float64 scalar tensor on the device, a copy."""
+        return self._record[0].clone()
+
+    @property
+    def skipped_steps(self) -> Tensor:
+        """How many steps were skipped: an int64 scalar tensor on the device."""
+        return self._record[1].to(torch.int64)
+
+    @property
+    def taken_steps(self) -> Tensor:
+        """How many steps were taken: an int64 scalar tensor on the device."""
+        return self._record[2].to(torch.int64)
+
+    # --- Saving and loading ----------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("norm_type", "nonfinite", "master_weights", "_record")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim.Optimizer``'s, with the counts of steps under ``"record"``."""
+        return {**super().state_dict(), "record": self._record}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what another optimizer of this class saved, from whatever device.
+
+        States stay float32 (or float64), where ``torch.optim.Optimizer`` would give them the dtype of
+        a bfloat16 parameter. Settings that the saved groups lack stay as they are.
+
+        Raises:
+            ValueError: The states are another optimizer's.
+        """
+        final: dict[str, Any] = {}
+        before = self.param_groups
+        # Registered last, so that it sees what the user's own hooks have made of the dictionary.
+        handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
+        try:
+            self._check_states(state_dict["state"].values())
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        saved_ids = [i for group in final["param_groups"] for i in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for saved_id, param in zip(saved_ids, params, strict=True):
+            for name, value in final["state"].get(saved_id, {}).items():
+                device = "cpu" if name == "step" else param.device
+                self.state[param][name] = value.detach().clone().to(device)
+        for group, old in zip(self.param_groups, before, strict=True):
+            for name, value in old.items():
+                group.setdefault(name, value)
+        if "record" in final:
+            self._record.copy_(final["record"])
+
+    def _check_states(self, states: Iterable[dict[str, Any]]) -> None:
+        for state in states:
+            missing = [name for name in self._all_names() if name not in state]
+            if missing:
+                raise ValueError(
+                    f"state_dict must be that of a {type(self).__name__}: a parameter's state lacks"
+                    f" '{missing[0]}' and has {', '.join(map(repr, state)) or 'nothing'}"
+                )

@@ -1,0 +1,298 @@
+"""Optimizers that clip by the global norm and update in one fused pass over all parameters.
+
+:class:`ClippedNesterov` stands where ``clip_grad_norm_`` and ``SGD(nesterov=True)`` stood,
+:class:`ClippedAdamW` where ``clip_grad_norm_`` and ``AdamW`` did.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnkernels import _ops
+from rnnkernels._clipping import ClippedOptimizer, check_setting
+
+__all__ = ["ClippedAdamW", "ClippedNesterov", "MomentumSchedule", "paper_momentum"]
+
+
+class ClippedNesterov(ClippedOptimizer):
+    """Clipping by the global norm and Nesterov's momentum in the variables of arXiv 1212.0901.
+
+        c = min(1, max_norm / (norm + 1e-6)),   norm over all gradients of all groups
+        g_t = c grad (+ weight_decay theta_{t-1})
+        v_t = mu_{t-1} v_{t-1} - lr_t g_t
+        theta_t = theta_{t-1} + mu_t mu_{t-1} v_{t-1} - (1 + mu_t) lr_t g_t
+
+    ``mu_t`` is the group's momentum at this step and ``mu_{t-1}`` what it was at the last step taken.
+    While lr and momentum stay the same this is ``torch.optim.SGD(nesterov=True)`` after
+    ``clip_grad_norm_``, to rounding; where they change it follows the paper and torch does not
+    (docs/optimizer.md). Gradients are read, never rewritten.
+
+    Args:
+        params: Tensors, named tensors or groups of them, as for every torch optimizer: float32,
+            float64, bfloat16 or float16, of any shape, on the CPU. Half precision has float32 states.
+        lr: At least 0. In a group, ``lr``, ``momentum``, ``max_norm`` and ``weight_decay`` may also be
+            tensors of one element.
+        momentum: In [0, 1).
+        max_norm: More than 0; None or inf turns clipping off.
+        norm_type: The p of the norm: positive, or inf.
+        weight_decay: L2 penalty, added after clipping.
+        nonfinite: What an infinite or NaN gradient does. ``"skip"``: nothing is updated, and
+            ``skipped_steps`` counts. ``"raise"``: nothing is updated, and an error names the first
+            such parameter (this alone waits for the device). ``"apply"``: update, as torch does.
+        maximize: Ascend instead.
+        master_weights: Keep a float32 copy of each half-precision parameter and update that.
+
+    ``state[param]`` has ``velocity`` (``v``), and ``master`` where asked for.
+
+    Raises:
+        ValueError: An argument is refused; the message names it.
+        NotImplementedError: A parameter is not on the CPU.
+
+    Source: Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901), section 3.5.
+    """
+
+    state_names = ("velocity",)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float | Tensor = 0.9,
+        max_norm: float | Tensor | None = 1.0,
+        *,
+        norm_type: float = 2.0,
+        weight_decay: float | Tensor = 0.0,
+        nonfinite: str = "skip",
+        maximize: bool = False,
+        master_weights: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "max_norm": max_norm,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, norm_type, nonfinite, master_weights)
+
+    def _settings(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return group["lr"], group["max_norm"], group["weight_decay"], group["momentum"]
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_setting("momentum", group["momentum"], 0, 1)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: D102
+        # mu_{t-1}, on the device. Its first value does not matter: the velocity begins with zero.
+        param_group.setdefault("previous_momentum", torch.zeros((), dtype=torch.float64))
+        super().add_param_group(param_group)
+
+    def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
+        grads, *rest = common
+        velocities = [state["velocity"] for state in states]
+        previous = [group["previous_momentum"] for group in self.param_groups]
+        _ops.clipped_nesterov_(params, grads, velocities, self._masters(params, states), previous, *rest)
+
+    @classmethod
+    def from_sgd(
+        cls, sgd: torch.optim.SGD, max_norm: float | Tensor | None = 1.0, **options: Any
+    ) -> ClippedNesterov:
+        """Take over from ``torch.optim.SGD(nesterov=True)``, in the middle of a training.
+
+        torch's buffer leaves the learning rate out, so ``v = -lr buffer``, at the groups' present lr:
+        the next step is the one that SGD would have made.
+
+        Args:
+            sgd: With ``nesterov=True`` (or momentum 0) and ``dampening=0`` in all groups.
+            max_norm: As for the class.
+            options: The class's keyword arguments ``norm_type``, ``nonfinite``, ``master_weights``.
+
+        Raises:
+            ValueError: ``sgd`` has another rule.
+        """
+        groups = []
+        for number, group in enumerate(sgd.param_groups):
+            if (group["momentum"] != 0 and not group["nesterov"]) or group["dampening"] != 0:
+                raise ValueError(
+                    f"sgd must have nesterov=True and dampening=0, got nesterov={group['nesterov']},"
+                    f" dampening={group['dampening']} in group {number}"
+                )
+            kept = ("params", "lr", "momentum", "weight_decay", "maximize", "param_names", "initial_lr")
+            groups.append({name: group[name] for name in kept if name in group})
+        optimizer = cls(groups, max_norm=max_norm, **options)
+        for group in optimizer.param_groups:
+            group["previous_momentum"].fill_(group["momentum"])
+            for param in group["params"]:
+                buffer = sgd.state.get(param, {}).get("momentum_buffer")
+                if buffer is not None:
+                    state = optimizer._new_state(param)
+                    state["velocity"].copy_(buffer).mul_(-group["lr"])
+                    optimizer.state[param] = state
+        return optimizer
+
+    def to_sgd(self, **options: Any) -> torch.optim.SGD:
+        """Hand over to ``torch.optim.SGD(nesterov=True)``; clipping is then the caller's again.
+
+        ``buffer = -(mu_{t-1} / mu_t) v / lr`` with the groups' present momentum and lr, so that the
+        next step of SGD is the one that this optimizer would have made.
+
+        Args:
+            options: Given to ``torch.optim.SGD``: ``fused``, ``foreach``.
+
+        Raises:
+            ValueError: lr is 0 in a group that has a velocity.
+        """
+        kept = ("params", "lr", "momentum", "weight_decay", "maximize", "param_names", "initial_lr")
+        groups = [
+            {name: group[name] for name in kept if name in group} | {"nesterov": bool(group["momentum"] != 0)}
+            for group in self.param_groups
+        ]
+        sgd = torch.optim.SGD(groups, **options)
+        for number, (group, own) in enumerate(zip(sgd.param_groups, self.param_groups, strict=True)):
+            for param in group["params"]:
+                velocity = self.state.get(param, {}).get("velocity")
+                if velocity is None or group["momentum"] == 0:
+                    continue
+                if group["lr"] == 0:
+                    raise ValueError(f"lr must be positive to convert a velocity, got 0 in group {number}")
+                factor = -own["previous_momentum"] / group["momentum"] / group["lr"]
+                sgd.state[param]["momentum_buffer"] = (velocity * factor).to(param.dtype)
+        return sgd
+
+
+class ClippedAdamW(ClippedOptimizer):
+    """Clipping by the global norm and AdamW, on the engine of :class:`ClippedNesterov`.
+
+        c = min(1, max_norm / (norm + 1e-6)),   norm over all gradients of all groups
+        g_t = c grad
+        m_t = m_{t-1} + (1 - b1) (g_t - m_{t-1});   s_t = b2 s_{t-1} + (1 - b2) g_t^2
+        theta_t = (1 - lr wd) theta_{t-1} - lr / (1 - b1^t) m_t / (sqrt(s_t / (1 - b2^t)) + eps)
+
+    Equal to ``torch.optim.AdamW`` after ``clip_grad_norm_``, to rounding. ``t`` counts the steps that
+    a parameter took part in, as in torch.
+
+    Args:
+        params: As for :class:`ClippedNesterov`.
+        lr: At least 0. In a group, settings may be numbers or tensors of one element.
+        betas: Both in [0, 1).
+        eps: At least 0.
+        max_norm: More than 0; None or inf turns clipping off.
+        norm_type: The p of the norm: positive, or inf.
+        weight_decay: Decoupled, so it is neither clipped nor scaled by the gradient's history.
+        nonfinite: ``"skip"``, ``"raise"`` or ``"apply"``, as for :class:`ClippedNesterov`.
+        maximize: Ascend instead.
+        master_weights: Keep a float32 copy of each half-precision parameter and update that.
+
+    ``state[param]`` has ``step``, ``exp_avg`` (``m``) and ``exp_avg_sq`` (``s``) under torch's names, so
+    the state dictionary of a ``torch.optim.AdamW`` can be loaded.
+
+    Raises:
+        ValueError: An argument is refused; the message names it.
+        NotImplementedError: A parameter is not on the CPU.
+
+    Source: Loshchilov and Hutter 2019 (arXiv 1711.05101).
+    """
+
+    state_names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        max_norm: float | Tensor | None = 1.0,
+        *,
+        norm_type: float = 2.0,
+        weight_decay: float | Tensor = 1e-2,
+        nonfinite: str = "skip",
+        maximize: bool = False,
+        master_weights: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "max_norm": max_norm,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, norm_type, nonfinite, master_weights)
+
+    def _settings(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return group["lr"], group["max_norm"], group["weight_decay"], *group["betas"], group["eps"]
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
+            raise ValueError(f"betas must be two numbers, got {group['betas']!r}")
+        for i, beta in enumerate(group["betas"]):
+            check_setting(f"betas[{i}]", beta, 0, 1)
+        check_setting("eps", group["eps"], 0)
+
+    def _new_state(self, param: Tensor) -> dict[str, Tensor]:
+        return {"step": torch.zeros((), dtype=torch.float32), **super()._new_state(param)}
+
+    def _all_names(self) -> tuple[str, ...]:
+        return ("step", *self.state_names)
+
+    def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
+        grads, *rest = common
+        averages = ([state[name] for state in states] for name in self.state_names)
+        steps = [state["step"] for state in states]
+        _ops.clipped_adamw_(params, grads, *averages, self._masters(params, states), steps, *rest)
+
+
+def paper_momentum(t: int, mu_max: float = 0.99) -> float:
+    """``mu_t = min(mu_max, 1 - 2^(-1 - log2(floor(t / 250) + 1)))``, the schedule of the paper's time.
+
+    Args:
+        t: The number of the step, from 0.
+        mu_max: What it grows to, in [0, 1).
+
+    Source: Sutskever, Martens, Dahl and Hinton 2013 (ICML), section 3.
+    """
+    check_setting("mu_max", mu_max, 0, 1)
+    if t < 0:
+        raise ValueError(f"t must be at least 0, got {t}")
+    return min(mu_max, 1 - 0.5 / (t // 250 + 1))
+
+
+class MomentumSchedule:
+    """Sets each group's momentum to :func:`paper_momentum`; call ``step()`` after ``optimizer.step()``.
+
+    Args:
+        optimizer: With a ``momentum`` in its groups; its momentum is that of t = 0 from here on.
+        mu_max: What the momentum grows to, in [0, 1).
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, mu_max: float = 0.99) -> None:
+        self.optimizer = optimizer
+        self.mu_max = mu_max
+        self.t = -1
+        self.step()
+
+    def step(self) -> None:
+        """Go on to the next t."""
+        self.t += 1
+        self._set()
+
+    def _set(self) -> None:
+        momentum = paper_momentum(self.t, self.mu_max)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["momentum"], Tensor):
+                group["momentum"].fill_(momentum)
+            else:
+                group["momentum"] = momentum
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` takes."""
+        return {"t": self.t, "mu_max": self.mu_max}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where another schedule was."""
+        self.t, self.mu_max = state_dict["t"], state_dict["mu_max"]
+        self._set()

@@ -1,0 +1,80 @@
+"""What two processes train, for test_optimizer_distributed.py: run by torchrun with a result folder.
+
+torchrun --nproc-per-node 2 optimizer_ranks.py FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from rnnkernels import ClippedAdamW, ClippedNesterov
+
+STEPS = 6
+CASES = {
+    "nesterov": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.5}),
+    "largest": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.05, "norm_type": float("inf")}),
+    "adamw": (ClippedAdamW, {"lr": 0.02, "max_norm": 0.5}),
+}
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(3)
+    # 7 rows do not split evenly, and one bias is smaller than a share for each.
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)).double()
+
+
+def batches() -> list[torch.Tensor]:
+    chance = torch.Generator().manual_seed(4)
+    return [torch.randn(8, 5, generator=chance, dtype=torch.float64) for _ in range(STEPS)]
+
+
+def train(model: nn.Module, case: str, rank: int, ranks: int) -> dict[str, torch.Tensor]:
+    """The mean over each rank's rows, averaged over the ranks: the same as over all rows at once."""
+    cls, options = CASES[case]
+    optimizer = cls(model.parameters(), **options)
+    norms = []
+    for step, x in enumerate(batches()):
+        optimizer.zero_grad()
+        model(x.chunk(ranks)[rank]).square().sum(1).mean().backward()
+        if step == 2:  # not finite in one place, which one rank alone holds under fully_shard
+            weight = next(model.parameters()).grad
+            held = weight.to_local() if isinstance(weight, DTensor) else weight
+            first = not isinstance(weight, DTensor) or rank == 0
+            if first:
+                held[0, 0] = float("nan")
+        optimizer.step()
+        norms.append(optimizer.last_grad_norm)
+    result = {}
+    for name, value in model.state_dict().items():
+        result[name.removeprefix("module.")] = value.full_tensor() if isinstance(value, DTensor) else value
+    return result | {"norms": torch.stack(norms), "skipped": optimizer.skipped_steps}
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    torch.set_num_threads(1)
+    results = {}
+    for case in CASES:
+        results["ddp", case] = train(DistributedDataParallel(make_model()), case, rank, ranks)
+        sharded = make_model()
+        mesh = init_device_mesh("cpu", (ranks,))
+        for layer in (sharded[0], sharded[2], sharded):
+            fully_shard(layer, mesh=mesh)
+        assert all(isinstance(p, DTensor) for p in sharded.parameters())
+        results["fully_shard", case] = train(sharded, case, rank, ranks)
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

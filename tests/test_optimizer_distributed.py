@@ -1,0 +1,40 @@
+"""Two processes (gloo) under torchrun end where one process does, with DDP and with fully_shard."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import optimizer_ranks
+import pytest
+import torch
+from helpers import ROOT
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / "optimizer_ranks.py"), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", optimizer_ranks.CASES)
+@pytest.mark.parametrize("how", ["ddp", "fully_shard"])
+def test_two_processes_are_one(results, how, case):
+    expected = optimizer_ranks.train(optimizer_ranks.make_model(), case, 0, 1)
+    assert int(expected["skipped"]) == 1
+    for rank in range(2):
+        got = results[rank][how, case]
+        assert list(got) == list(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-11, atol=1e-13, equal_nan=True)

@@ -1,0 +1,199 @@
+"""Gradients that are infinite, NaN, zero or huge; the norm itself; GradScaler."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from optimizer_helpers import one
+
+from rnnkernels import ClippedAdamW, ClippedNesterov
+
+CLASSES = [ClippedNesterov, ClippedAdamW]
+BAD = [math.inf, -math.inf, math.nan]
+
+
+def snapshot(optimizer):
+    """Everything that a skipped step must leave alone."""
+    values = []
+    for group in optimizer.param_groups:
+        values += [x.detach().clone() for x in group["params"]]
+        values += [x.clone() for x in group.values() if isinstance(x, torch.Tensor)]
+        values += [x.clone() for p in group["params"] for x in optimizer.state[p].values()]
+    return [*values, optimizer.taken_steps]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def pair(cls, size=9000, **options):
+    params = [torch.nn.Parameter(torch.randn(size)), torch.nn.Parameter(torch.randn(3))]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return params, cls(params, **options)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("place", [0, 4500, 8999])
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf, 2.5])
+def test_a_skipped_step_changes_nothing(cls, bad, place, norm_type):
+    params, optimizer = pair(cls, norm_type=norm_type)
+    optimizer.step()
+    before = snapshot(optimizer)
+    params[0].grad[place] = bad
+    if cls is ClippedNesterov:
+        optimizer.param_groups[0]["momentum"] = 0.5  # not the last step taken
+    optimizer.step()
+    assert same(snapshot(optimizer), before)
+    assert int(optimizer.skipped_steps) == 1
+    assert not math.isfinite(float(optimizer.last_grad_norm))
+    params[0].grad[place] = 1.0
+    optimizer.step()
+    assert (int(optimizer.skipped_steps), int(optimizer.taken_steps)) == (1, 2)
+    assert not same(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_first_step_that_is_skipped_leaves_zeros(cls):
+    params, optimizer = pair(cls)
+    params[1].grad[0] = math.nan
+    optimizer.step()
+    for param in params:
+        assert all(not state.any() for state in optimizer.state[param].values())
+    assert int(optimizer.taken_steps) == 0
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("named", [False, True])
+def test_raise_names_the_first_bad_parameter(cls, named):
+    params = [torch.nn.Parameter(torch.randn(4)) for _ in range(3)]
+    given = [("a", params[0]), ("b.weight", params[1]), ("c", params[2])] if named else params
+    optimizer = cls(given, nonfinite="raise")
+    for param in params:
+        param.grad = torch.randn(4)
+    optimizer.step()
+    before = snapshot(optimizer)
+    params[1].grad[2] = math.inf
+    params[2].grad[0] = math.nan
+    name = r"'b\.weight' \(params\[1\] of group 0" if named else r"parameter \(params\[1\] of group 0"
+    with pytest.raises(FloatingPointError, match=name):
+        optimizer.step()
+    assert same(snapshot(optimizer), before)
+    assert int(optimizer.skipped_steps) == 0
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_apply_does_what_torch_does(bad, max_norm):
+    params, optimizer = pair(ClippedNesterov, lr=0.1, nonfinite="apply", max_norm=max_norm)
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    params[0].grad[5] = bad
+    for other, param in zip(others, params, strict=True):
+        other.grad = param.grad.clone()
+    sgd = torch.optim.SGD(others, lr=0.1, momentum=0.9, nesterov=True)
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(others, max_norm)
+    optimizer.step()
+    sgd.step()
+    for other, param in zip(others, params, strict=True):
+        torch.testing.assert_close(param, other, equal_nan=True)
+    assert int(optimizer.taken_steps) == 1
+
+
+def test_zero_gradients_are_not_divided_by():
+    param, optimizer = one(max_norm=1e-30)
+    before = param.detach().clone()
+    param.grad.zero_()
+    optimizer.step()
+    assert torch.equal(param, before)
+    assert float(optimizer.last_grad_norm) == 0
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, 20.0, math.inf])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e33), (torch.float64, 1e300)])
+def test_a_norm_of_huge_gradients_does_not_overflow(norm_type, dtype, size):
+    param, optimizer = one((5000,), dtype=dtype, lr=1.0, momentum=0.0, norm_type=norm_type)
+    param.detach().zero_()
+    param.grad.fill_(size)
+    optimizer.step()
+    norm = size * 5000 ** (1 / norm_type)
+    assert float(optimizer.last_grad_norm) == pytest.approx(norm, rel=1e-6)
+    assert float(param.detach()[0]) == pytest.approx(-size / norm, rel=1e-6)
+    assert int(optimizer.skipped_steps) == 0
+
+
+def test_the_norm_is_accurate_and_the_same_on_every_run_and_any_threads():
+    param, optimizer = one((300_001,), max_norm=1.0)
+    param.grad[:1000] *= 1e6
+    exact = math.sqrt(math.fsum((param.grad.double() ** 2).tolist()))
+    norms, results = set(), []
+    start = param.detach().clone()
+    for threads in (1, 2, 3, 1, 2):
+        torch.set_num_threads(threads)
+        param.detach().copy_(start)
+        optimizer = ClippedNesterov([param], max_norm=1.0)
+        optimizer.step()
+        norms.add(float(optimizer.last_grad_norm))
+        results.append(param.detach().clone())
+    assert len(norms) == 1
+    assert norms.pop() == pytest.approx(exact, rel=1e-14)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_what_is_read_is_a_copy():
+    param, optimizer = one()
+    optimizer.step()
+    first, count = optimizer.last_grad_norm, optimizer.skipped_steps
+    kept = float(first)
+    param.grad *= 2
+    optimizer.step()
+    param.grad[0, 0] = math.nan
+    optimizer.step()
+    assert float(first) == kept
+    assert int(count) == 0
+    assert first.shape == () and first.device == param.device
+
+
+# --- Automatic mixed precision -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("unscale", [False, True])
+def test_grad_scaler(cls, unscale):
+    """The same as without a scaler; an overflow is skipped and lowers the scale."""
+    param, plain = torch.nn.Parameter(torch.randn(50)), torch.nn.Parameter(torch.empty(50))
+    plain.data.copy_(param)
+    optimizer, judge = cls([param], lr=0.1, max_norm=0.5), cls([plain], lr=0.1, max_norm=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=100)
+    for step in range(6):
+        x = torch.randn(50)
+        overflow = step == 2
+        optimizer.zero_grad()
+        scaler.scale((param * x).sum() * (math.inf if overflow else 1.0)).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        if not overflow:
+            plain.grad = x.clone()
+            judge.step()
+            assert float(optimizer.last_grad_norm) == pytest.approx(float(x.double().norm()), rel=1e-6)
+        assert scaler.get_scale() == 2.0 ** (12 if step < 2 else 11)
+        torch.testing.assert_close(param, plain, rtol=1e-6, atol=1e-7)
+    assert int(optimizer.taken_steps) == 5
+    assert int(optimizer.skipped_steps) == 1
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "raise", "apply"])
+def test_found_inf_always_skips(nonfinite):
+    param, optimizer = one(nonfinite=nonfinite)
+    optimizer.step()
+    before = snapshot(optimizer)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(1.0)
+    optimizer.step()
+    assert same(snapshot(optimizer), before)
+    assert int(optimizer.skipped_steps) == 1
+    assert float(optimizer.last_grad_norm) == pytest.approx(float(param.grad.double().norm()) / 4, rel=1e-12)

@@ -1,0 +1,258 @@
+"""The optimizers' rules over random trees of tensors, against torch and the float64 reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from optimizer_helpers import (
+    NumpyNesterov,
+    Tree,
+    assert_near,
+    clip_and_step,
+    draw_gradients,
+    make_groups,
+    one,
+    set_gradients,
+    trees,
+)
+
+import rnnkernels
+from rnnkernels import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum, reference
+
+DTYPES = st.sampled_from([torch.float32, torch.float64])
+MAX_NORMS = st.sampled_from([0.05, 1.0, 30.0, None, math.inf])
+NORM_TYPES = st.sampled_from([2.0, 1.0, 3.0, math.inf])
+STEPS = 5
+
+
+def pair(tree: Tree, dtype, options, make, **torch_options):
+    """Groups for ours and for torch with the same values, the second group with its own lr."""
+    both = []
+    for cls, extra in ((make[0], options), (make[1], torch_options)):
+        groups = make_groups(tree, dtype)
+        settings = [{"params": group} for group in groups]
+        if len(settings) > 1:
+            settings[1]["lr"] = 0.05
+        both.append(([p for group in groups for p in group], cls(settings, **extra)))
+    return both
+
+
+@given(trees, DTYPES, MAX_NORMS, NORM_TYPES, st.sampled_from([0.0, 0.1]), st.booleans())
+def test_nesterov_is_clip_grad_norm_and_sgd_while_nothing_is_scheduled(
+    tree, dtype, max_norm, norm_type, weight_decay, maximize
+):
+    common = {"lr": 0.1, "momentum": 0.9, "weight_decay": weight_decay, "maximize": maximize}
+    ours, theirs = pair(
+        tree,
+        dtype,
+        {**common, "max_norm": max_norm, "norm_type": norm_type},
+        (ClippedNesterov, torch.optim.SGD),
+        nesterov=True,
+        **common,
+    )
+    for step in range(STEPS):
+        grads = draw_gradients(tree, dtype, step)
+        set_gradients(ours[0], grads, tree.layout)
+        set_gradients(theirs[0], grads)
+        ours[1].step()
+        clip_and_step(theirs[1], max_norm, norm_type)
+        for param, grad in zip(ours[0], grads, strict=True):  # read, not rewritten
+            assert grad is None or torch.equal(param.grad, grad)
+    assert_near(ours[0], theirs[0], dtype, STEPS)
+
+
+@given(trees, DTYPES, MAX_NORMS, st.sampled_from([0.0, 0.1]), st.booleans())
+def test_adamw_is_clip_grad_norm_and_adamw(tree, dtype, max_norm, weight_decay, maximize):
+    common = {"lr": 0.01, "betas": (0.8, 0.99), "weight_decay": weight_decay, "maximize": maximize}
+    ours, theirs = pair(
+        tree, dtype, {**common, "max_norm": max_norm}, (ClippedAdamW, torch.optim.AdamW), **common
+    )
+    for step in range(STEPS):
+        grads = draw_gradients(tree, dtype, step)
+        set_gradients(ours[0], grads, tree.layout)
+        set_gradients(theirs[0], grads)
+        ours[1].step()
+        clip_and_step(theirs[1], max_norm)
+    # Divided by a root, roundings weigh more where all gradients of an element were small.
+    assert_near(ours[0], theirs[0], dtype, 5 * STEPS)
+
+
+@given(trees, DTYPES, MAX_NORMS, NORM_TYPES, st.booleans(), st.booleans(), st.data())
+def test_nesterov_is_the_reference_under_schedules(
+    tree, dtype, max_norm, norm_type, maximize, on_device, data
+):
+    groups = make_groups(tree, dtype)
+    params = [p for group in groups for p in group]
+    optimizer = ClippedNesterov(
+        [{"params": g} for g in groups], max_norm=max_norm, norm_type=norm_type, maximize=maximize
+    )
+    judge = NumpyNesterov(params)
+    for step in range(STEPS):
+        settings = {
+            "lr": data.draw(st.sampled_from([0.0, 0.01, 0.2])),
+            "momentum": data.draw(st.sampled_from([0.0, 0.5, 0.9, 0.99])),
+            "weight_decay": 0.01,
+        }
+        for group in optimizer.param_groups:
+            group.update(
+                {k: torch.tensor([v], dtype=torch.float64) if on_device else v for k, v in settings.items()}
+            )
+        grads = draw_gradients(tree, dtype, step)
+        set_gradients(params, grads, tree.layout)
+        optimizer.step()
+        judge.step(grads, max_norm, norm_type, -1.0 if maximize else 1.0, **settings)
+        assert float(optimizer.last_grad_norm) == pytest.approx(judge.norm, rel=1e-12, abs=1e-300)
+    assert_near(params, judge.theta, dtype, STEPS)
+    assert int(optimizer.taken_steps) == STEPS
+
+
+@pytest.mark.parametrize("scheduled", ["lr", "momentum"])
+def test_torch_differs_from_the_paper_when_either_is_scheduled(scheduled):
+    param = torch.nn.Parameter(torch.randn(50, dtype=torch.float64))
+    other = torch.nn.Parameter(param.detach().clone())
+    ours = ClippedNesterov([param], lr=0.1, momentum=0.9, max_norm=None)
+    theirs = torch.optim.SGD([other], lr=0.1, momentum=0.9, nesterov=True)
+    judge = NumpyNesterov([param])
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+    for step in range(4):
+        settings[scheduled] *= 0.7
+        grad = torch.randn(50, dtype=torch.float64)
+        for p, optimizer in ((param, ours), (other, theirs)):
+            optimizer.param_groups[0][scheduled] = settings[scheduled]
+            p.grad = grad.clone()
+            optimizer.step()
+        judge.step([grad], None, **settings)
+        far = float((other.detach() - torch.from_numpy(judge.theta[0])).abs().max())
+        # Of the first step all agree: there is no past yet.
+        assert far < 1e-14 if step == 0 else far > 1e-2
+    assert_near([param], judge.theta, torch.float64)
+
+
+def test_adamw_is_its_reference():
+    param = torch.nn.Parameter(torch.randn(7, 5, dtype=torch.float64))
+    optimizer = ClippedAdamW([param], lr=0.1, max_norm=0.5, weight_decay=0.1)
+    theta, m, s = param.detach().numpy().copy(), 0.0, 0.0
+    for t in range(1, 6):
+        param.grad = torch.randn(7, 5, dtype=torch.float64)
+        optimizer.param_groups[0]["lr"] = lr = 0.1 / t
+        optimizer.step()
+        c, _ = reference.clip_coefficient([param.grad.numpy()], 0.5)
+        theta, m, s = reference.adamw_step(
+            theta,
+            m,
+            s,
+            param.grad.numpy(),
+            t,
+            lr=lr,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            coefficient=c,
+            weight_decay=0.1,
+        )
+    assert_near([param], [theta], torch.float64, 5)
+
+
+def test_one_cycle_moves_lr_and_momentum():
+    param, optimizer = one((20,), dtype=torch.float64, max_norm=2.0)
+    judge = NumpyNesterov([param])
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=12)
+    seen = set()
+    for _ in range(12):
+        group = optimizer.param_groups[0]
+        seen.add((group["lr"], group["momentum"]))
+        param.grad = torch.randn(20, dtype=torch.float64)
+        optimizer.step()
+        judge.step([param.grad], 2.0, lr=group["lr"], momentum=group["momentum"], weight_decay=0.0)
+        if len(seen) < 12:
+            cycle.step()
+    assert len(seen) > 6
+    assert_near([param], judge.theta, torch.float64, 12)
+
+
+@pytest.mark.parametrize("t", [0, 1, 249, 250, 251, 499, 500, 1750, 10000, 10**6])
+def test_paper_momentum_is_its_formula(t):
+    formula = 1 - 2 ** (-1 - math.log2(math.floor(t / 250) + 1))
+    assert paper_momentum(t, 0.995) == pytest.approx(min(0.995, formula), rel=1e-15)
+
+
+def test_momentum_schedule_drives_the_groups():
+    _, optimizer = one()
+    schedule = MomentumSchedule(optimizer, mu_max=0.7)
+    seen = []
+    for _ in range(600):
+        seen.append(optimizer.param_groups[0]["momentum"])
+        schedule.step()
+    assert seen[0] == seen[249] == 0.5
+    assert seen[250] == seen[499] == 0.7  # 1 - 1/4 is more
+    _, other = one()
+    again = MomentumSchedule(other)
+    again.load_state_dict(schedule.state_dict())
+    assert again.t == 600
+    assert other.param_groups[0]["momentum"] == 0.7
+    for bad in ({"t": -1}, {"t": 3, "mu_max": 1.0}):
+        with pytest.raises(ValueError, match=r"t must be|mu_max must"):
+            paper_momentum(**bad)
+
+
+@pytest.mark.parametrize("cls", [ClippedNesterov, ClippedAdamW])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masters", [False, True])
+def test_half_precision_computes_in_float32(cls, dtype, masters):
+    """The parameter is rounded once a step, the states not at all."""
+    param = torch.nn.Parameter(torch.randn(700).to(dtype))
+    wide = torch.nn.Parameter(param.detach().float())
+    optimizer = cls([param], lr=0.01, max_norm=0.5, master_weights=masters)
+    judge = cls([wide], lr=0.01, max_norm=0.5)
+    for _ in range(6):
+        param.grad = torch.randn(700).to(dtype)
+        if not masters:
+            wide.data.copy_(param)
+        wide.grad = param.grad.float()
+        optimizer.step()
+        judge.step()
+        assert torch.equal(param, wide.to(dtype))
+    state = optimizer.state[param]
+    for name in cls.state_names:
+        assert state[name].dtype == torch.float32
+        assert torch.equal(state[name], judge.state[wide][name])
+    assert ("master" in state) == masters
+    if masters:
+        assert torch.equal(state["master"], wide)
+
+
+def test_every_half_precision_number_is_read_and_written_as_torch_does():
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        values = bits.view(dtype)
+        values = values[torch.isfinite(values)]
+        param = torch.nn.Parameter(values.clone())
+        param.grad = torch.zeros_like(values)
+        rnnkernels.ClippedNesterov([param], lr=1.0, max_norm=None).step()
+        assert torch.equal(param, values)
+        # Between two numbers, at ties, and beyond the largest: master copies are rounded.
+        wide = torch.cat([values.float() * (1 + k * 2.0**-12) for k in (-3, -1, 1, 2, 4)])
+        wide = torch.cat([wide, torch.tensor([65519.0, 65520.0, 65536.0, 1e30, 3.3895e38, 1e-8, 2.0**-25])])
+        rounded = torch.nn.Parameter(torch.zeros_like(wide, dtype=dtype))
+        rounded.grad = torch.zeros_like(rounded)
+        optimizer = rnnkernels.ClippedNesterov([rounded], max_norm=None, master_weights=True)
+        optimizer.step()
+        optimizer.state[rounded]["master"].copy_(wide)
+        optimizer.step()
+        assert torch.equal(rounded, wide.to(dtype))
+
+
+def test_mixed_dtypes_share_one_norm():
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    params = [torch.nn.Parameter(torch.zeros(300, dtype=dtype)) for dtype in dtypes]
+    for param in params:
+        param.grad = torch.randn(300).to(param.dtype)
+    optimizer = ClippedNesterov(params, lr=1.0, momentum=0.0, max_norm=1.0)
+    optimizer.step()
+    norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in params))
+    assert float(optimizer.last_grad_norm) == pytest.approx(norm, rel=1e-13)
+    for param in params:
+        torch.testing.assert_close(param.detach(), (param.grad.double() / -(norm + 1e-6)).to(param.dtype))

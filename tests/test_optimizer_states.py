@@ -1,0 +1,319 @@
+"""What makes them torch optimizers: closures, groups, hooks, saving and loading, refusals."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from optimizer_helpers import clip_and_step, one
+
+from rnnkernels import ClippedAdamW, ClippedNesterov
+
+CLASSES = [ClippedNesterov, ClippedAdamW]
+
+
+def model(dtype=torch.float32):
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2)).to(dtype)
+
+
+def train(net, optimizer, steps, seed=0, clip=None):
+    chance = torch.Generator().manual_seed(seed)
+    dtype = next(net.parameters()).dtype
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(torch.randn(9, 5, generator=chance).to(dtype)).square().sum().backward()
+        if clip is None:
+            optimizer.step()
+        else:
+            clip_and_step(optimizer, clip)
+
+
+def values(net):
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def through_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file)  # weights only
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masters", [False, True])
+def test_state_dict_round_trip_goes_on_as_if_nothing_had_been(cls, dtype, masters):
+    net = model(dtype)
+    optimizer = cls(net.parameters(), lr=0.01, master_weights=masters)
+    train(net, optimizer, 3)
+    other = model(dtype)
+    other.load_state_dict(net.state_dict())
+    loaded = cls(other.parameters(), lr=0.5, master_weights=masters)
+    loaded.load_state_dict(through_file(optimizer.state_dict()))
+    for p in net.parameters():
+        p.grad = None
+    for o in (optimizer, loaded):
+        o.param_groups[0]["lr"] = 0.02
+    train(net, optimizer, 3, seed=5)
+    train(other, loaded, 3, seed=5)
+    assert same(values(net), values(other))
+    assert int(loaded.taken_steps) == 6
+    velocity = next(iter(loaded.state.values()))[cls.state_names[0]]
+    assert velocity.dtype == torch.float32
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_loading_copies(cls):
+    net = model()
+    optimizer = cls(net.parameters())
+    train(net, optimizer, 1)
+    state = optimizer.state_dict()
+    other = cls(model().parameters())
+    other.load_state_dict(state)
+    kept = copy.deepcopy(other.state_dict())
+    train(net, optimizer, 1)
+    for a, b in zip(other.state_dict()["state"].values(), kept["state"].values(), strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in b)
+    assert torch.equal(other.state_dict()["record"], kept["record"])
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_deep_copy_and_pickle(cls, how):
+    net = model()
+    optimizer = cls(net.parameters(), lr=0.01, norm_type=1.0, nonfinite="raise")
+    train(net, optimizer, 2)
+    net2, optimizer2 = how((net, optimizer))
+    train(net, optimizer, 2, seed=3)
+    assert int(optimizer2.taken_steps) == 2
+    train(net2, optimizer2, 2, seed=3)
+    assert same(values(net), values(net2))
+    assert (optimizer2.norm_type, optimizer2.nonfinite) == (1.0, "raise")
+
+
+def test_state_of_torch_s_adamw_can_be_loaded():
+    net, other = model(), model()
+    theirs = torch.optim.AdamW(net.parameters(), lr=0.01)
+    train(net, theirs, 3, clip=0.5)
+    other.load_state_dict(net.state_dict())
+    ours = ClippedAdamW(other.parameters(), max_norm=0.5)
+    ours.load_state_dict(theirs.state_dict())
+    train(net, theirs, 3, seed=2, clip=0.5)
+    train(other, ours, 3, seed=2)
+    for a, b in zip(values(net), values(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    net = model()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    train(net, sgd, 1)
+    with pytest.raises(ValueError, match=r"that of a ClippedNesterov: .* lacks 'velocity'"):
+        ClippedNesterov(model().parameters()).load_state_dict(sgd.state_dict())
+
+
+def test_from_and_to_sgd_go_on_as_sgd_would():
+    """Over there and back again, at a learning rate that changed before the conversion."""
+    net, other = model(torch.float64), model(torch.float64)
+    theirs = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
+    train(net, theirs, 3, clip=1.0)
+    theirs.param_groups[0]["lr"] = 0.03
+    other.load_state_dict(net.state_dict())
+    params = dict(zip(net.parameters(), other.parameters(), strict=True))
+    twin = torch.optim.SGD(other.parameters(), lr=0.03, momentum=0.9, nesterov=True, weight_decay=0.01)
+    for p, q in params.items():
+        twin.state[q]["momentum_buffer"] = theirs.state[p]["momentum_buffer"].clone()
+    ours = ClippedNesterov.from_sgd(twin, max_norm=1.0)
+    train(net, theirs, 3, seed=1, clip=1.0)
+    train(other, ours, 3, seed=1)
+    for a, b in zip(values(net), values(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)
+    back = ours.to_sgd()
+    assert type(back) is torch.optim.SGD
+    train(net, theirs, 3, seed=2, clip=1.0)
+    train(other, back, 3, seed=2, clip=1.0)
+    for a, b in zip(values(net), values(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)
+
+
+def test_to_sgd_makes_the_next_step_of_changed_settings():
+    param, ours = one((20,), dtype=torch.float64, lr=0.1, max_norm=None)
+    ours.step()
+    ours.param_groups[0].update(lr=0.02, momentum=0.5)
+    twin = torch.nn.Parameter(param.detach().clone())
+    sgd = ours.to_sgd()
+    sgd = copy.deepcopy(sgd)
+    sgd.param_groups[0]["params"][0].grad = param.grad.clone()
+    twin = sgd.param_groups[0]["params"][0]
+    sgd.step()
+    ours.step()
+    torch.testing.assert_close(twin, param, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("options", [{"nesterov": False}, {"dampening": 0.1}])
+def test_from_sgd_refuses_another_rule(options):
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9, **options)
+    with pytest.raises(ValueError, match="sgd must have nesterov=True and dampening=0"):
+        ClippedNesterov.from_sgd(sgd)
+
+
+def test_to_sgd_refuses_lr_zero():
+    _, optimizer = one()
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.0
+    with pytest.raises(ValueError, match="lr must be positive to convert"):
+        optimizer.to_sgd()
+
+
+def test_state_that_was_replaced_or_cleared_is_seen():
+    param, optimizer = one((3,), lr=1.0, max_norm=None)
+    optimizer.step()
+    optimizer.state[param] = {"velocity": torch.zeros(3)}
+    before = param.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(before - param, 1.9 * param.grad)
+    optimizer.state.clear()
+    before = param.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(before - param, 1.9 * param.grad)
+
+
+def test_a_group_added_later_and_closures_and_hooks():
+    first, second = (torch.nn.Parameter(torch.randn(4)) for _ in "ab")
+    optimizer = ClippedNesterov([first], lr=0.1)
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("post"))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (first**2).sum() + (second**2).sum()
+        loss.backward()
+        seen.append("closure")
+        return loss
+
+    loss = optimizer.step(closure)
+    assert loss.requires_grad
+    assert seen == ["pre", "closure", "post"]
+    optimizer.add_param_group({"params": [second], "lr": 0.0, "max_norm": 0.5})
+    before = [first.detach().clone(), second.detach().clone()]
+    optimizer.step(closure)
+    assert torch.equal(second, before[1])
+    assert not torch.equal(first, before[0])
+    norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in (first, second)))
+    assert float(optimizer.last_grad_norm) == pytest.approx(norm, rel=1e-14)
+    expected = -0.5 / (norm + 1e-6) * second.grad  # v = -lr c g, at lr 0.1 from now on
+    optimizer.param_groups[1]["lr"] = 1.0
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[second]["velocity"], expected)
+
+
+def test_autograd_sees_that_a_parameter_has_changed():
+    param, optimizer = one((3,))
+    loss = (param * param).sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_no_gradient_no_state_no_change():
+    used, unused = (torch.nn.Parameter(torch.ones(2)) for _ in "ab")
+    used.grad = torch.ones(2)
+    optimizer = ClippedNesterov([unused, used])
+    optimizer.step()
+    assert list(optimizer.state) == [used]
+    assert torch.equal(unused, torch.ones(2))
+    optimizer.zero_grad()
+    assert used.grad is None
+    optimizer.step()  # none at all
+
+
+# --- Refusals ----------------------------------------------------------------------------------------
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [("lr", x) for x in (-1.0, NAN, math.inf, "1", None, torch.tensor([1.0, 2.0]), torch.tensor(-1.0))]
+    + [("momentum", x) for x in (-0.1, 1.0, NAN, 2)]
+    + [("max_norm", x) for x in (0, 0.0, -1.0, NAN)]
+    + [("norm_type", x) for x in (0, -2.0, NAN, "2")]
+    + [("weight_decay", x) for x in (-1e-3, NAN)]
+    + [("nonfinite", x) for x in ("ignore", None)],
+)
+def test_bad_settings_of_nesterov_are_named(name, bad):
+    params = [torch.nn.Parameter(torch.zeros(2))]
+    with pytest.raises(ValueError, match=rf"^{name} must"):
+        ClippedNesterov(params, **{name: bad})
+    optimizer = ClippedNesterov(params)
+    with pytest.raises(ValueError, match=rf"^{name} (must|belongs)"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], name: bad})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "message"),
+    [
+        ("betas", (1.0, 0.9), r"betas\[0\] must"),
+        ("betas", (0.9, NAN), r"betas\[1\] must"),
+        ("betas", 0.9, "betas must be two"),
+        ("eps", -1.0, "eps must"),
+        ("lr", NAN, "lr must"),
+        ("max_norm", 0.0, "max_norm must"),
+    ],
+)
+def test_bad_settings_of_adamw_are_named(name, bad, message):
+    with pytest.raises(ValueError, match=message):
+        ClippedAdamW([torch.nn.Parameter(torch.zeros(2))], **{name: bad})
+
+
+@pytest.mark.parametrize(("name", "bad"), [("lr", NAN), ("momentum", 1.5), ("max_norm", 0.0)])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_schedule_gone_wrong_is_named_and_changes_nothing(name, bad, as_tensor):
+    param, optimizer = one()
+    before = param.detach().clone()
+    optimizer.param_groups[0][name] = torch.tensor(bad) if as_tensor else bad
+    with pytest.raises(ValueError, match=rf"^{name} must lie in"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(2, device="meta"), "meta device"),
+        (torch.zeros(2, dtype=torch.complex64), "must be real"),
+        (torch.zeros(2, 2).to_sparse(), "must be dense"),
+        (torch.zeros(2, dtype=torch.float8_e4m3fn), "must be float32"),
+    ],
+)
+def test_bad_parameters_are_named(tensor, message):
+    with pytest.raises(ValueError, match=rf"^params\[1\] of group 0 .*{message}"):
+        ClippedNesterov([torch.zeros(2), tensor])
+
+
+def test_gradients_that_do_not_fit_are_named():
+    first, second = (torch.nn.Parameter(torch.ones(2, 2)) for _ in "ab")
+    optimizer = ClippedNesterov([first, second])
+    first.grad = torch.ones(2, 2)
+    second.grad = torch.ones(2, 2).to_sparse()
+    with pytest.raises(ValueError, match="the gradient of parameter 1 must be dense, got layout Sparse"):
+        optimizer.step()
+    optimizer.state[second] = {"velocity": torch.zeros(2, 2, dtype=torch.bfloat16)}
+    second.grad = torch.ones(2, 2)
+    with pytest.raises(ValueError, match="the state of parameter 1 must be Float, got BFloat16"):
+        optimizer.step()
+    optimizer.state[second] = {"velocity": torch.zeros(3)}
+    with pytest.raises(ValueError, match="must have the shape of its parameter"):
+        optimizer.step()
+    assert torch.equal(first, torch.ones(2, 2))
