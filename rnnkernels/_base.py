@@ -85,8 +85,10 @@ class LeakyModule(nn.Module):
                 names += f" or [num_layers * directions, H] = {list(shape)}"
             raise ValueError(f"decay must be {names}, got {list(values.shape)}")
         if not values.is_meta:
-            # As the kernel will see it: a number just below 1 may round to 1.
-            rounded = values.to(dtype)
+            # As the kernel will see it: a number just below 1 may round to 1. Numbers are float32 there
+            # where everything else is in half precision.
+            half = dtype in (torch.bfloat16, torch.float16)
+            rounded = values.to(torch.float32 if half and values.dim() == 0 else dtype)
             if not bool(((rounded >= 0) & (rounded < 1)).all()):
                 raise ValueError(f"decay must lie in [0, 1), got {decay}")
         # A number stays one, so that it is not rounded before .to(float64).

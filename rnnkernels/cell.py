@@ -32,7 +32,8 @@ class LeakyRNNCell(LeakyModule):
         input_size: ``I``.
         hidden_size: ``H``.
         bias: Whether there are ``b_ih`` and ``b_hh``.
-        nonlinearity: ``f``: ``"relu"`` (default; ``nn.RNNCell``'s is tanh) or ``"tanh"``.
+        nonlinearity: ``f``: ``"relu"`` (default; ``nn.RNNCell``'s is tanh), ``"tanh"``, ``"sigmoid"`` or
+            ``"softplus"``.
         decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number, or one
             value for each unit, ``[H]``.
         learn_decay: Train the decay of each unit; see :class:`LeakyRNN`.

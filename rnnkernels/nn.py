@@ -52,7 +52,8 @@ class LeakyRNN(LeakyModule):
         input_size: ``I``.
         hidden_size: ``H``.
         num_layers: Layers, each with its predecessor's output for input.
-        nonlinearity: ``f``: ``"relu"`` (default; ``nn.RNN``'s is tanh) or ``"tanh"``.
+        nonlinearity: ``f``: ``"relu"`` (default; ``nn.RNN``'s is tanh), ``"tanh"``, ``"sigmoid"`` or
+            ``"softplus"``.
         bias: Whether there are ``b_ih`` and ``b_hh``.
         batch_first: Input, output and drive are ``[B, T, ...]`` instead of ``[T, B, ...]``. No effect on
             unbatched and packed input, nor on ``hx`` and ``h_n``.
@@ -69,7 +70,7 @@ class LeakyRNN(LeakyModule):
         form: ``"rate"`` or ``"current"``.
         checkpoint_every: ``k``: backward keeps every k-th state and recomputes the steps between; see
             :func:`rnnkernels.projected_recurrence`. None keeps what backward needs of every step.
-        device, dtype: Of the parameters: CPU, and float32 or float64.
+        device, dtype: Of the parameters: CPU; float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError, TypeError: An argument is out of its range or of the wrong type.

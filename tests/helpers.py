@@ -21,6 +21,7 @@ from rnnkernels import build_config, functional, reference
 ROOT = Path(__file__).resolve().parent.parent
 FORMS = ("rate", "current")
 NONLINEARITIES = tuple(reference.NONLINEARITIES)
+RNN_NONLINEARITIES = ("relu", "tanh")  # those that torch.nn.RNN has, too
 DTYPES = (torch.float32, torch.float64)
 KINDS = tuple(itertools.product(FORMS, NONLINEARITIES))
 

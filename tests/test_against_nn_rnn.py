@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DTYPES, NONLINEARITIES, distance, normal_like
+from helpers import DTYPES, RNN_NONLINEARITIES, distance, normal_like
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layers import NEAR_RNN, pair, problem_of, trained
@@ -22,7 +22,7 @@ from rnnkernels import LeakyRNN
     steps=st.integers(1, 12),
     batch=st.integers(1, 9),
     sizes=st.tuples(st.integers(1, 20), st.integers(1, 60)),
-    nonlinearity=st.sampled_from(NONLINEARITIES),
+    nonlinearity=st.sampled_from(RNN_NONLINEARITIES),
     dtype=st.sampled_from(DTYPES),
     bias=st.booleans(),
     batch_first=st.booleans(),

@@ -314,12 +314,13 @@ def test_compiled_without_h0_and_with_a_number_for_decay():
 def test_a_compiled_layer_follows_changing_shapes(dtype):
     layer = LeakyRNN(3, 5, decay=torch.linspace(0, 0.9, 5), dtype=dtype)
     counter = CompileCounterWithBackend("aot_eager")
-    function = compiled(layer, counter, dynamic=True)
+    function, counts = compiled(layer, counter, dynamic=True), []
     for steps, batch in ((4, 2), (7, 3), (12, 6)):
         x = torch.randn(steps, batch, 3, dtype=dtype)
         for a, b in zip(trained(function, {"x": x}), trained(layer, {"x": x}), strict=True):
             assert torch.equal(a, b)
-    assert counter.frame_count == 1
+        counts.append(counter.frame_count)  # numbers of the layer make Dynamo trace the first call twice
+    assert len(set(counts)) == 1
 
 
 def test_the_compiled_errors_are_still_errors(problem):

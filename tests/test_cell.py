@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import DTYPES, KINDS, NONLINEARITIES, distance
+from helpers import DTYPES, KINDS, RNN_NONLINEARITIES, distance
 from layers import NEAR_RNN
 from torch import nn
 
@@ -26,7 +26,7 @@ def pair(*args, nonlinearity="relu", **kwargs):
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", RNN_NONLINEARITIES)
 def test_without_decay_it_is_nn_rnn_cell(nonlinearity, dtype, bias, batched, with_hx):
     cell, plain = pair(3, 5, bias=bias, nonlinearity=nonlinearity, dtype=dtype)
     lead = (2,) if batched else ()

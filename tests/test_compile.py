@@ -92,12 +92,16 @@ def test_other_lengths_and_batches_do_not_compile_again(name):
     layer = LeakyRNN(3, 5, **VARIANTS[name])
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
     for steps, batch in ((4, 2), (7, 2), (4, 5), (100, 31)):
         x = torch.randn(steps, batch, 3)
         found = compiled(x)[0]
         found.sum().backward()
         assert distance(found, layer(x)[0]) < 1e-6
-    assert counter.frame_count == 1
+        counts.append(counter.frame_count)
+    # A decay that is a number makes Dynamo trace the first call twice, before and after it has made the
+    # number a constant.
+    assert len(set(counts)) == 1
 
 
 def test_the_steps_are_not_unrolled():

@@ -196,7 +196,7 @@ def test_transposed_stays_on_the_keyboard() -> None:
 
 
 def test_both_runs_begin_alike() -> None:
-    options = Namespace(seed=4, hidden=10, decay=0.5, momentum=0.9)
+    options = Namespace(seed=4, hidden=10, decay=0.5, momentum=0.9, clip=1.0)
     alone = torch.full((88,), -2.0)
     loop, fused = demo.make_runs(options, alone)
     for (name, a), b in zip(loop.model.named_parameters(), fused.model.parameters(), strict=True):
@@ -209,7 +209,7 @@ def test_both_runs_begin_alike() -> None:
 
 
 def test_differences_and_a_nan() -> None:
-    options = Namespace(seed=4, hidden=10, decay=0.5, momentum=0.9)
+    options = Namespace(seed=4, hidden=10, decay=0.5, momentum=0.9, clip=1.0)
     runs = demo.make_runs(options, torch.full((88,), 0.1))
     runs[0].losses, runs[1].losses = [2.0, 4.0, 8.0], [2.0, 5.0]
     assert demo.differences(runs) == [0.0, 0.25]
@@ -295,7 +295,7 @@ def test_ctrl_c_before_the_first_update(data_file: Path, tmp_path: Path) -> None
     finally:
         signal.signal(signal.SIGINT, before)
     data = rolls.load(data_file)
-    options = Namespace(seed=4, hidden=10, decay=0.5, momentum=0.9, batch=4, epochs=3, seconds=9.0)
+    options = Namespace(seed=4, hidden=10, decay=0.5, momentum=0.9, clip=1.0, batch=4, epochs=3, seconds=9.0)
     runs = demo.make_runs(options, torch.full((88,), 0.1))
     demo.train(runs, data, options, interrupt)
     test = demo.make_batches(data.test, 4, np.random.default_rng(0))
