@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import recurrence, show
+from . import optimizer, recurrence, show
 
 
 class Benchmark(NamedTuple):
@@ -25,6 +25,9 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "recurrence": Benchmark(
         "the leaky recurrent layer against its peers", recurrence.add_arguments, recurrence.run
+    ),
+    "optimizer": Benchmark(
+        "the clipped optimizers against torch's clipping and update", optimizer.add_arguments, optimizer.run
     ),
     "show": Benchmark("table and picture of a saved run", show.add_arguments, show.run, False),
 }

@@ -128,7 +128,7 @@ def _summary_rows(document: Document) -> list[list[str]]:
     return rows
 
 
-def _plain(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+def plain(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
     """Columns as wide as they must be; the first `left` of them aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -140,7 +140,7 @@ def _plain(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
     ]
 
 
-def _markdown(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+def markdown_rows(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
     rule = ["---" if place < left else "--:" for place in range(len(rows[0]))]
     return ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
 
@@ -176,7 +176,7 @@ def table(document: Document, markdown: bool = False) -> str:
     settings = document["settings"]
     where = f"{environment_line(document['environment'])}; {settings['dtype']}"
     lines = [where, ""] if markdown else [*textwrap.wrap(where, WIDTH), ""]
-    draw = _markdown if markdown else _plain
+    draw = markdown_rows if markdown else plain
     for name, title in PASSES.items():
         lines += [title, ""] if markdown else [title]
         lines += [*draw(_rows(document, name)), ""]
@@ -220,7 +220,7 @@ def picture(document: Document, path: Path) -> None:
         _draw_pass(panel, [cell[name] for cell in cells], title)
     # Monospaced, so that the sizes stand under one another.
     sizes = [[str(cell[size]) for size in Cell._fields] for cell in cells]
-    names = _plain([Cell._fields, *sizes])
+    names = plain([Cell._fields, *sizes])
     panels[0].set_yticks(range(-1, len(cells)), names, family="monospace", fontsize=9)
     panels[0].set_ylim(len(cells) - 0.5, -1.5)
     handles, labels = panels[0].get_legend_handles_labels()

@@ -289,3 +289,25 @@ def test_machine_probes() -> None:
     cores = OtherLoad().cores()
     assert cores is None or cores >= 0
     assert environment_line(environment(3)).count("3 threads on") == 1
+
+
+def test_optimizer_benchmark_checks_and_writes(tmp_path, capsys):
+    from benchmarks import __main__ as command
+
+    assert command.main(["optimizer", "--quick", "--output", str(tmp_path), "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("ClippedNesterov") >= 2
+    document = json.loads((tmp_path / "optimizer.json").read_text())
+    assert {cell["rule"] for cell in document["cells"]} == {"ClippedNesterov", "ClippedAdamW"}
+    assert all(cell["contenders"]["ours"]["median_s"] > 0 for cell in document["cells"])
+    assert document["environment"]["torch"]
+
+
+def test_optimizer_benchmark_ends_where_an_answer_is_wrong(monkeypatch):
+    from benchmarks import optimizer
+
+    rules = {"ClippedNesterov": dict(optimizer.RULES["ClippedNesterov"])}
+    rules["ClippedNesterov"]["ours"] = lambda params: lambda: params[0].data.add_(1.0)
+    monkeypatch.setattr(optimizer, "RULES", rules)
+    with pytest.raises(ValueError, match="ours differs from torch's plain form"):
+        optimizer.check("ClippedNesterov", [(3, 4), (5,)])

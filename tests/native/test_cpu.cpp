@@ -97,7 +97,7 @@ Data<T> make_data(const Case& c, unsigned seed) {
 
 template <class T>
 struct Results {
-  std::vector<T> output, h_n, activation, d_pre, d_h0, d_decay;
+  std::vector<T> output, h_n, activation, d_pre, d_h0, d_decay, linear;
   std::vector<uint32_t> active;
 };
 
@@ -183,6 +183,33 @@ Results<double> plain(const Case& c, const Data<T>& data, double* smallest) {
   return r;
 }
 
+// The linear walk with pre for its drive, grad_output for alpha and, where there is an h0, pre for beta.
+template <class T>
+std::vector<double> plain_linear(const Case& c, const Data<T>& data) {
+  const int64_t H = c.hidden;
+  std::vector<double> y(data.pre.size());
+  for (int64_t g = 0; g < c.networks; ++g) {
+    std::vector<double> state(c.batch * H);
+    if (c.with_h0) std::copy_n(data.h0.begin() + g * c.batch * H, c.batch * H, state.begin());
+    for (int64_t s = 0; s < c.steps; ++s) {
+      const int64_t t = c.reverse ? c.steps - 1 - s : s;
+      for (int64_t b = 0; b < data.rows[t]; ++b) {
+        const int64_t row = (g * data.total + data.offsets[t] + b) * H;
+        const std::vector<double> before(state.begin() + b * H, state.begin() + (b + 1) * H);
+        for (int64_t i = 0; i < H; ++i) {
+          double sum = 0;
+          for (int64_t k = 0; k < H; ++k) {
+            sum += data.weight[(g * H + i) * H + k] * (c.with_h0 ? data.pre[row + k] : 1) * before[k];
+          }
+          const double d = data.decay[c.per_unit_decay ? g * H + i : g];
+          y[row + i] = state[b * H + i] = d * before[i] + data.grad_output[row + i] * sum + data.pre[row + i];
+        }
+      }
+    }
+  }
+  return y;
+}
+
 // --- The kernels -------------------------------------------------------------------------------------
 
 template <class T>
@@ -214,6 +241,7 @@ Results<T> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<T>
   Results<T> r;
   r.output.resize(data.pre.size());
   r.d_pre.resize(data.pre.size());
+  r.linear.resize(data.pre.size());
   r.activation.resize(data.pre.size());
   r.active.assign(c.networks * data.total * ((H + 31) / 32), 0xdeadbeef);
   for (auto* rows : {&r.h_n, &r.d_h0, &r.d_decay}) rows->resize(data.h0.size());
@@ -247,6 +275,15 @@ Results<T> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<T>
   backward.d_decay = rows(r.d_decay);
   with_memory(kernels.backward_workspace(backward, plan),
               [&](void* memory) { kernels.backward(backward, plan, threads, memory); });
+
+  LinearProblem linear;
+  fill_common(linear, c, data, r);
+  linear.drive = sequence(data.pre);
+  linear.alpha = sequence(data.grad_output);
+  if (c.with_h0) linear.beta = sequence(data.pre);
+  linear.output = sequence(r.linear);
+  with_memory(kernels.linear_workspace(linear, plan),
+              [&](void* memory) { kernels.linear(linear, plan, threads, memory); });
   return r;
 }
 
@@ -266,6 +303,7 @@ void check(const Case& c, unsigned seed) {
   const Data<T> data = make_data<T>(c, seed);
   double smallest;
   const Results<double> expected = plain(c, data, &smallest);
+  const std::vector<double> expected_linear = plain_linear(c, data);
   const bool fair = !has_kink(c.nonlinearity) || smallest > (sizeof(T) == 4 ? 1e-5 : 1e-12);
   int sets = 0;
   const auto* set = cpu::instruction_sets(&sets);
@@ -281,13 +319,15 @@ void check(const Case& c, unsigned seed) {
         first = r;
         expect(difference(r.output, expected.output) < tolerance, where + "output");
         expect(difference(r.h_n, expected.h_n) < tolerance, where + "h_n");
+        expect(difference(r.linear, expected_linear) < tolerance, where + "linear walk");
         if (!fair) continue;
         expect(difference(r.d_pre, expected.d_pre) < tolerance, where + "d_pre");
         expect(difference(r.d_h0, expected.d_h0) < tolerance, where + "d_h0");
         expect(difference(r.d_decay, expected.d_decay) < tolerance, where + "d_decay");
       } else {
         expect(r.output == first.output && r.h_n == first.h_n && r.d_pre == first.d_pre &&
-                   r.d_h0 == first.d_h0 && r.d_decay == first.d_decay && r.active == first.active,
+                   r.d_h0 == first.d_h0 && r.d_decay == first.d_decay && r.active == first.active &&
+                   r.linear == first.linear,
                where + "same bits as one thread");
       }
     }
