@@ -34,6 +34,23 @@ RNNKERNELS_INLINE Range part_of(int64_t total, int64_t index, int64_t parts) {
   return {total * index / parts, total * (index + 1) / parts};
 }
 
+// Part `index` of `parts` of the batch rows, with nearly equal numbers of steps. Rows of a packed sequence
+// differ in length, the longest first, and equal numbers of rows would leave the later threads idle.
+Range rows_of_part(const Layout& layout, int64_t index, int64_t parts) {
+  int64_t total = 0;
+  for (int64_t t = 0; layout.rows && t < layout.steps; ++t) total += layout.rows[t];
+  if (total == 0) return part_of(layout.batch, index, parts);
+  Range range{0, 0};
+  int64_t sum = 0, length = layout.steps;
+  for (int64_t row = 0; row < layout.batch; ++row) {
+    if (sum * parts < total * index) range.first = row + 1;
+    if (sum * parts < total * (index + 1)) range.last = row + 1;
+    while (length > 0 && layout.rows[length - 1] <= row) --length;
+    sum += length;
+  }
+  return range;
+}
+
 // The engine's memory, cut out of the caller's one piece. All row strides are padded by a block, so
 // that the rows of a tile do not all fall into the same cache set.
 template <class T>
@@ -110,7 +127,7 @@ class Engine {
       const int64_t last_member = least(members, first_member + (last_share - share));
       int64_t round = 0;
       for (int64_t team = slot; team < teams; team += plan_.slots) {
-        const Range rows = part_of(problem_.layout.batch, team % plan_.row_groups, plan_.row_groups);
+        const Range rows = rows_of_part(problem_.layout, team % plan_.row_groups, plan_.row_groups);
         const Part part{rows.first,
                         rows.last,
                         part_of(workspace_.blocks, first_member, members).first,
