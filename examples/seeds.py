@@ -1,9 +1,10 @@
 """Thirty-two seeds of one network trained at once: torch.vmap over stacked weights is one kernel call.
 
 The task: a cue of +1 or -1 for five steps under noise, then noise alone; say at the end which it
-was. Every seed draws weights and time constants of its own, all see the same batches, and Adam on the stacked weights is
-Adam on each, because its update is elementwise. Prints how the seeds spread, how long it took and how
-long one seed after the other would take; draws seeds.png if matplotlib is there.
+was. Every seed draws weights and time constants of its own, all see the same batches, and Adam on
+the stacked weights is Adam on each, because its update is elementwise. Prints how the seeds spread,
+how long it took and how long one seed after the other would take; draws seeds.png if matplotlib is
+there.
 """
 
 from __future__ import annotations
