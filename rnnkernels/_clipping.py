@@ -22,8 +22,10 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PLAIN = frozenset((Parameter, Tensor))
 
 
-def check_setting(name: str, value: Any, least: float, below: float = math.inf) -> None:
-    """Refuse a number outside ``[least, below)``; a tensor must have one element.
+def check_setting(
+    name: str, value: Any, least: float, below: float = math.inf, *, closed: bool = False
+) -> None:
+    """Refuse a number outside ``[least, below)``, or ``[least, below]``; a tensor must have one element.
 
     The value of a tensor is only looked at where that needs no synchronisation, on the CPU.
     """
@@ -35,8 +37,8 @@ def check_setting(name: str, value: Any, least: float, below: float = math.inf) 
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if not least <= value < below:
-        raise ValueError(f"{name} must lie in [{least:g}, {below:g}), got {value!r}")
+    if not (least <= value < below or (closed and value == below)):
+        raise ValueError(f"{name} must lie in [{least:g}, {below:g}{']' if closed else ')'}, got {value!r}")
 
 
 def _check_param(name: str, param: Any) -> None:
@@ -94,8 +96,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         check_setting("lr", group["lr"], 0)
         check_setting("weight_decay", group["weight_decay"], 0)
         max_norm = group["max_norm"]
-        if max_norm is not None and max_norm != math.inf:
-            check_setting("max_norm", max_norm, math.ulp(0.0))
+        if max_norm is not None:
+            check_setting("max_norm", max_norm, math.ulp(0.0), math.inf, closed=True)
 
     def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
         raise NotImplementedError

@@ -317,3 +317,14 @@ def test_gradients_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="must have the shape of its parameter"):
         optimizer.step()
     assert torch.equal(first, torch.ones(2, 2))
+
+
+def test_max_norm_as_a_tensor():
+    params = [torch.nn.Parameter(torch.ones(3))]
+    with pytest.raises(ValueError, match="max_norm must be a number or have one element, got shape"):
+        ClippedNesterov(params, max_norm=torch.ones(2))
+    for unlimited in (torch.tensor(torch.inf), torch.inf, None):
+        param = torch.nn.Parameter(torch.zeros(3))
+        param.grad = torch.full((3,), 100.0)
+        ClippedNesterov([param], lr=1.0, momentum=0.0, max_norm=unlimited).step()
+        assert torch.equal(param.detach(), torch.full((3,), -100.0))
