@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import optimizer, recurrence, show
+from . import layer, optimizer, recurrence, show
 
 
 class Benchmark(NamedTuple):
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "recurrence": Benchmark(
         "the leaky recurrent layer against its peers", recurrence.add_arguments, recurrence.run
     ),
+    "layer": Benchmark("what packing, vmap and torch.compile save or cost", layer.add_arguments, layer.run),
     "optimizer": Benchmark(
         "the clipped optimizers against torch's clipping and update", optimizer.add_arguments, optimizer.run
     ),

@@ -311,3 +311,10 @@ def test_optimizer_benchmark_ends_where_an_answer_is_wrong(monkeypatch):
     monkeypatch.setattr(optimizer, "RULES", rules)
     with pytest.raises(ValueError, match="ours differs from torch's plain form"):
         optimizer.check("ClippedNesterov", [(3, 4), (5,)])
+
+
+def test_layer_benchmark_times_its_pairs(tmp_path, capsys):
+    assert main(["layer", "--quick", "--output", str(tmp_path), "--threads", "1"]) == 0
+    assert "packed" in capsys.readouterr().out
+    document = json.loads((tmp_path / "layer.json").read_text())
+    assert all(cell["asked"]["median_s"] > 0 and cell["plain"]["median_s"] > 0 for cell in document["cells"])
