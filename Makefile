@@ -54,4 +54,4 @@ lint: $(VENV)/dev.extra
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info rnnkernels/*.so rnnkernels/_build.json demo.png benchmark-results
+	rm -rf $(VENV) build dist *.egg-info rnnkernels/*.so rnnkernels/_build.json demo.png seeds.png benchmark-results
