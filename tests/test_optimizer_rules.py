@@ -173,6 +173,32 @@ def test_one_cycle_moves_lr_and_momentum():
     assert_near([param], judge.theta, torch.float64, 12)
 
 
+SCHEDULERS = {
+    "StepLR": {"step_size": 3},
+    "CosineAnnealingLR": {"T_max": 8},
+    "LambdaLR": {"lr_lambda": lambda t: 1 / (1 + t)},
+    "ExponentialLR": {"gamma": 0.8},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.2, "step_size_up": 3},  # moves momentum too
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_torch_s_schedulers_are_followed_exactly(name):
+    param, optimizer = one((20,), dtype=torch.float64, max_norm=2.0, lr=0.1)
+    judge = NumpyNesterov([param])
+    scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **SCHEDULERS[name])
+    seen = set()
+    for _ in range(10):
+        group = optimizer.param_groups[0]
+        seen.add((group["lr"], group["momentum"]))
+        param.grad = torch.randn(20, dtype=torch.float64)
+        optimizer.step()
+        judge.step([param.grad], 2.0, lr=group["lr"], momentum=group["momentum"], weight_decay=0.0)
+        scheduler.step()
+    assert len(seen) >= 4
+    assert_near([param], judge.theta, torch.float64, 10)
+
+
 @pytest.mark.parametrize("t", [0, 1, 249, 250, 251, 499, 500, 1750, 10000, 10**6])
 def test_paper_momentum_is_its_formula(t):
     formula = 1 - 2 ** (-1 - math.log2(math.floor(t / 250) + 1))
