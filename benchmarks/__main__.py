@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import layer, optimizer, recurrence, show
+from . import layer, optimizer, options, recurrence, show
 
 
 class Benchmark(NamedTuple):
@@ -26,9 +26,9 @@ BENCHMARKS = {
     "recurrence": Benchmark(
         "the leaky recurrent layer against its peers", recurrence.add_arguments, recurrence.run
     ),
-    "layer": Benchmark("what packing, vmap and torch.compile save or cost", layer.add_arguments, layer.run),
+    "layer": Benchmark("what packing, vmap and torch.compile save or cost", options.add_arguments, layer.run),
     "optimizer": Benchmark(
-        "the clipped optimizers against torch's clipping and update", optimizer.add_arguments, optimizer.run
+        "the clipped optimizers against torch's clipping and update", options.add_arguments, optimizer.run
     ),
     "show": Benchmark("table and picture of a saved run", show.add_arguments, show.run, False),
 }

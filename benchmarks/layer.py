@@ -11,7 +11,6 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from . import report
-from .machine import OtherLoad, environment, environment_line
+from . import options, report
+from .machine import OtherLoad, environment
 from .timing import Plan, Task, measure
 
 DECAY = 0.5
@@ -53,11 +52,11 @@ def packed(batch: int, steps: int, inputs: int, hidden: int) -> Pair:
     """Lengths uniform in 1..T, packed, against the whole padded batch."""
     layer, x = _layer(inputs, hidden), torch.randn(steps, batch, inputs)
     lengths = torch.randint(1, steps + 1, (batch,))
-    rows = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    sequences = pack_padded_sequence(x, lengths, enforce_sorted=False)
     return Pair(
         f"packed, B {batch}, T {steps}, I {inputs}, H {hidden}",
-        f"{100 * len(rows.data) / (steps * batch):.0f} % of the rows",
-        _step(lambda: layer(rows)[0].data.sum(), layer.parameters),
+        f"{100 * len(sequences.data) / (steps * batch):.0f} % of the rows",
+        _step(lambda: layer(sequences)[0].data.sum(), layer.parameters),
         _step(lambda: layer(x)[0].sum(), layer.parameters),
     )
 
@@ -114,19 +113,13 @@ def pairs(quick: bool) -> Iterator[Pair]:
         yield compiled(64, 500, 85, 256)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="two small rows, seconds")
-    parser.add_argument("--threads", type=int, help="default: what PyTorch takes")
-    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"), metavar="DIR")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-
-
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    plan = Plan(seconds=1.0, rounds=5) if arguments.quick else Plan(seconds=10.0)
+    return options.run(arguments, measure_pairs, rows, Plan(seconds=10.0))
+
+
+def measure_pairs(quick: bool, plan: Plan) -> report.Document:
     cells = []
-    for pair in pairs(arguments.quick):
+    for pair in pairs(quick):
         print(pair.what, file=sys.stderr, flush=True)
         tasks = {"asked": pair.asked, "plain": pair.plain}
         for task in tasks.values():
@@ -142,24 +135,12 @@ def run(arguments: argparse.Namespace) -> int:
                 "cores_of_others": load.cores(),
             }
         )
-    document: report.Document = {
-        "benchmark": "layer",
-        "environment": environment(torch.get_num_threads()),
-        "cells": cells,
-    }
-    path = arguments.output / "layer.json"
-    report.save_json(document, path)
-    print(table(document, arguments.markdown))
-    print("written:", path, file=sys.stderr)
-    return 0
+    return {"benchmark": "layer", "environment": environment(torch.get_num_threads()), "cells": cells}
 
 
-def table(document: report.Document, markdown: bool = False) -> str:
-    rows = [["training step", "", "ms", "plain ms", "ratio"]]
+def rows(document: report.Document) -> list[list[str]]:
+    lines = [["training step", "", "ms", "plain ms", "ratio"]]
     for cell in document["cells"]:
         asked, plain = (1e3 * cell[name]["median_s"] for name in ("asked", "plain"))
-        rows.append([cell["what"], cell["note"], f"{asked:.2f}", f"{plain:.2f}", f"{cell['ratio']:.2f}"])
-    lines = (report.markdown_rows if markdown else report.plain)(rows, 2)
-    busiest = max(cell["cores_of_others"] or 0.0 for cell in document["cells"])
-    lines += ["", f"other processes used up to {busiest:.2f} cores"]
-    return "\n".join([*lines, environment_line(document["environment"])])
+        lines.append([cell["what"], cell["note"], f"{asked:.2f}", f"{plain:.2f}", f"{cell['ratio']:.2f}"])
+    return lines

@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import report
-from .machine import OtherLoad, environment, environment_line
+from . import options, report
+from .machine import OtherLoad, environment
 from .timing import Plan, Task, measure
 
 MODELS: dict[str, list[tuple[int, ...]]] = {
@@ -80,23 +79,8 @@ RULES: dict[str, dict[str, Callable[[list[Tensor]], Step]]] = {
 BYTES = {"ClippedNesterov": 4 + 4 + 8 + 8, "ClippedAdamW": 4 + 4 + 8 + 16}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="two small models, seconds")
-    parser.add_argument("--threads", type=int, help="default: what PyTorch takes")
-    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"), metavar="DIR")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-
-
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    plan = Plan(seconds=1.0, rounds=5) if arguments.quick else Plan()
-    document = measure_models(QUICK if arguments.quick else tuple(MODELS), plan)
-    path = arguments.output / "optimizer.json"
-    report.save_json(document, path)
-    print(table(document, arguments.markdown))
-    print("written:", path, file=sys.stderr)
-    return 0
+    return options.run(arguments, measure_models, rows, Plan())
 
 
 def make_parameters(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -130,7 +114,8 @@ def check(rule: str, shapes: Sequence[tuple[int, ...]]) -> None:
             raise ValueError(f"{rule}: {name} differs from torch's plain form by {error:.2g}")
 
 
-def measure_models(names: Sequence[str], plan: Plan) -> report.Document:
+def measure_models(quick: bool, plan: Plan) -> report.Document:
+    names = QUICK if quick else tuple(MODELS)
     source, target = torch.randn(COPY_NUMBERS), torch.empty(COPY_NUMBERS)
     cells = []
     for rule, contenders in RULES.items():
@@ -161,23 +146,23 @@ def measure_models(names: Sequence[str], plan: Plan) -> report.Document:
                     "cores_of_others": load.cores(),
                 }
             )
-    ratios = {r: report.geometric_mean(c["ratio"] for c in cells if c["rule"] == r) for r in RULES}
+    means = {r: report.geometric_mean(c["ratio"] for c in cells if c["rule"] == r) for r in RULES}
     return {
         "benchmark": "optimizer",
         "environment": environment(torch.get_num_threads()),
         "settings": {"max_norm": MAX_NORM, "rounds": plan.rounds, "seconds": plan.seconds},
         "cells": cells,
-        "summary": {"geometric_mean_ratio": ratios},
+        "summary": {"geometric_mean_ratio": means},
+        "notes": [", ".join(f"{rule}: {mean:.2f}x in the geometric mean" for rule, mean in means.items())],
     }
 
 
-def table(document: report.Document, markdown: bool = False) -> str:
+def rows(document: report.Document) -> list[list[str]]:
     """Microseconds, the ratio to the best of torch's forms, and the share of the copy's rate."""
-    head = ["rule", "model", "ours us", "fused", "foreach", "plain", "against the best", "of copy rate"]
-    rows = [head]
+    lines = [["rule", "model", "ours us", "fused", "foreach", "plain", "against the best", "of copy rate"]]
     for cell in document["cells"]:
         times = cell["contenders"]
-        rows.append(
+        lines.append(
             [
                 cell["rule"],
                 cell["model"],
@@ -187,11 +172,4 @@ def table(document: report.Document, markdown: bool = False) -> str:
                 f"{100 * cell['share_of_copy']:.0f} %" if cell["numbers"] > 10_000_000 else "in cache",
             ]
         )
-    lines: list[Any] = (report.markdown_rows if markdown else report.plain)(rows, 2)
-    means = document["summary"]["geometric_mean_ratio"]
-    lines.append("")
-    lines.append(", ".join(f"{rule}: {mean:.2f}x in the geometric mean" for rule, mean in means.items()))
-    busiest = max(cell["cores_of_others"] or 0.0 for cell in document["cells"])
-    lines.append(f"other processes used up to {busiest:.2f} cores")
-    lines.append(environment_line(document["environment"]))
-    return "\n".join(lines)
+    return lines

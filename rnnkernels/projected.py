@@ -54,7 +54,7 @@ def projected_recurrence(
 
     Args:
         input: ``x``, ``[T, B, I]``; ``[B, T, I]`` with ``batch_first``; ``[sum(batch_sizes), I]`` with
-            ``batch_sizes``. float32 or float64.
+            ``batch_sizes``. float32, float64, bfloat16 or float16.
         h0: State before the first step, ``[B, H]``; None for zero.
         weight_ih: ``W_ih``, ``[H, I]``.
         weight_hh: ``W_hh``, ``[H, H]``.

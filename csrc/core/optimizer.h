@@ -33,6 +33,21 @@ struct Leaf {
 constexpr int64_t kChunk = 4096;
 RNNKERNELS_INLINE int64_t chunks_of(int64_t size) { return (size + kChunk - 1) / kChunk; }
 
+// The place of the leaf that has this chunk.
+template <class AnyLeaf>
+RNNKERNELS_INLINE int64_t leaf_of_chunk(const AnyLeaf* leaves, int64_t count, int64_t chunk) {
+  int64_t low = 0, high = count - 1;
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (leaves[middle].first_chunk <= chunk) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
 template <class Settings>
 struct Group {
   Settings settings;

@@ -24,24 +24,16 @@ RNNKERNELS_INLINE void walk_chunks(const Leaf* leaves, int64_t count, int64_t fi
                                    bool backwards, const Visit& visit) {
   if (first >= last) return;
   int64_t chunk = backwards ? last - 1 : first;
-  int64_t low = 0, high = count - 1;  // the leaf with that chunk
-  while (low < high) {
-    const int64_t middle = (low + high + 1) / 2;
-    if (leaves[middle].first_chunk <= chunk) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
+  int64_t place = leaf_of_chunk(leaves, count, chunk);
   for (int64_t left = last - first; left > 0; --left) {
-    const Leaf& leaf = leaves[low];
+    const Leaf& leaf = leaves[place];
     const int64_t begin = (chunk - leaf.first_chunk) * kChunk;
     const int64_t n = leaf.size - begin < kChunk ? leaf.size - begin : kChunk;
     visit(leaf, begin, n, chunk);
     if (backwards) {
-      if (chunk-- == leaf.first_chunk) --low;
+      if (chunk-- == leaf.first_chunk) --place;
     } else {
-      if (++chunk == leaf.first_chunk + chunks_of(leaf.size)) ++low;
+      if (++chunk == leaf.first_chunk + chunks_of(leaf.size)) ++place;
     }
   }
 }

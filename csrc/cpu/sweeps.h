@@ -96,6 +96,12 @@ struct SweepBase {
   RNNKERNELS_INLINE Vec<T> decay_at(int64_t column) const {
     return load(decay + network * blocks * kBlock + column);
   }
+  void begin_from_h0(int64_t row, int64_t column, T* state) const {
+    const T* h0 = rows_of<const T>(problem.h0, network).at(row, column);
+    for (int v = 0; v < kBlock; v += kLanes<T>) {
+      store(state + v, load_or_zero(advance(h0, v), hidden - column - v));
+    }
+  }
   int64_t first_row(int64_t t) const {
     return problem.layout.offsets ? problem.layout.offsets[t] : t * problem.layout.batch;
   }
@@ -141,12 +147,7 @@ struct ForwardSweep : SweepBase<T> {
     return step;
   }
 
-  void begin(int64_t row, int64_t column, T* state) const {
-    const T* h0 = rows_of<const T>(forward.h0, this->network).at(row, column);
-    for (int v = 0; v < kBlock; v += kLanes<T>) {
-      store(state + v, load_or_zero(advance(h0, v), this->hidden - column - v));
-    }
-  }
+  void begin(int64_t row, int64_t column, T* state) const { this->begin_from_h0(row, column, state); }
 
   RNNKERNELS_INLINE void operand(const Step&, int64_t, int64_t, T* state, T* x) const {
     for (int v = 0; v < kBlock; v += kLanes<T>) store(x + v, Cell::operand(load(state + v)));
@@ -331,12 +332,7 @@ struct LinearSweep : SweepBase<T> {
     return step;
   }
 
-  void begin(int64_t row, int64_t column, T* state) const {
-    const T* y0 = rows_of<const T>(linear.h0, this->network).at(row, column);
-    for (int v = 0; v < kBlock; v += kLanes<T>) {
-      store(state + v, load_or_zero(advance(y0, v), this->hidden - column - v));
-    }
-  }
+  void begin(int64_t row, int64_t column, T* state) const { this->begin_from_h0(row, column, state); }
 
   RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, T* state, T* x) const {
     const T* beta = step.beta.at(row, column);

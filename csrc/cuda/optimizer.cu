@@ -49,16 +49,7 @@ __device__ void with_element(ElementType type, const Fn& fn) {
 }
 
 __device__ const DeviceLeaf& leaf_of(const DeviceStep& step, int64_t chunk) {
-  int64_t low = 0, high = step.count - 1;
-  while (low < high) {
-    const int64_t middle = (low + high + 1) / 2;
-    if (step.leaves[middle].first_chunk <= chunk) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return step.leaves[low];
+  return step.leaves[leaf_of_chunk(step.leaves, step.count, chunk)];
 }
 
 // Once a NaN, always a NaN.
