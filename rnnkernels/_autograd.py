@@ -1,6 +1,7 @@
 """The recurrence's autograd formulas. Two doors lead to its operator:
 
-- the operator itself, with ``register_autograd``: the fastest, and the one that torch.compile traces;
+- the operator itself, whose formula is in csrc/binding/autograd.cpp: the fastest, and the one that
+  torch.compile traces;
 - :class:`Recurrence`, a Function, wherever torch.func's transforms or forward-mode differentiation
   are at work, which the first door does not know. It is not the only one because Dynamo refuses a
   Function with a jvp.
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels import _derivatives, _ops
+from rnnkernels._checks import autocasts
 from rnnkernels._derivatives import Kind, forward_mode_stays_on, primals_of
 from rnnkernels._networks import Networks
 
@@ -41,6 +43,40 @@ def leaky_recurrence(
     return output, h_n
 
 
+def can_project(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether the operator of projection and recurrence together has a door for these: not for half
+    precision, other devices than the CPU, autocast, torch.func's transforms and forward mode.
+    """
+    input = tensors[0]
+    assert input is not None
+    return (
+        input.device.type == "cpu"
+        and input.dtype in (torch.float32, torch.float64)
+        and not autocasts(input.device)
+        and not _in_torch_func()
+        and not _in_forward_mode(tensors)
+    )
+
+
+def projected_recurrence(
+    input: Tensor,
+    h0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    decay: Tensor,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    form: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Call the operator, after :func:`can_project`."""
+    tensors = (input, h0, weight_ih, weight_hh, bias, decay)
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    output, h_n, _ = _ops.projected_recurrence(*tensors, batch_sizes, nonlinearity, form, reverse, save)
+    return output, h_n
+
+
 def _in_torch_func() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
@@ -60,8 +96,8 @@ def _has_tangent(x: Tensor | None) -> bool:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, h0, weight_hh, decay, batch_sizes, *kind, save = inputs
-    ctx.save, ctx.kind = save, Kind(*kind)
+    _, h0, weight_hh, decay, batch_sizes, *kind, _ = inputs
+    ctx.kind = Kind(*kind)
     ctx.set_materialize_grads(False)
     states, _, saved = output
     ctx.saved_is_differentiable = saved.is_floating_point() and saved.numel() > 0
@@ -74,20 +110,30 @@ def _backward(
     ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:4]
-    if not ctx.save:
-        raise RuntimeError("leaky_recurrence was called with save=False, so it has no backward")
     if grad_output is None and grad_h_n is None and grad_saved is None:
         return (None,) * 9
     saved: tuple[Any, ...] = ctx.saved_tensors
-    arguments = (grad_output, grad_h_n, *saved, *ctx.kind, needs)
+    grads = _vjp(grad_output, grad_h_n, grad_saved, *saved, *ctx.kind, needs)
+    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 5)
+
+
+def _vjp(
+    grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None, *others: Any
+) -> tuple[Tensor, ...]:
+    """The backward operator in all circumstances; ``others`` are its other arguments."""
+    saved, kind, needs = others[:6], Kind(*others[6:9]), others[9]
+    grads: Any
     if _in_torch_func() and grad_saved is None:
-        grads: Any = RecurrenceBackward.apply(*arguments)  # type: ignore[no-untyped-call]
+        grads = RecurrenceBackward.apply(grad_output, grad_h_n, *saved, *kind, needs)  # type: ignore[no-untyped-call]
     elif grad_saved is not None or _in_forward_mode((grad_output, grad_h_n, *saved)):
         # f(z) itself is seen by second derivatives only.
-        grads = _derivatives.backward(ctx.kind, grad_output, grad_h_n, grad_saved, *saved)
+        grads = _derivatives.backward(kind, grad_output, grad_h_n, grad_saved, *saved)
     else:
-        grads = _ops.leaky_recurrence_backward(*arguments)
-    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 5)
+        grads = _ops.leaky_recurrence_backward(grad_output, grad_h_n, *saved, *kind, needs)
+    return tuple(grads)
+
+
+torch.library.impl("rnnkernels::leaky_recurrence_vjp", "CompositeImplicitAutograd", _vjp)
 
 
 class _Differentiated:
@@ -140,7 +186,6 @@ def _second_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     return _Differentiated((*ctx.saved_tensors, *ctx.others)).vjp(grads)
 
 
-torch.library.register_autograd("rnnkernels::leaky_recurrence", _backward, setup_context=_setup_context)
 torch.library.register_autograd(
     "rnnkernels::leaky_recurrence_backward", _second_backward, setup_context=_setup_backward_context
 )

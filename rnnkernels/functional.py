@@ -67,21 +67,31 @@ def leaky_recurrence(
     _check_tensors(**{k: x for k, x in (("h0", h0), ("batch_sizes", batch_sizes)) if x is not None})
     if pre.device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"leaky_recurrence on {pre.device.type} tensors is not available yet")
-    if isinstance(decay, Tensor):
-        _check_tensors(decay=decay)
-    else:
-        if not isinstance(decay, numbers.Real):
-            raise TypeError(f"decay must be a number or a Tensor, got {type(decay).__name__}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        # The nearest float32 to a number just below 1 may be 1 itself, which the kernel refuses.
-        dtype = torch.float32 if pre.dtype in (torch.bfloat16, torch.float16) else pre.dtype
-        decay = torch.full((), decay, dtype=dtype, device=pre.device)
+    decay = decay_tensor(decay, pre)
     if weight_hh.dim() != 2:
         raise ValueError(f"weight_hh must be [H, H], got {list(weight_hh.shape)}")
     if batch_sizes is not None and h0 is None:
-        h0 = pre.new_zeros(_first_batch_size(batch_sizes, pre), weight_hh.shape[-1])
+        h0 = zero_h0(batch_sizes, pre, weight_hh)
     return _autograd.leaky_recurrence(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse)
+
+
+def decay_tensor(decay: float | Tensor, like: Tensor) -> Tensor:
+    """``decay`` as the operators take it, for a sequence like this one."""
+    if isinstance(decay, Tensor):
+        _check_tensors(decay=decay)
+        return decay
+    if not isinstance(decay, numbers.Real):
+        raise TypeError(f"decay must be a number or a Tensor, got {type(decay).__name__}")
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must lie in [0, 1), got {decay}")
+    # The nearest float32 to a number just below 1 may be 1 itself, which the kernel refuses.
+    dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
+    return torch.full((), decay, dtype=dtype, device=like.device)
+
+
+def zero_h0(batch_sizes: Tensor, rows: Tensor, weight_hh: Tensor) -> Tensor:
+    """The zero state of a packed sequence, whose number of rows nothing else tells the operators."""
+    return rows.new_zeros(_first_batch_size(batch_sizes, rows), weight_hh.shape[-1])
 
 
 def _check_tensors(**tensors: Tensor) -> None:
@@ -92,19 +102,19 @@ def _check_tensors(**tensors: Tensor) -> None:
             raise ValueError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
-def _first_batch_size(batch_sizes: Tensor, pre: Tensor) -> int:
+def _first_batch_size(batch_sizes: Tensor, rows: Tensor) -> int:
     """How many rows a zero h0 needs; the operator checks the rest."""
     if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
         raise ValueError(
             "batch_sizes must be a one-dimensional int64 tensor on the CPU, got "
             f"{batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
         )
-    if pre.dim() != 2 or len(batch_sizes) == 0:
+    if rows.dim() != 2 or len(batch_sizes) == 0:
         return 0
     first = int(batch_sizes[0])
     # A traced value cannot be looked at; there the operator finds out when it runs.
-    if not torch.compiler.is_compiling() and not 0 <= first <= len(pre):
+    if not torch.compiler.is_compiling() and not 0 <= first <= len(rows):
         raise ValueError(
-            f"batch_sizes must be positive and add up to the {len(pre)} rows of pre, got {first}"
+            f"batch_sizes must be positive and add up to the {len(rows)} rows of pre, got {first}"
         )
     return first

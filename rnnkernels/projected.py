@@ -9,15 +9,31 @@ computation for memory (Chen et al. 2016, arXiv 1604.06174: keep every k-th stat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rnnkernels import _autograd
 from rnnkernels._checks import autocasts, check_sizes
-from rnnkernels.functional import leaky_recurrence
+from rnnkernels.functional import decay_tensor, leaky_recurrence, zero_h0
 
 __all__ = ["projected_recurrence"]
+
+
+class _Weights(NamedTuple):
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias: Tensor | None
+    decay: float | Tensor
+
+
+class _Kind(NamedTuple):
+    nonlinearity: str
+    form: str
+    reverse: bool
+    batch_first: bool
 
 
 def projected_recurrence(
@@ -79,14 +95,14 @@ def projected_recurrence(
     """
     if batch_first and batch_sizes is not None:
         raise ValueError("batch_first must be False with batch_sizes: packed rows have no batch dimension")
-    weights = (weight_ih, weight_hh, bias, decay)
-    kind = (nonlinearity, form, reverse, batch_first)
+    weights = _Weights(weight_ih, weight_hh, bias, decay)
+    kind = _Kind(nonlinearity, form, reverse, batch_first)
     if checkpoint_every is None:
-        return _segment(input, h0, drive, batch_sizes, *weights, *kind)
+        return _segment(input, h0, drive, batch_sizes, weights, kind)
     check_sizes(checkpoint_every=checkpoint_every)
 
     def segment(x: Tensor, state: Tensor | None, p: Tensor | None, sizes: Tensor | None) -> list[Tensor]:
-        arguments = (x, state, p, sizes, *weights, *kind)
+        arguments = (x, state, p, sizes, weights, kind)
         output, h_n = checkpoint(_segment, *arguments, use_reentrant=False, preserve_rng_state=False)
         return [output, h_n]
 
@@ -116,10 +132,15 @@ def projected_recurrence(
 
 
 def _segment(
-    input: Tensor, h0: Tensor | None, drive: Tensor | None, batch_sizes: Tensor | None,
-    weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, decay: float | Tensor,
-    nonlinearity: str, form: str, reverse: bool, batch_first: bool,
+    input: Tensor, h0: Tensor | None, drive: Tensor | None, batch_sizes: Tensor | None, weights: _Weights,
+    kind: _Kind,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if kind.batch_first:
+        input = input.transpose(0, 1)
+        drive = None if drive is None else drive.transpose(0, 1)
+    if drive is None and (fused := _fused(input, h0, batch_sizes, weights, kind)) is not None:
+        return fused
+    weight_ih, weight_hh, bias, decay = weights
     pre = torch.nn.functional.linear(input, weight_ih, bias)
     if autocasts(input.device):
         dtype = torch.promote_types(weight_hh.dtype, torch.float32)
@@ -129,12 +150,30 @@ def _segment(
     if drive is not None:
         pre = pre + drive
     return leaky_recurrence(
-        pre.transpose(0, 1) if batch_first else pre,
+        pre,
         h0,
         weight_hh,
         decay,
-        nonlinearity=nonlinearity,
-        form=form,
+        nonlinearity=kind.nonlinearity,
+        form=kind.form,
         batch_sizes=batch_sizes,
-        reverse=reverse,
+        reverse=kind.reverse,
+    )
+
+
+def _fused(
+    input: Tensor, h0: Tensor | None, batch_sizes: Tensor | None, weights: _Weights, kind: _Kind
+) -> tuple[Tensor, Tensor] | None:
+    """Projection and recurrence as one operator, which has the states where the projection was; None
+    where that operator cannot serve.
+    """
+    weight_ih, weight_hh, bias, decay = weights
+    tensors = (input, h0, weight_ih, weight_hh, bias, decay if isinstance(decay, Tensor) else None)
+    if not _autograd.can_project(tensors):
+        return None
+    if batch_sizes is not None and h0 is None:
+        h0 = zero_h0(batch_sizes, input, weight_hh)
+    decay = decay_tensor(decay, input)
+    return _autograd.projected_recurrence(
+        input, h0, weight_ih, weight_hh, bias, decay, batch_sizes, kind.nonlinearity, kind.form, kind.reverse
     )

@@ -114,7 +114,7 @@ def test_the_steps_are_not_unrolled():
 
     torch.compile(layer, fullgraph=True, backend=backend)(torch.randn(50, 2, 3))
     (graph,) = graphs
-    calls = [node for node in graph.graph.nodes if "leaky_recurrence" in str(node.target)]
+    calls = [node for node in graph.graph.nodes if "projected_recurrence" in str(node.target)]
     assert len(calls) == 2
 
 

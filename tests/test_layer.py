@@ -227,9 +227,9 @@ def test_a_packed_batch_is_its_sequences_one_by_one(enforce_sorted, packed_drive
 def test_a_packed_batch_is_not_padded_anywhere():
     rows = []
 
-    class Rows(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            if function is torch.nn.functional.linear:
+    class Rows(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "rnnkernels" in str(function):
                 rows.append(args[0].shape[0])
             return function(*args, **(kwargs or {}))
 

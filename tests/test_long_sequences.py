@@ -137,7 +137,7 @@ def test_the_recomputation_in_backward_holds_one_segment_at_a_time():
 
     class Calls(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if "rnnkernels" in str(function):
+            if "recurrence" in str(function):
                 backward = "backward" in str(function)
                 calls.append("backward" if backward else "forward")
                 sequence = args[2] if backward else args[0]

@@ -60,12 +60,12 @@ def test_the_profiler_shows_the_operator_with_its_shapes():
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         layer(x)[0].sum().backward()
     events = {name: [e for e in profiler.events() if e.name == name] for name in
-              ("rnnkernels::leaky_recurrence", "rnnkernels::leaky_recurrence_backward")}  # fmt: skip
+              ("rnnkernels::projected_recurrence", "rnnkernels::leaky_recurrence_backward")}  # fmt: skip
     forward, backward = events.values()
     assert len(forward) == len(backward) == 2
-    for event in forward:
-        assert event.input_shapes[0] == [7, 2, 5]  # pre
-        assert event.input_shapes[2] == [5, 5]  # weight_hh
+    for event, inputs in zip(forward, (3, 5), strict=True):
+        assert event.input_shapes[0] == [7, 2, inputs]  # input
+        assert event.input_shapes[2:4] == [[5, inputs], [5, 5]]  # weight_ih, weight_hh
 
 
 class Regression(nn.Module):

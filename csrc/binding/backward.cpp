@@ -1,15 +1,14 @@
 // rnnkernels::leaky_recurrence_backward: check, allocate, run the walk, then the sums over all steps
-// (dW_hh as GEMMs, d_decay over the batch), which are the library's.
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/baddbmm.h>
+// (dW_hh as products, d_decay over the batch).
 #include <ATen/ops/empty.h>
 #include <ATen/ops/rsub.h>
 
 #include <algorithm>
 
+#include "binding/machine.h"
 #include "binding/problem.h"
+#include "binding/product.h"
 #include "binding/recurrence.h"
-#include "cpu/kernels.h"
 
 namespace rnnkernels::binding {
 
@@ -55,12 +54,8 @@ BackwardResult empty_results(const Sizes& sizes, const std::array<bool, 4>& want
 }
 
 // Adds u^T x to `sum`, for [rows, H] or [G, rows, H].
-void add_product(at::Tensor& sum, const at::Tensor& u, const at::Tensor& x) {
-  if (sum.dim() == 2) {
-    at::addmm_out(sum, sum, u.t(), x);
-  } else {
-    at::baddbmm_out(sum, sum, u.transpose(1, 2), x);
-  }
+void add_product(const at::Tensor& sum, const at::Tensor& u, const at::Tensor& x) {
+  multiply(sum, u.transpose(-2, -1), x, {}, true);
 }
 
 // About how many rows of the matrix's right operand are copied together at a time.
@@ -127,9 +122,9 @@ class WeightGradient {
       at::Tensor x = at::empty(shape_of(rows), output_.options());
       for (int64_t step = t; step < end; ++step) copy_previous(step, h, x, offset(step) - start);
       if (!kind_.reads_state) {
-        cpu::active_instruction_set()->kernels->activate(
-            kind_.nonlinearity, x.scalar_type() == at::kFloat ? Scalar::kFloat32 : Scalar::kFloat64,
-            x.data_ptr(), x.data_ptr(), x.numel());
+        active_kernels().activate(kind_.nonlinearity,
+                                  x.scalar_type() == at::kFloat ? Scalar::kFloat32 : Scalar::kFloat64,
+                                  x.data_ptr(), x.data_ptr(), x.numel());
       }
       add_product(sum_, u.narrow(step_dim(), start, rows), x);
       t = end;

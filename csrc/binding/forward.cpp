@@ -1,16 +1,55 @@
-// rnnkernels::leaky_recurrence: check, allocate, run.
+// rnnkernels::leaky_recurrence and rnnkernels::projected_recurrence: check, allocate, run.
 #include <ATen/ops/empty.h>
 
 #include "binding/problem.h"
+#include "binding/product.h"
 #include "binding/recurrence.h"
 
 namespace rnnkernels::binding {
 
 namespace {
 
+// h_n and saved beside an output that is there.
+ForwardResult with_output(const at::Tensor& output, const Sizes& sizes, const Kind& kind, bool save) {
+  return {output, at::empty_symint(sizes.state(), output.options()), empty_saved(sizes, kind, save, output)};
+}
+
 ForwardResult empty_results(const Sizes& sizes, const Kind& kind, bool save, const at::Tensor& pre) {
-  return {at::empty_symint(sizes.sequence(sizes.hidden), pre.options()),
-          at::empty_symint(sizes.state(), pre.options()), empty_saved(sizes, kind, save, pre)};
+  return with_output(at::empty_symint(sizes.sequence(sizes.hidden), pre.options()), sizes, kind, save);
+}
+
+// `pre` may be the output itself: the walk reads each p_t just before it writes h_t.
+void walk(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
+          const at::Tensor& decay, const OptionalTensor& batch_sizes, const Sizes& sizes, const Kind& kind,
+          bool reverse, bool save, const ForwardResult& result) {
+  const auto& [output, h_n, saved] = result;
+  const at::Tensor pre_units = with_contiguous_units(pre);
+  const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
+  const LayoutStorage layout(sizes, batch_sizes, reverse);
+  ForwardProblem problem;
+  fill_recurrence(problem, sizes, kind, layout.layout, h0_units, weight_hh, decay);
+  if (save) fill_saved(problem, sizes, kind, saved);
+  problem.pre = sequence_of(pre_units, sizes);
+  problem.output = sequence_of(output, sizes);
+  problem.h_n = rows_of(h_n, sizes);
+  run(problem, output);
+}
+
+// An empty tensor for p, and later h.
+at::Tensor empty_pre(const at::Tensor& input, const at::Tensor& weight_ih, const OptionalTensor& bias,
+                     const OptionalTensor& batch_sizes) {
+  const bool packed = batch_sizes.has_value();
+  TORCH_CHECK_VALUE(input.layout() == at::kStrided && input.dim() == (packed ? 2 : 3), "input must be ",
+                    packed ? "[sum(batch_sizes), I]" : "[T, B, I]", ", got ", input.sym_sizes());
+  TORCH_CHECK_VALUE(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
+                    "input must be float32 or float64, got ", input.scalar_type());
+  TORCH_CHECK_VALUE(weight_ih.dim() == 2, "weight_ih must be [H, I], got ", weight_ih.sym_sizes());
+  const c10::SymInt hidden = weight_ih.sym_size(0);
+  check_like("weight_ih", weight_ih, {hidden, input.sym_size(-1)}, "[H, I]", input);
+  if (bias) check_like("bias", *bias, {hidden}, "[H]", input);
+  std::vector<c10::SymInt> shape = input.sym_sizes().vec();
+  shape.back() = hidden;
+  return at::empty_symint(shape, input.options());
 }
 
 }  // namespace
@@ -29,19 +68,8 @@ ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& 
                              nonlinearity, form, reverse, save);
     return {stored(output, pre), stored(h_n, pre), stored(saved, pre)};
   }
-  ForwardResult result = empty_results(sizes, kind, save, pre);
-  auto& [output, h_n, saved] = result;
-
-  const at::Tensor pre_units = with_contiguous_units(pre);
-  const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
-  const LayoutStorage layout(sizes, batch_sizes, reverse);
-  ForwardProblem problem;
-  fill_recurrence(problem, sizes, kind, layout.layout, h0_units, weight_hh, decay);
-  if (save) fill_saved(problem, sizes, kind, saved);
-  problem.pre = sequence_of(pre_units, sizes);
-  problem.output = sequence_of(output, sizes);
-  problem.h_n = rows_of(h_n, sizes);
-  run(problem, pre);
+  const ForwardResult result = empty_results(sizes, kind, save, pre);
+  walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
   return result;
 }
 
@@ -51,6 +79,33 @@ ForwardResult leaky_recurrence_meta(const at::Tensor& pre, const OptionalTensor&
                                     std::string form, bool /*reverse*/, bool save) {
   const Kind kind = check_kind(nonlinearity, form);
   return empty_results(check_forward("pre", pre, h0, weight_hh, decay, batch_sizes), kind, save, pre);
+}
+
+ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTensor& h0,
+                                       const at::Tensor& weight_ih, const at::Tensor& weight_hh,
+                                       const OptionalTensor& bias, const at::Tensor& decay,
+                                       const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                       std::string form, bool reverse, bool save) {
+  const Kind kind = check_kind(nonlinearity, form);
+  const at::Tensor pre = empty_pre(input, weight_ih, bias, batch_sizes);
+  const Sizes sizes = check_forward("weight_ih input", pre, h0, weight_hh, decay, batch_sizes);
+  check_decay_values(decay);
+  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  multiply(all_rows(pre), all_rows(input), weight_ih.t(), bias);
+  const ForwardResult result = with_output(pre, sizes, kind, save);
+  walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
+  return result;
+}
+
+ForwardResult projected_recurrence_meta(const at::Tensor& input, const OptionalTensor& h0,
+                                        const at::Tensor& weight_ih, const at::Tensor& weight_hh,
+                                        const OptionalTensor& bias, const at::Tensor& decay,
+                                        const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                        std::string form, bool /*reverse*/, bool save) {
+  const Kind kind = check_kind(nonlinearity, form);
+  const at::Tensor pre = empty_pre(input, weight_ih, bias, batch_sizes);
+  return with_output(pre, check_forward("weight_ih input", pre, h0, weight_hh, decay, batch_sizes), kind,
+                     save);
 }
 
 }  // namespace rnnkernels::binding

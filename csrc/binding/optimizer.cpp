@@ -8,8 +8,7 @@
 #include <cmath>
 #include <limits>
 
-#include "binding/threads.h"
-#include "cpu/kernels.h"
+#include "binding/machine.h"
 
 namespace rnnkernels::binding {
 
@@ -17,14 +16,6 @@ namespace {
 
 // The record of all steps, float64 [4] on the device of the parameters.
 enum RecordField { kNorm, kSkipped, kTaken, kBad };
-
-const cpu::Kernels& kernels() {
-  const auto* set = cpu::active_instruction_set();
-  TORCH_CHECK(set,
-              "RNNKERNELS_ISA must name an instruction set that was built and runs on this processor; "
-              "python -m rnnkernels lists them");
-  return *set->kernels;
-}
 
 double read(const char* what, const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.numel() == 1, what, " must have one element, got ", tensor.sizes());
@@ -153,7 +144,7 @@ void clipped_nesterov_cpu(at::TensorList params, const OptionalTensors& grads, a
     groups[i].settings.previous_momentum = *previous[i];
   }
   const bool taken = run_step<NesterovRule>(
-      kernels().nesterov, groups, group_ends, params, grads, record, norm_type, nonfinite, grad_scale,
+      active_kernels().nesterov, groups, group_ends, params, grads, record, norm_type, nonfinite, grad_scale,
       found_inf, total, [&](Leaves& leaves, int64_t i, int group, const at::Tensor& grad) {
         leaves.add(i, group, params[i], grad, {velocities[i]}, masters[i], 0);
       });
@@ -178,8 +169,8 @@ void clipped_adamw_cpu(at::TensorList params, const OptionalTensors& grads, at::
   }
   std::vector<float*> counted;
   const bool taken = run_step<AdamWRule>(
-      kernels().adamw, groups, group_ends, params, grads, record, norm_type, nonfinite, grad_scale, found_inf,
-      total, [&](Leaves& leaves, int64_t i, int group, const at::Tensor& grad) {
+      active_kernels().adamw, groups, group_ends, params, grads, record, norm_type, nonfinite, grad_scale,
+      found_inf, total, [&](Leaves& leaves, int64_t i, int group, const at::Tensor& grad) {
         counted.push_back(&number_in(steps[i], "step"));
         leaves.add(i, group, params[i], grad, {exp_avgs[i], exp_avg_sqs[i]}, masters[i], *counted.back() + 1);
       });
@@ -201,7 +192,7 @@ at::Tensor gradient_power_sum_cpu(const OptionalTensors& grads, double norm_type
   sum.chunks = leaves.chunks;
   sum.norm_type = norm_type;
   sum.partial = leaves.partial.data();
-  const double result = kernels().power_sum(sum, torch_threads());
+  const double result = active_kernels().power_sum(sum, torch_threads());
   return at::empty({}, at::kDouble).fill_(result);
 }
 

@@ -2,8 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "binding/threads.h"
-#include "cpu/kernels.h"
+#include "binding/machine.h"
 
 namespace rnnkernels::binding {
 
@@ -87,10 +86,7 @@ template <class Problem>
 void run_with(const Problem& problem, const at::Tensor& like,
               int64_t (*cpu::Kernels::*workspace_bytes)(const Problem&, const cpu::Plan&),
               void (*cpu::Kernels::*kernel)(const Problem&, const cpu::Plan&, const cpu::Threads&, void*)) {
-  const cpu::InstructionSet* set = cpu::active_instruction_set();
-  TORCH_CHECK(set != nullptr,
-              "RNNKERNELS_ISA must name an instruction set that was built and runs on this processor; "
-              "python -m rnnkernels lists them");
+  const cpu::Kernels& kernels = active_kernels();
   if (problem.networks == 0 || problem.layout.batch == 0) return;  // nothing to write, however many steps
   // The matrix may be an expanded one, whose size says nothing of memory that is there.
   TORCH_CHECK_VALUE(static_cast<__int128>(problem.networks) * problem.hidden * problem.hidden < kMostWeights,
@@ -99,10 +95,10 @@ void run_with(const Problem& problem, const at::Tensor& like,
   const cpu::Threads threads = torch_threads();
   const cpu::Plan plan = cpu::make_plan(problem.networks, problem.layout.steps, problem.layout.batch,
                                         problem.hidden, static_cast<int64_t>(like.element_size()), threads);
-  const int64_t bytes = (set->kernels->*workspace_bytes)(problem, plan);
+  const int64_t bytes = (kernels.*workspace_bytes)(problem, plan);
   // at::empty is aligned to 64 bytes, which the barriers' cache lines need.
   const at::Tensor workspace = at::empty({bytes}, like.options().dtype(at::kByte));
-  (set->kernels->*kernel)(problem, plan, threads, workspace.data_ptr());
+  (kernels.*kernel)(problem, plan, threads, workspace.data_ptr());
 }
 
 }  // namespace

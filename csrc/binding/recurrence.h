@@ -22,6 +22,27 @@ ForwardResult leaky_recurrence_meta(const at::Tensor& pre, const OptionalTensor&
                                     const OptionalTensor& batch_sizes, std::string nonlinearity,
                                     std::string form, bool reverse, bool save);
 
+ForwardResult leaky_recurrence_autograd(const at::Tensor& pre, const OptionalTensor& h0,
+                                        const at::Tensor& weight_hh, const at::Tensor& decay,
+                                        const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                        std::string form, bool reverse, bool save);
+
+ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTensor& h0,
+                                       const at::Tensor& weight_ih, const at::Tensor& weight_hh,
+                                       const OptionalTensor& bias, const at::Tensor& decay,
+                                       const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                       std::string form, bool reverse, bool save);
+ForwardResult projected_recurrence_meta(const at::Tensor& input, const OptionalTensor& h0,
+                                        const at::Tensor& weight_ih, const at::Tensor& weight_hh,
+                                        const OptionalTensor& bias, const at::Tensor& decay,
+                                        const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                        std::string form, bool reverse, bool save);
+ForwardResult projected_recurrence_autograd(const at::Tensor& input, const OptionalTensor& h0,
+                                            const at::Tensor& weight_ih, const at::Tensor& weight_hh,
+                                            const OptionalTensor& bias, const at::Tensor& decay,
+                                            const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                            std::string form, bool reverse, bool save);
+
 BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
                                              const OptionalTensor& grad_h_n, const at::Tensor& output,
                                              const at::Tensor& saved, const OptionalTensor& h0,
@@ -34,6 +55,14 @@ BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
                                               const at::Tensor& weight_hh, const at::Tensor& decay,
                                               const OptionalTensor& batch_sizes, std::string nonlinearity,
                                               std::string form, bool reverse, std::array<bool, 4> wanted);
+
+// Not defined in C++: the signature of what rnnkernels/_autograd.py implements.
+BackwardResult leaky_recurrence_vjp(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                    const OptionalTensor& grad_saved, const at::Tensor& output,
+                                    const at::Tensor& saved, const OptionalTensor& h0,
+                                    const at::Tensor& weight_hh, const at::Tensor& decay,
+                                    const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                    std::string form, bool reverse, std::array<bool, 4> wanted);
 
 at::Tensor linear_recurrence_cpu(const at::Tensor& drive, const OptionalTensor& h0,
                                  const at::Tensor& weight_hh, const at::Tensor& decay,

@@ -14,6 +14,7 @@
 
 #include "core/problem.h"
 #include "cpu/simd.h"
+#include "cpu/split.h"
 #include "cpu/team.h"
 #include "cpu/tile.h"
 
@@ -23,16 +24,6 @@ namespace {
 using cpu::Barrier;
 using cpu::Plan;
 using cpu::Threads;
-
-RNNKERNELS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Part `index` of `parts` nearly equal parts of 0..total-1.
-struct Range {
-  int64_t first, last;
-};
-RNNKERNELS_INLINE Range part_of(int64_t total, int64_t index, int64_t parts) {
-  return {total * index / parts, total * (index + 1) / parts};
-}
 
 // Part `index` of `parts` of the batch rows, with nearly equal numbers of steps. Rows of a packed sequence
 // differ in length, the longest first, and equal numbers of rows would leave the later threads idle.
@@ -180,10 +171,16 @@ class Engine {
     return step.rows < part.first_row ? part.first_row : least(step.rows, part.last_row);
   }
 
+  // Calls fn(row, column, state) for every block of some rows.
   template <class Fn>
-  void for_blocks(const Part& part, int64_t first_row, int64_t last_row, Fn&& fn) const {
+  void for_blocks(const Sweep& sweep, const Part& part, int64_t first_row, int64_t last_row, Fn&& fn) const {
     for (int64_t row = first_row; row < last_row; ++row) {
-      for (int64_t block = part.first_block; block < part.last_block; ++block) fn(row, block * kBlock);
+      for (int64_t block = part.first_block; block < part.last_block; ++block) {
+        T* at = state_of(sweep, row) + block * kBlock;
+        Block<T> state = load_block(at);
+        fn(row, block * kBlock, state);
+        store_block(at, state);
+      }
     }
   }
 
@@ -194,8 +191,8 @@ class Engine {
     const auto step_at = [&](int64_t s) {
       return s < steps ? sweep.at(down ? steps - 1 - s : s) : typename Sweep::Step{};
     };
-    for_blocks(part, part.first_row, part.last_row,
-               [&](int64_t row, int64_t column) { sweep.begin(row, column, state_of(sweep, row) + column); });
+    for_blocks(sweep, part, part.first_row, part.last_row,
+               [&](int64_t row, int64_t column, Block<T>& state) { sweep.begin(row, column, state); });
     typename Sweep::Step step{}, next = step_at(0);
     join(sweep, part, step, next, 0);
     for (int64_t s = 0; s < steps; ++s) {
@@ -206,16 +203,17 @@ class Engine {
       multiply_and_update(sweep, part, step, next, s);
       join(sweep, part, step, next, s + 1);
     }
-    for_blocks(part, part.first_row, part.last_row,
-               [&](int64_t row, int64_t column) { sweep.end(row, column, state_of(sweep, row) + column); });
+    for_blocks(sweep, part, part.first_row, part.last_row,
+               [&](int64_t row, int64_t column, Block<T>& state) { sweep.end(row, column, state); });
   }
 
   // Forms the operand of the rows that step `s` has and the step before had not.
   void join(const Sweep& sweep, const Part& part, const typename Sweep::Step& before,
             const typename Sweep::Step& step, int64_t s) const {
-    for_blocks(part, end_of_rows(before, part), end_of_rows(step, part), [&](int64_t row, int64_t column) {
-      sweep.operand(step, row, column, state_of(sweep, row) + column, operand_of(sweep, s % 2, row) + column);
-    });
+    for_blocks(sweep, part, end_of_rows(before, part), end_of_rows(step, part),
+               [&](int64_t row, int64_t column, Block<T>& state) {
+                 sweep.operand(step, row, column, state, operand_of(sweep, s % 2, row) + column);
+               });
   }
 
   void multiply_and_update(const Sweep& sweep, const Part& part, const typename Sweep::Step& step,
@@ -243,7 +241,7 @@ class Engine {
     alignas(64) T product[kMostRows * kMostBlocks * kBlock];
     const int64_t hidden = problem_.hidden, blocks = last_block - first_block;
     const T* packed = workspace_.packed + (sweep.network * workspace_.blocks + first_block) * kBlock * hidden;
-    kTiles<T>.at(last_row - first_row, blocks)(operand_of(sweep, s % 2, first_row), workspace_.row_stride,
+    kTiles<T>.at(last_row - first_row, blocks)(operand_of(sweep, s % 2, first_row), workspace_.row_stride, 1,
                                                packed, hidden, product);
     for (int64_t row = first_row; row < last_row; ++row) {
       const T* row_product = product + (row - first_row) * blocks * kBlock;
@@ -251,8 +249,10 @@ class Engine {
       T* operand = operand_of(sweep, (s + 1) % 2, row);
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t column = (first_block + b) * kBlock;
-        sweep.update(step, row, column, row_product + b * kBlock, state + column);
-        if (row < next.rows) sweep.operand(next, row, column, state + column, operand + column);
+        Block<T> now = load_block(state + column);
+        sweep.update(step, row, column, row_product + b * kBlock, now);
+        if (row < next.rows) sweep.operand(next, row, column, now, operand + column);
+        store_block(state + column, now);
       }
     }
   }

@@ -4,6 +4,7 @@
 
 #include "cpu/engine.h"
 #include "cpu/optimizer.h"
+#include "cpu/product.h"
 #include "cpu/sweeps.h"
 
 #if !defined(__GNUC__)
@@ -52,6 +53,19 @@ void run_linear(const LinearProblem& problem, const Plan& plan, const Threads& t
   });
 }
 
+int64_t product_workspace(const Product& product, const cpu::ProductPlan& plan) {
+  int64_t bytes = 0;
+  with_scalar(product.scalar, [&](auto number) {
+    bytes = ProductRun<decltype(number)>(product, plan, nullptr).workspace_bytes();
+  });
+  return bytes;
+}
+
+void run_product(const Product& product, const cpu::ProductPlan& plan, const Threads& threads, void* memory) {
+  with_scalar(product.scalar,
+              [&](auto number) { ProductRun<decltype(number)>(product, plan, memory).run(threads); });
+}
+
 void activate(NonlinearityIndex nonlinearity, Scalar scalar, const void* in, void* out, int64_t n) {
   with_scalar(scalar, [&](auto number) {
     using T = decltype(number);
@@ -70,6 +84,8 @@ constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>,
                                    &run<BackwardSweep, BackwardProblem>,
                                    &workspace_bytes<LinearProblem>,
                                    &run_linear,
+                                   &product_workspace,
+                                   &run_product,
                                    &activate,
                                    &optimizer_step<NesterovRule>,
                                    &optimizer_step<AdamWRule>,

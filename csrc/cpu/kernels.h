@@ -6,6 +6,7 @@
 
 #include "core/optimizer.h"
 #include "core/problem.h"
+#include "core/product.h"
 #include "cpu/team.h"
 
 namespace rnnkernels::cpu {
@@ -18,7 +19,10 @@ struct Kernels {
   void (*backward)(const BackwardProblem&, const Plan&, const Threads&, void* workspace);
   int64_t (*linear_workspace)(const LinearProblem&, const Plan&);
   void (*linear)(const LinearProblem&, const Plan&, const Threads&, void* workspace);
-  // out[i] = f(in[i]): what the current form multiplies with, for the caller's whole-sequence GEMM.
+  int64_t (*product_workspace)(const Product&, const ProductPlan&);
+  void (*product)(const Product&, const ProductPlan&, const Threads&, void* workspace);
+  // out[i] = f(in[i]): what the current form multiplies with, for the caller's product over the whole
+  // sequence.
   void (*activate)(NonlinearityIndex, Scalar, const void* in, void* out, int64_t n);
   // A step over all tensors, and the sum of powers by itself.
   Verdict (*nesterov)(const OptimizerStep<NesterovRule>&, const Threads&);

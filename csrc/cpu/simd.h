@@ -1,10 +1,15 @@
-// The vectors of the instruction set that this file is being compiled for, by the compiler's vector
-// extensions alone. Everything lies in an anonymous namespace: the same source is compiled once for
-// each instruction set, and no copy may stand in for another.
+// The vectors of the instruction set that this file is being compiled for: the compiler's vector
+// extensions, and intrinsics for what AVX-512 does with masks, here and nowhere else. Everything lies in an
+// anonymous namespace: the same source is compiled once for each instruction set, and no copy may stand in
+// for another.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #include "core/config.h"
 
@@ -52,23 +57,65 @@ RNNKERNELS_INLINE void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
-// The first `valid` lanes; the others are zero, or left alone in memory.
+// A block in registers.
+template <class T>
+struct Block {
+  Vec<T> vectors[kVectorsPerBlock<T>];
+  // The vector that begins at column v of the block.
+  RNNKERNELS_INLINE Vec<T>& operator[](int v) { return vectors[v / kLanes<T>]; }
+  RNNKERNELS_INLINE const Vec<T>& operator[](int v) const { return vectors[v / kLanes<T>]; }
+};
+template <class T>
+RNNKERNELS_INLINE Block<T> load_block(const T* from) {
+  Block<T> block;
+  for (int v = 0; v < kBlock; v += kLanes<T>) block[v] = load(from + v);
+  return block;
+}
+template <class T>
+RNNKERNELS_INLINE void store_block(T* to, const Block<T>& block) {
+  for (int v = 0; v < kBlock; v += kLanes<T>) store(to + v, block[v]);
+}
+
+// The first `valid` lanes, of which there is at least one; the others are zero, or left alone in memory.
 template <class T>
 RNNKERNELS_INLINE Vec<T> load_first(const T* from, int64_t valid) {
   if (valid >= kLanes<T>) return load(from);
   Vec<T> v{};
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    v = reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << valid) - 1), from));
+  } else {
+    v = reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << valid) - 1), from));
+  }
+#else
   for (int64_t i = 0; i < valid; ++i) v[i] = from[i];
+#endif
   return v;
 }
 template <class T>
 RNNKERNELS_INLINE void store_first(T* to, Vec<T> v, int64_t valid) {
   if (valid >= kLanes<T>) return store(to, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << valid) - 1), reinterpret_cast<__m512>(v));
+  } else {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << valid) - 1), reinterpret_cast<__m512d>(v));
+  }
+#else
   for (int64_t i = 0; i < valid; ++i) to[i] = v[i];
+#endif
 }
 
 // Bit i of the result says whether lane i of a comparison holds.
 template <class T, class Mask>
 RNNKERNELS_INLINE uint32_t bits_of(Mask mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+  } else {
+    return _mm512_movepi64_mask(reinterpret_cast<__m512i>(mask));
+  }
+#else
   typedef int8_t Bytes __attribute__((vector_size(kLanes<T>)));
   // One byte a lane, 0 or 1; then a multiplication gathers eight of them into the top byte.
   const Bytes bytes = __builtin_convertvector(mask, Bytes) & 1;
@@ -79,16 +126,56 @@ RNNKERNELS_INLINE uint32_t bits_of(Mask mask) {
     bits |= static_cast<uint32_t>((words[i] * 0x0102040810204080) >> 56) << (8 * i);
   }
   return bits;
+#endif
 }
 
 // The inverse: lane i is 1 where bit i is set, else 0.
 template <class T>
 RNNKERNELS_INLINE Vec<T> from_bits(uint32_t bits) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return reinterpret_cast<Vec<T>>(_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), _mm512_set1_ps(1)));
+  } else {
+    return reinterpret_cast<Vec<T>>(_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), _mm512_set1_pd(1)));
+  }
+#else
   using Mask = decltype(Vec<T>{} < Vec<T>{});
   Mask lane{};
   for (int i = 0; i < kLanes<T>; ++i) lane[i] = int64_t{1} << i;
   const Mask set = (Mask{} + static_cast<int32_t>(bits)) & lane;
   return set != Mask{} ? Vec<T>{} + 1 : Vec<T>{};
+#endif
+}
+
+// a[0], b[0], a[1], b[1], ... of the lower or upper halves.
+template <bool kUpper, class T>
+RNNKERNELS_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
+  decltype(a < b) from{};
+  RNNKERNELS_UNROLL
+  for (int i = 0; i < kLanes<T>; ++i) from[i] = i % 2 * kLanes<T> + i / 2 + (kUpper ? kLanes<T> / 2 : 0);
+#if defined(__clang__)
+  Vec<T> result;
+  for (int i = 0; i < kLanes<T>; ++i) result[i] = i % 2 ? b[from[i] - kLanes<T>] : a[from[i]];
+  return result;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// As many vectors as lanes: lane j of vector i and lane i of vector j change places.
+template <class T>
+RNNKERNELS_INLINE void transpose(Vec<T> (&x)[kLanes<T>]) {
+  constexpr int kHalf = kLanes<T> / 2;
+  for (int distance = 1; distance < kLanes<T>; distance *= 2) {
+    Vec<T> y[kLanes<T>];
+    RNNKERNELS_UNROLL
+    for (int i = 0; i < kHalf; ++i) {
+      y[2 * i] = interleave<false, T>(x[i], x[i + kHalf]);
+      y[2 * i + 1] = interleave<true, T>(x[i], x[i + kHalf]);
+    }
+    RNNKERNELS_UNROLL
+    for (int i = 0; i < kLanes<T>; ++i) x[i] = y[i];
+  }
 }
 
 }  // namespace

@@ -9,7 +9,8 @@
 //   operand(step, row, column, state, x)   form the operand x of the product; may change the state
 //   update(step, row, column, product, state)
 //   end(row, column, state)                hand the last state out
-// `state`, `x` and `product` point at 16 units; columns past H hold nothing of meaning.
+// `state` is a block of 16 units in registers; `x` and `product` point at 16 units; columns past H hold
+// nothing of meaning.
 #pragma once
 
 #include "core/cells.h"
@@ -96,10 +97,10 @@ struct SweepBase {
   RNNKERNELS_INLINE Vec<T> decay_at(int64_t column) const {
     return load(decay + network * blocks * kBlock + column);
   }
-  void begin_from_h0(int64_t row, int64_t column, T* state) const {
+  void begin_from_h0(int64_t row, int64_t column, Block<T>& state) const {
     const T* h0 = rows_of<const T>(problem.h0, network).at(row, column);
     for (int v = 0; v < kBlock; v += kLanes<T>) {
-      store(state + v, load_or_zero(advance(h0, v), hidden - column - v));
+      state[v] = load_or_zero(advance(h0, v), hidden - column - v);
     }
   }
   int64_t first_row(int64_t t) const {
@@ -147,14 +148,14 @@ struct ForwardSweep : SweepBase<T> {
     return step;
   }
 
-  void begin(int64_t row, int64_t column, T* state) const { this->begin_from_h0(row, column, state); }
+  void begin(int64_t row, int64_t column, Block<T>& state) const { this->begin_from_h0(row, column, state); }
 
-  RNNKERNELS_INLINE void operand(const Step&, int64_t, int64_t, T* state, T* x) const {
-    for (int v = 0; v < kBlock; v += kLanes<T>) store(x + v, Cell::operand(load(state + v)));
+  RNNKERNELS_INLINE void operand(const Step&, int64_t, int64_t, Block<T>& state, T* x) const {
+    for (int v = 0; v < kBlock; v += kLanes<T>) store(x + v, Cell::operand(state[v]));
   }
 
   RNNKERNELS_INLINE void update(const Step& step, int64_t row, int64_t column, const T* product,
-                                T* state) const {
+                                Block<T>& state) const {
     const T* pre = step.pre.at(row, column);
     T* output = step.output.at(row, column);
     T* activation = step.activation.at(row, column);
@@ -163,9 +164,9 @@ struct ForwardSweep : SweepBase<T> {
       const int64_t valid = this->hidden - column - v;
       if (valid <= 0) break;
       Vec<T> a;
-      const Vec<T> h = Cell::update(load(state + v), load_first(pre + v, valid), load(product + v),
+      const Vec<T> h = Cell::update(state[v], load_first(pre + v, valid), load(product + v),
                                     this->decay_at(column + v), a);
-      store(state + v, h);
+      state[v] = h;
       store_first(output + v, h, valid);
       if (Cell::kKeepsActivation && activation) store_first(activation + v, a, valid);
       if (Cell::kKeepsBits && step.bits.words) bits |= bits_of<T>(slope_is_one(a)) << v;
@@ -176,10 +177,10 @@ struct ForwardSweep : SweepBase<T> {
     }
   }
 
-  void end(int64_t row, int64_t column, const T* state) const {
+  void end(int64_t row, int64_t column, const Block<T>& state) const {
     T* h_n = rows_of<T>(forward.h_n, this->network).at(row, column);
     for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
-      store_first(h_n + v, load(state + v), this->hidden - column - v);
+      store_first(h_n + v, state[v], this->hidden - column - v);
     }
   }
 
@@ -233,18 +234,18 @@ struct BackwardSweep : SweepBase<T> {
     return step;
   }
 
-  void begin(int64_t row, int64_t column, T* state) const {
+  void begin(int64_t row, int64_t column, Block<T>& state) const {
     const T* grad_h_n = rows_of<const T>(backward.grad_h_n, this->network).at(row, column);
     T* d_decay = rows_of<T>(backward.d_decay, this->network).at(row, column);
     for (int v = 0; v < kBlock; v += kLanes<T>) {
       const int64_t valid = this->hidden - column - v;
-      store(state + v, load_or_zero(advance(grad_h_n, v), valid));
+      state[v] = load_or_zero(advance(grad_h_n, v), valid);
       if (d_decay && valid > 0) store_first(d_decay + v, Vec<T>{}, valid);
     }
   }
 
   // delta_t = g_t + c_t replaces the state; u_t goes into the product and out as d_pre.
-  RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, T* state, T* x) const {
+  RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, Block<T>& state, T* x) const {
     const T* grad = step.grad_output.at(row, column);
     T* d_pre = step.d_pre.at(row, column);
     uint32_t bits = 0;
@@ -257,9 +258,9 @@ struct BackwardSweep : SweepBase<T> {
       if constexpr (Cell::kKeepsActivation) {
         slope = Cell::Nonlinearity::slope(load_first(step.activation.at(row, column) + v, valid));
       }
-      const Vec<T> delta = load(state + v) + load_or_zero(advance(grad, v), valid);
+      const Vec<T> delta = state[v] + load_or_zero(advance(grad, v), valid);
       const Vec<T> u = Cell::backward_operand(delta, this->decay_at(column + v), slope);
-      store(state + v, delta);
+      state[v] = delta;
       store(x + v, u);
       store_first(d_pre + v, u, valid);
     }
@@ -267,36 +268,35 @@ struct BackwardSweep : SweepBase<T> {
   }
 
   RNNKERNELS_INLINE void update(const Step& step, int64_t row, int64_t column, const T* product,
-                                T* state) const {
+                                Block<T>& state) const {
     const T* previous = Cell::kReadsPrevious ? step.previous_at(row, column) : nullptr;
     for (int v = 0; v < kBlock; v += kLanes<T>) {
       Vec<T> h{};
       if constexpr (Cell::kReadsPrevious) {
         h = load_or_zero(advance(previous, v), this->hidden - column - v);
       }
-      store(state + v,
-            Cell::backward_update(load(state + v), load(product + v), this->decay_at(column + v), h));
+      state[v] = Cell::backward_update(state[v], load(product + v), this->decay_at(column + v), h);
     }
   }
 
-  void end(int64_t row, int64_t column, const T* state) const {
+  void end(int64_t row, int64_t column, const Block<T>& state) const {
     T* d_h0 = rows_of<T>(backward.d_h0, this->network).at(row, column);
     if (!d_h0) return;
     for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
-      store_first(d_h0 + v, load(state + v), this->hidden - column - v);
+      store_first(d_h0 + v, state[v], this->hidden - column - v);
     }
   }
 
  private:
   // In both forms (1-d) dh_t/dd = h_{t-1} - h_t, since h_t = d h_{t-1} + (1-d) y and y knows no d.
-  void add_d_decay(const Step& step, int64_t row, int64_t column, const T* delta) const {
+  void add_d_decay(const Step& step, int64_t row, int64_t column, const Block<T>& delta) const {
     T* sum = rows_of<T>(backward.d_decay, this->network).at(row, column);
     const T* previous = step.previous_at(row, column);
     const T* output = step.output.at(row, column);
     for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
       const int64_t valid = this->hidden - column - v;
       const Vec<T> change = load_or_zero(advance(previous, v), valid) - load_first(output + v, valid);
-      store_first(sum + v, load_first(sum + v, valid) + load(delta + v) * change, valid);
+      store_first(sum + v, load_first(sum + v, valid) + delta[v] * change, valid);
     }
   }
 };
@@ -332,18 +332,18 @@ struct LinearSweep : SweepBase<T> {
     return step;
   }
 
-  void begin(int64_t row, int64_t column, T* state) const { this->begin_from_h0(row, column, state); }
+  void begin(int64_t row, int64_t column, Block<T>& state) const { this->begin_from_h0(row, column, state); }
 
-  RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, T* state, T* x) const {
+  RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, Block<T>& state, T* x) const {
     const T* beta = step.beta.at(row, column);
     for (int v = 0; v < kBlock; v += kLanes<T>) {
-      const Vec<T> y = load(state + v);
+      const Vec<T> y = state[v];
       store(x + v, beta ? load_or_zero(beta + v, this->hidden - column - v) * y : y);
     }
   }
 
   RNNKERNELS_INLINE void update(const Step& step, int64_t row, int64_t column, const T* product,
-                                T* state) const {
+                                Block<T>& state) const {
     const T* drive = step.drive.at(row, column);
     const T* alpha = step.alpha.at(row, column);
     T* output = step.output.at(row, column);
@@ -351,14 +351,14 @@ struct LinearSweep : SweepBase<T> {
       const int64_t valid = this->hidden - column - v;
       if (valid <= 0) break;
       const Vec<T> y =
-          LinearCell::update(load(state + v), load_first(drive + v, valid), load(product + v),
+          LinearCell::update(state[v], load_first(drive + v, valid), load(product + v),
                              this->decay_at(column + v), alpha ? load_first(alpha + v, valid) : Vec<T>{} + 1);
-      store(state + v, y);
+      state[v] = y;
       store_first(output + v, y, valid);
     }
   }
 
-  void end(int64_t, int64_t, const T*) const {}
+  void end(int64_t, int64_t, const Block<T>&) const {}
 };
 
 }  // namespace

@@ -43,6 +43,31 @@ Plan make_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden, i
   return plan;
 }
 
+// Rectangles of equal work, as many as there are threads; of those the cut with the least work in its
+// largest rectangle, where packing a column of the right matrix counts as much as a few rows.
+ProductPlan make_product_plan(int64_t networks, int64_t rows, int64_t depth, int64_t columns,
+                              const Threads& threads) {
+  ProductPlan plan;
+  const __int128 work = static_cast<__int128>(networks) * rows * depth * columns;
+  if (threads.count <= 1 || work < kWorthStarting) return plan;
+  constexpr int64_t kTileRows = 6, kPackingRows = 8;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows, blocks = (columns + 15) / 16;
+  const int64_t wanted = (threads.count + networks - 1) / networks;  // rectangles for each network
+  int64_t least = -1;
+  for (int64_t parts = 1; parts <= std::min(wanted, blocks); ++parts) {
+    const int64_t row_parts = std::min(tiles, wanted / parts);
+    const int64_t cost =
+        ((tiles + row_parts - 1) / row_parts * kTileRows + kPackingRows) * ((blocks + parts - 1) / parts);
+    if (least >= 0 && cost >= least) continue;
+    least = cost;
+    plan.row_parts = row_parts;
+    plan.column_parts = parts;
+  }
+  plan.shares =
+      static_cast<int>(std::min<int64_t>(threads.count, networks * plan.row_parts * plan.column_parts));
+  return plan;
+}
+
 void Barrier::wait(int64_t weight, int64_t total, int64_t round) {
   if (weight == total) return;
   constexpr int kSpins = 4000;

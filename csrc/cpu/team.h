@@ -29,6 +29,16 @@ struct Plan {
 Plan make_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden, int64_t element_size,
                const Threads& threads);
 
+// How a product is cut: rectangles of the result, of which each share has some.
+struct ProductPlan {
+  int64_t row_parts = 1;
+  int64_t column_parts = 1;
+  int shares = 1;
+};
+
+ProductPlan make_product_plan(int64_t networks, int64_t rows, int64_t depth, int64_t columns,
+                              const Threads& threads);
+
 // A meeting point for `total` shares, used any number of times. The count only grows, so nobody has
 // to reset it. Waiting spins for a while (a step takes microseconds) and then gives up the core.
 class Barrier {

@@ -2,8 +2,9 @@
 //
 //   out[r][c] = sum_k operand[r][k] * M[c][k]
 //
-// with M packed so that the tile streams through it. Each sum is one chain of multiply-adds over
-// ascending k whatever the tile's size: how rows and columns are shared out never changes a result.
+// with M packed so that the tile streams through it, and the operand read where it lies, one number at a
+// time. Each sum is one chain of multiply-adds over ascending k whatever the tile's size: how rows and
+// columns are shared out never changes a result.
 #pragma once
 
 #include <utility>
@@ -12,6 +13,26 @@
 
 namespace rnnkernels {
 namespace {
+
+// One block of M whose columns lie along k: `valid` of them, k numbers each.
+template <class T>
+void pack_transposed(const T* columns, int64_t valid, int64_t k, int64_t n_stride, T* packed) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= k; i += kLanes<T>) {
+    for (int64_t first = 0; first < kBlock; first += kLanes<T>) {
+      Vec<T> square[kLanes<T>];
+      for (int64_t c = 0; c < kLanes<T>; ++c) {
+        square[c] = first + c < valid ? load(columns + (first + c) * n_stride + i) : Vec<T>{};
+      }
+      transpose<T>(square);
+      for (int64_t j = 0; j < kLanes<T>; ++j) store(packed + (i + j) * kBlock + first, square[j]);
+    }
+  }
+  for (; i < k; ++i) {
+    for (int64_t c = 0; c < kBlock; ++c)
+      packed[i * kBlock + c] = c < valid ? columns[c * n_stride + i] : T(0);
+  }
+}
 
 // Packs M (n x k elements, any strides) as [ceil(n / 16)][k][16]: column c of the product lies in
 // block c / 16, lane c % 16. Lanes past n are zero.
@@ -22,14 +43,18 @@ void pack_blocks(const T* matrix, int64_t n, int64_t k, int64_t n_stride, int64_
     const T* from = matrix + block * kBlock * n_stride;
     T* to = packed + block * k * kBlock;
     const int64_t valid = n - block * kBlock < kBlock ? n - block * kBlock : kBlock;
-    if (valid == kBlock && n_stride == 1) {
-      for (int64_t i = 0; i < k; ++i, to += kBlock) {
-        for (int c = 0; c < kBlock; ++c) to[c] = from[i * k_stride + c];
-      }
+    if (k_stride == 1) {
+      pack_transposed(from, valid, k, n_stride, to);
       continue;
     }
     for (int64_t i = 0; i < k; ++i, to += kBlock) {
-      for (int64_t c = 0; c < kBlock; ++c) to[c] = c < valid ? from[c * n_stride + i * k_stride] : T(0);
+      if (n_stride == 1) {
+        for (int v = 0; v < kBlock; v += kLanes<T>) {
+          store(to + v, valid > v ? load_first(from + i * k_stride + v, valid - v) : Vec<T>{});
+        }
+      } else {
+        for (int64_t c = 0; c < kBlock; ++c) to[c] = c < valid ? from[c * n_stride + i * k_stride] : T(0);
+      }
     }
   }
 }
@@ -50,12 +75,12 @@ constexpr int tile_blocks(int rows) {
   return blocks < 1 ? 1 : blocks > kMostBlocks ? kMostBlocks : blocks;
 }
 
-// out is [kRows][kBlocks * 16].
+// Element (r, k) of the operand lies at r * row_stride + k * k_stride. out is [kRows][kBlocks * 16].
 template <class T, int kRows, int kBlocks>
-void tile(const T* operand, int64_t operand_stride, const T* packed, int64_t k, T* out) {
+void tile(const T* operand, int64_t row_stride, int64_t k_stride, const T* packed, int64_t k, T* out) {
   constexpr int kPerBlock = kVectorsPerBlock<T>;
   Vec<T> sum[kRows][kBlocks * kPerBlock] = {};
-  for (int64_t i = 0; i < k; ++i) {
+  for (int64_t i = 0; i < k; ++i, operand += k_stride) {
     Vec<T> column[kBlocks * kPerBlock];
     RNNKERNELS_UNROLL
     for (int v = 0; v < kBlocks * kPerBlock; ++v) {
@@ -63,7 +88,7 @@ void tile(const T* operand, int64_t operand_stride, const T* packed, int64_t k, 
     }
     RNNKERNELS_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const T x = operand[r * operand_stride + i];
+      const T x = operand[r * row_stride];
       RNNKERNELS_UNROLL
       for (int v = 0; v < kBlocks * kPerBlock; ++v) sum[r][v] += x * column[v];
     }
@@ -76,7 +101,8 @@ void tile(const T* operand, int64_t operand_stride, const T* packed, int64_t k, 
 }
 
 template <class T>
-using Tile = void (*)(const T* operand, int64_t operand_stride, const T* packed, int64_t k, T* out);
+using Tile = void (*)(const T* operand, int64_t row_stride, int64_t k_stride, const T* packed, int64_t k,
+                      T* out);
 
 template <class T, int kRows, int kBlocks>
 constexpr Tile<T> tile_or_null() {

@@ -1,9 +1,18 @@
-#include "binding/threads.h"
+#include "binding/machine.h"
 
 #include <ATen/Config.h>
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 
 namespace rnnkernels::binding {
+
+const cpu::Kernels& active_kernels() {
+  const cpu::InstructionSet* set = cpu::active_instruction_set();
+  TORCH_CHECK(set != nullptr,
+              "RNNKERNELS_ISA must name an instruction set that was built and runs on this processor; "
+              "python -m rnnkernels lists them");
+  return *set->kernels;
+}
 
 cpu::Threads torch_threads() {
   cpu::Threads threads;

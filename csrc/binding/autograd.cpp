@@ -1,0 +1,196 @@
+// The backward formulas of rnnkernels::leaky_recurrence and rnnkernels::projected_recurrence. They live here
+// rather than in Python because a short sequence would otherwise cost more for its formula than for its
+// kernels; whatever is rare is Python's, by way of rnnkernels::leaky_recurrence_vjp.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "binding/product.h"
+#include "binding/recurrence.h"
+
+namespace rnnkernels::binding {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// Calls an operator below autograd, or with it where the gradients will be differentiated again.
+template <class Operator, class... Arguments>
+auto call(const Operator& op, bool differentiable, const Arguments&... arguments) {
+  if (differentiable) return op.call(arguments...);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(arguments...);
+}
+
+// Inside torch.func's transforms, or with a tangent along: only Python's formulas know those.
+bool is_transformed(const variable_list& tensors) {
+  if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) return true;
+  for (const at::Tensor& tensor : tensors) {
+    if (tensor.defined() && tensor._fw_grad(0).defined()) return true;
+  }
+  return false;
+}
+
+OptionalTensor if_defined(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
+}
+
+// What is kept of a call, the first of the saved variables.
+enum Kept { kOutput, kSaved, kH0, kWeightHh, kDecay, kBatchSizes, kKept };
+
+void keep(AutogradContext* context, const ForwardResult& result, const OptionalTensor& h0,
+          const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
+          const std::string& nonlinearity, const std::string& form, bool reverse, bool save,
+          const variable_list& others) {
+  const auto& [output, h_n, saved] = result;
+  context->set_materialize_grads(false);
+  if (!saved.is_floating_point() || saved.sym_numel() == 0) context->mark_non_differentiable({saved});
+  variable_list kept = {output,    saved, h0.value_or(at::Tensor()),
+                        weight_hh, decay, batch_sizes.value_or(at::Tensor())};
+  kept.insert(kept.end(), others.begin(), others.end());
+  context->save_for_backward(kept);
+  context->saved_data["nonlinearity"] = nonlinearity;
+  context->saved_data["form"] = form;
+  context->saved_data["reverse"] = reverse;
+  context->saved_data["save"] = save;
+}
+
+// The gradients of pre, h0, weight_hh and decay, from those of output, h_n and saved.
+BackwardResult recurrence_gradients(AutogradContext* context, const variable_list& kept,
+                                    const variable_list& grads, const std::array<bool, 4>& wanted) {
+  TORCH_CHECK(context->saved_data["save"].toBool(),
+              "the recurrence was called with save=False, so it has no backward");
+  const std::string& nonlinearity = context->saved_data["nonlinearity"].toStringRef();
+  const std::string& form = context->saved_data["form"].toStringRef();
+  const bool reverse = context->saved_data["reverse"].toBool();
+  const OptionalTensor grad_output = if_defined(grads[0]), grad_h_n = if_defined(grads[1]);
+  const OptionalTensor h0 = if_defined(kept[kH0]), batch_sizes = if_defined(kept[kBatchSizes]);
+  // f(z) itself is seen by second derivatives only.
+  if (grads[2].defined() || is_transformed(grads) || is_transformed(kept)) {
+    static const auto op = find_operator<decltype(leaky_recurrence_vjp)>("rnnkernels::leaky_recurrence_vjp");
+    return op.call(grad_output, grad_h_n, if_defined(grads[2]), kept[kOutput], kept[kSaved], h0,
+                   kept[kWeightHh], kept[kDecay], batch_sizes, nonlinearity, form, reverse, wanted);
+  }
+  static const auto op =
+      find_operator<decltype(leaky_recurrence_backward_cpu)>("rnnkernels::leaky_recurrence_backward");
+  return call(op, at::GradMode::is_enabled(), grad_output, grad_h_n, kept[kOutput], kept[kSaved], h0,
+              kept[kWeightHh], kept[kDecay], batch_sizes, nonlinearity, form, reverse, wanted);
+}
+
+bool has_none(const variable_list& grads) {
+  return !grads[0].defined() && !grads[1].defined() && !grads[2].defined();
+}
+
+// Whether the arguments of a call need gradients. Those that are absent have no place in autograd's count.
+class Needs {
+ public:
+  explicit Needs(AutogradContext* context) : context_(context) {}
+  bool next(bool present = true) { return present && context_->needs_input_grad(place_++); }
+
+ private:
+  AutogradContext* context_;
+  size_t place_ = 0;
+};
+
+class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& pre, const OptionalTensor& h0,
+                               const at::Tensor& weight_hh, const at::Tensor& decay,
+                               const OptionalTensor& batch_sizes, const std::string& nonlinearity,
+                               const std::string& form, bool reverse, bool save) {
+    static const auto op = find_operator<decltype(leaky_recurrence_cpu)>("rnnkernels::leaky_recurrence");
+    const ForwardResult result =
+        call(op, false, pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save);
+    keep(context, result, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save, {});
+    return {std::get<0>(result), std::get<1>(result), std::get<2>(result)};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(9);
+    if (has_none(grads)) return result;
+    const variable_list kept = context->get_saved_variables();
+    Needs needs(context);
+    const bool pre = needs.next(), h0 = needs.next(kept[kH0].defined()), weight = needs.next();
+    const std::array<bool, 4> wanted = {pre, h0, weight, needs.next()};
+    const auto [d_pre, d_h0, d_weight, d_decay] = recurrence_gradients(context, kept, grads, wanted);
+    if (wanted[0]) result[0] = d_pre;
+    if (wanted[1]) result[1] = d_h0;
+    if (wanted[2]) result[2] = d_weight;
+    if (wanted[3]) result[3] = d_decay;
+    return result;
+  }
+};
+
+class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& input, const OptionalTensor& h0,
+                               const at::Tensor& weight_ih, const at::Tensor& weight_hh,
+                               const OptionalTensor& bias, const at::Tensor& decay,
+                               const OptionalTensor& batch_sizes, const std::string& nonlinearity,
+                               const std::string& form, bool reverse, bool save) {
+    static const auto op =
+        find_operator<decltype(projected_recurrence_cpu)>("rnnkernels::projected_recurrence");
+    const ForwardResult result = call(op, false, input, h0, weight_ih, weight_hh, bias, decay, batch_sizes,
+                                      nonlinearity, form, reverse, save);
+    keep(context, result, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save,
+         {input, weight_ih});
+    context->saved_data["has_bias"] = bias.has_value();
+    return {std::get<0>(result), std::get<1>(result), std::get<2>(result)};
+  }
+
+  // With u the gradient of pre:  d_input = u W_ih,  d_W_ih = u^T input,  d_bias = sum over rows of u.
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    variable_list result(11);
+    if (has_none(grads)) return result;
+    const variable_list kept = context->get_saved_variables();
+    const at::Tensor &input = kept[kKept], &weight_ih = kept[kKept + 1];
+    Needs needs(context);
+    const bool for_input = needs.next(), for_h0 = needs.next(kept[kH0].defined());
+    const bool for_weight_ih = needs.next(), for_weight_hh = needs.next();
+    const bool for_bias = needs.next(context->saved_data["has_bias"].toBool());
+    const std::array<bool, 4> wanted = {for_input || for_weight_ih || for_bias, for_h0, for_weight_hh,
+                                        needs.next()};
+    const auto [u, d_h0, d_weight_hh, d_decay] = recurrence_gradients(context, kept, grads, wanted);
+    static const auto product = find_operator<decltype(product_cpu)>("rnnkernels::product");
+    const bool again = at::GradMode::is_enabled();
+    const at::Tensor rows = wanted[0] ? all_rows(u) : at::Tensor();
+    if (for_input) {
+      result[0] = call(product, again, rows, weight_ih, OptionalTensor()).view_symint(input.sym_sizes());
+    }
+    if (for_h0) result[1] = d_h0;
+    if (for_weight_ih) result[2] = call(product, again, rows.t(), all_rows(input), OptionalTensor());
+    if (for_weight_hh) result[3] = d_weight_hh;
+    if (for_bias) result[4] = rows.sum(0);
+    if (wanted[3]) result[5] = d_decay;
+    return result;
+  }
+};
+
+}  // namespace
+
+ForwardResult leaky_recurrence_autograd(const at::Tensor& pre, const OptionalTensor& h0,
+                                        const at::Tensor& weight_hh, const at::Tensor& decay,
+                                        const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                        std::string form, bool reverse, bool save) {
+  const variable_list results =
+      LeakyRecurrence::apply(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save);
+  return {results[0], results[1], results[2]};
+}
+
+ForwardResult projected_recurrence_autograd(const at::Tensor& input, const OptionalTensor& h0,
+                                            const at::Tensor& weight_ih, const at::Tensor& weight_hh,
+                                            const OptionalTensor& bias, const at::Tensor& decay,
+                                            const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                            std::string form, bool reverse, bool save) {
+  const variable_list results = ProjectedRecurrence::apply(input, h0, weight_ih, weight_hh, bias, decay,
+                                                           batch_sizes, nonlinearity, form, reverse, save);
+  return {results[0], results[1], results[2]};
+}
+
+}  // namespace rnnkernels::binding

@@ -1,0 +1,14 @@
+// What the kernels run on: the instruction set in use, and PyTorch's own threads.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace rnnkernels::binding {
+
+// Raises where RNNKERNELS_ISA names a set that is not there.
+const cpu::Kernels& active_kernels();
+
+// As many as torch.get_num_threads() says; one inside another parallel region.
+cpu::Threads torch_threads();
+
+}  // namespace rnnkernels::binding
