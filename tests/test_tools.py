@@ -60,7 +60,7 @@ def test_the_profiler_shows_the_operator_with_its_shapes():
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         layer(x)[0].sum().backward()
     events = {name: [e for e in profiler.events() if e.name == name] for name in
-              ("rnnkernels::projected_recurrence", "rnnkernels::leaky_recurrence_backward")}  # fmt: skip
+              ("rnnkernels::projected_recurrence", "rnnkernels::projected_recurrence_backward")}  # fmt: skip
     forward, backward = events.values()
     assert len(forward) == len(backward) == 2
     for event, inputs in zip(forward, (3, 5), strict=True):

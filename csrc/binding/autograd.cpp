@@ -41,8 +41,8 @@ OptionalTensor if_defined(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
 }
 
-// What is kept of a call, the first of the saved variables.
-enum Kept { kOutput, kSaved, kH0, kWeightHh, kDecay, kBatchSizes, kKept };
+// What is kept of a call, in this order; the last two by projected_recurrence only.
+enum Kept { kOutput, kSaved, kH0, kWeightHh, kDecay, kBatchSizes, kInput, kWeightIh };
 
 void keep(AutogradContext* context, const ForwardResult& result, const OptionalTensor& h0,
           const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
@@ -61,11 +61,15 @@ void keep(AutogradContext* context, const ForwardResult& result, const OptionalT
   context->saved_data["save"] = save;
 }
 
+void check_saves(AutogradContext* context) {
+  TORCH_CHECK(context->saved_data["save"].toBool(),
+              "the recurrence was called with save=False, so it has no backward");
+}
+
 // The gradients of pre, h0, weight_hh and decay, from those of output, h_n and saved.
 BackwardResult recurrence_gradients(AutogradContext* context, const variable_list& kept,
                                     const variable_list& grads, const std::array<bool, 4>& wanted) {
-  TORCH_CHECK(context->saved_data["save"].toBool(),
-              "the recurrence was called with save=False, so it has no backward");
+  check_saves(context);
   const std::string& nonlinearity = context->saved_data["nonlinearity"].toStringRef();
   const std::string& form = context->saved_data["form"].toStringRef();
   const bool reverse = context->saved_data["reverse"].toBool();
@@ -144,31 +148,54 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
     return {std::get<0>(result), std::get<1>(result), std::get<2>(result)};
   }
 
-  // With u the gradient of pre:  d_input = u W_ih,  d_W_ih = u^T input,  d_bias = sum over rows of u.
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     variable_list result(11);
     if (has_none(grads)) return result;
     const variable_list kept = context->get_saved_variables();
-    const at::Tensor &input = kept[kKept], &weight_ih = kept[kKept + 1];
     Needs needs(context);
-    const bool for_input = needs.next(), for_h0 = needs.next(kept[kH0].defined());
-    const bool for_weight_ih = needs.next(), for_weight_hh = needs.next();
-    const bool for_bias = needs.next(context->saved_data["has_bias"].toBool());
-    const std::array<bool, 4> wanted = {for_input || for_weight_ih || for_bias, for_h0, for_weight_hh,
-                                        needs.next()};
-    const auto [u, d_h0, d_weight_hh, d_decay] = recurrence_gradients(context, kept, grads, wanted);
-    static const auto product = find_operator<decltype(product_cpu)>("rnnkernels::product");
-    const bool again = at::GradMode::is_enabled();
-    const at::Tensor rows = wanted[0] ? all_rows(u) : at::Tensor();
-    if (for_input) {
-      result[0] = call(product, again, rows, weight_ih, OptionalTensor()).view_symint(input.sym_sizes());
+    std::array<bool, 6> wanted;
+    for (int i = 0; i < 6; ++i) {
+      wanted[i] =
+          needs.next(i == 1 ? kept[kH0].defined() : i != 4 || context->saved_data["has_bias"].toBool());
     }
-    if (for_h0) result[1] = d_h0;
-    if (for_weight_ih) result[2] = call(product, again, rows.t(), all_rows(input), OptionalTensor());
-    if (for_weight_hh) result[3] = d_weight_hh;
-    if (for_bias) result[4] = rows.sum(0);
-    if (wanted[3]) result[5] = d_decay;
+    const bool again = at::GradMode::is_enabled() || grads[2].defined();
+    const auto gradients = again || is_transformed(grads) || is_transformed(kept)
+                               ? differentiable(context, kept, grads, wanted)
+                               : at_once(context, kept, grads, wanted);
+    for (int i = 0; i < 6; ++i) {
+      if (wanted[i]) result[i] = gradients[i];
+    }
     return result;
+  }
+
+ private:
+  static variable_list at_once(AutogradContext* context, const variable_list& kept,
+                               const variable_list& grads, const std::array<bool, 6>& wanted) {
+    static const auto op = find_operator<decltype(projected_recurrence_backward_cpu)>(
+        "rnnkernels::projected_recurrence_backward");
+    check_saves(context);
+    const auto [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] =
+        call(op, false, if_defined(grads[0]), if_defined(grads[1]), kept[kOutput], kept[kSaved], kept[kInput],
+             if_defined(kept[kH0]), kept[kWeightIh], kept[kWeightHh], kept[kDecay],
+             if_defined(kept[kBatchSizes]), context->saved_data["nonlinearity"].toStringRef(),
+             context->saved_data["form"].toStringRef(), context->saved_data["reverse"].toBool(), wanted);
+    return {d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay};
+  }
+
+  // The same of differentiable operations. With u the gradient of pre:
+  //   d_input = u W_ih,  d_W_ih = u^T input,  d_bias = sum over rows of u
+  static variable_list differentiable(AutogradContext* context, const variable_list& kept,
+                                      const variable_list& grads, const std::array<bool, 6>& wanted) {
+    const auto [input, h0, weight_ih, weight_hh, bias, decay] = wanted;
+    const auto [u, d_h0, d_weight_hh, d_decay] =
+        recurrence_gradients(context, kept, grads, {input || weight_ih || bias, h0, weight_hh, decay});
+    const at::Tensor rows = input || weight_ih || bias ? all_rows(u) : u;
+    return {input ? u.matmul(kept[kWeightIh]) : at::Tensor(),
+            d_h0,
+            weight_ih ? rows.t().matmul(all_rows(kept[kInput])) : at::Tensor(),
+            d_weight_hh,
+            bias ? rows.sum(0) : at::Tensor(),
+            d_decay};
   }
 };
 

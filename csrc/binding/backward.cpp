@@ -1,7 +1,9 @@
-// rnnkernels::leaky_recurrence_backward: check, allocate, run the walk, then the sums over all steps
-// (dW_hh as products, d_decay over the batch).
+// rnnkernels::leaky_recurrence_backward and rnnkernels::projected_recurrence_backward: check, allocate, run
+// the walk, then the sums over all steps (dW_hh as products, d_decay over the batch).
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/rsub.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -15,6 +17,10 @@ namespace rnnkernels::binding {
 namespace {
 
 enum Wanted { kPre, kH0, kWeight, kDecay };
+
+struct Range {
+  int64_t first, last;
+};
 
 struct Checked {
   Sizes sizes;
@@ -217,6 +223,166 @@ BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
   const auto checked = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes,
                                       nonlinearity, form);
   return empty_results(checked.sizes, wanted, weight_hh, decay, output);
+}
+
+namespace {
+
+enum ProjectedWanted { kInput, kInitial, kWeightIh, kWeightHh, kBias, kProjectedDecay };
+
+void check_projection(const at::Tensor& input, const at::Tensor& weight_ih, const at::Tensor& output) {
+  TORCH_CHECK_VALUE(is_computed(output), "output must be float32 or float64, got ", output.scalar_type());
+  TORCH_CHECK_VALUE(weight_ih.dim() == 2, "weight_ih must be [H, I], got ", weight_ih.sym_sizes());
+  const c10::SymInt inputs = weight_ih.sym_size(1);
+  check_like("weight_ih", weight_ih, {output.sym_size(-1), inputs}, "[H, I]", output);
+  std::vector<c10::SymInt> shape = output.sym_sizes().vec();
+  shape.back() = inputs;
+  check_like("input", input, shape, "the shape of output but for I", output);
+}
+
+ProjectedBackwardResult empty_projected(const at::Tensor& input, const OptionalTensor& h0,
+                                        const at::Tensor& weight_ih, const at::Tensor& weight_hh,
+                                        const at::Tensor& decay, const std::array<bool, 6>& wanted) {
+  const auto if_wanted = [&](ProjectedWanted which, c10::SymIntArrayRef shape) {
+    return wanted[which] ? at::empty_symint(shape, input.options()) : at::empty({0}, input.options());
+  };
+  return {if_wanted(kInput, input.sym_sizes()),
+          if_wanted(kInitial, h0 ? h0->sym_sizes() : c10::SymIntArrayRef()),
+          if_wanted(kWeightIh, weight_ih.sym_sizes()),
+          if_wanted(kWeightHh, weight_hh.sym_sizes()),
+          if_wanted(kBias, weight_hh.sym_sizes().slice(0, 1)),
+          if_wanted(kProjectedDecay, decay.sym_sizes())};
+}
+
+// About how much memory u, the gradient of pre, may take at a time.
+constexpr int64_t kBytesAtOnce = int64_t{16} << 20;
+
+// The walk, a block of steps at a time, and with each block's u the gradients of the projection; so u never
+// exists for all steps.
+class ProjectedBackward {
+ public:
+  ProjectedBackward(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse,
+                    const at::Tensor& output)
+      : storage_(sizes, batch_sizes, reverse), layout_(storage_.layout), packed_(sizes.packed) {
+    const int64_t row_bytes = output.size(-1) * static_cast<int64_t>(output.element_size());
+    const int64_t rows = std::max<int64_t>(1024, kBytesAtOnce / row_bytes);
+    steps_at_once_ = std::max<int64_t>(1, rows / std::max<int64_t>(1, layout_.batch));
+  }
+
+  int64_t blocks() const {
+    return std::max<int64_t>(1, (layout_.steps + steps_at_once_ - 1) / steps_at_once_);
+  }
+
+  // In the order of the backward walk.
+  Range block(int64_t i) const {
+    const int64_t place = layout_.reverse ? i : blocks() - 1 - i;
+    return {place * steps_at_once_, std::min(layout_.steps, (place + 1) * steps_at_once_)};
+  }
+
+  // The rows of a block of a sequence; undefined stays undefined.
+  at::Tensor cut(const at::Tensor& sequence, const Range& steps) const {
+    if (!sequence.defined()) return sequence;
+    const int64_t first = packed_ ? offset(steps.first) : steps.first;
+    return sequence.narrow(0, first, (packed_ ? offset(steps.last) : steps.last) - first);
+  }
+  OptionalTensor cut(const OptionalTensor& sequence, const Range& steps) const {
+    return sequence ? OptionalTensor(cut(*sequence, steps)) : sequence;
+  }
+
+  // How many rows a block has at most.
+  int64_t batch(const Range& steps) const {
+    return layout_.steps == 0 ? layout_.batch : layout_.rows_at(steps.first);
+  }
+
+  // The state before a block, for the forward walk: of the step before, where a row has one, else h0.
+  OptionalTensor state_before(const Range& steps, const at::Tensor& output, const OptionalTensor& h0) const {
+    const int64_t before = layout_.reverse ? steps.last : steps.first - 1, rows = batch(steps);
+    const bool exists = before >= 0 && before < layout_.steps;
+    const int64_t carried = exists ? std::min(rows, layout_.rows_at(before)) : 0;
+    if (carried == 0) return h0 ? OptionalTensor(h0->narrow(0, 0, rows)) : h0;
+    const at::Tensor states = packed_ ? output.narrow(0, offset(before), carried) : output.select(0, before);
+    if (carried == rows) return states;
+    return at::cat({states, h0->narrow(0, carried, rows - carried)});
+  }
+
+ private:
+  LayoutStorage storage_;
+  const Layout& layout_;
+  bool packed_;
+  int64_t steps_at_once_;
+
+  int64_t offset(int64_t t) const {
+    if (t == 0) return 0;
+    return layout_.offsets[t - 1] + layout_.rows[t - 1];
+  }
+};
+
+void add_or_copy(const at::Tensor& sum, const at::Tensor& part, bool add) {
+  if (add) {
+    sum.add_(part);
+  } else {
+    sum.copy_(part);
+  }
+}
+
+}  // namespace
+
+ProjectedBackwardResult projected_recurrence_backward_cpu(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
+    const at::Tensor& saved, const at::Tensor& input, const OptionalTensor& h0, const at::Tensor& weight_ih,
+    const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
+    std::string nonlinearity, std::string form, bool reverse, std::array<bool, 6> wanted) {
+  const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
+                                            batch_sizes, nonlinearity, form);
+  check_projection(input, weight_ih, output);
+  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  const ProjectedBackwardResult result = empty_projected(input, h0, weight_ih, weight_hh, decay, wanted);
+  const auto& [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] = result;
+  const bool wants_u = wanted[kInput] || wanted[kWeightIh] || wanted[kBias];
+
+  const ProjectedBackward walk(sizes, batch_sizes, reverse, output);
+  const int64_t blocks = walk.blocks();
+  at::Tensor carried;  // the gradient of the state between two blocks
+  if (blocks > 1) {
+    carried = grad_h_n ? grad_h_n->clone() : at::zeros_symint(sizes.state(), output.options());
+  } else if (grad_h_n) {
+    carried = *grad_h_n;
+  }
+  for (int64_t i = 0; i < blocks; ++i) {
+    const Range steps = walk.block(i);
+    const int64_t batch = walk.batch(steps);
+    const at::Tensor saved_block = saved.numel() > 0 ? walk.cut(saved, steps) : saved;
+    const OptionalTensor sizes_block =
+        batch_sizes ? OptionalTensor(batch_sizes->narrow(0, steps.first, steps.last - steps.first))
+                    : batch_sizes;
+    const auto [u, d_state, d_hh, d_share] = leaky_recurrence_backward_cpu(
+        walk.cut(grad_output, steps),
+        carried.defined() ? OptionalTensor(carried.narrow(0, 0, batch)) : OptionalTensor(),
+        walk.cut(output, steps), saved_block, walk.state_before(steps, output, h0), weight_hh, decay,
+        sizes_block, nonlinearity, form, reverse,
+        {wants_u, blocks > 1 || wanted[kInitial], wanted[kWeightHh], wanted[kProjectedDecay]});
+    if (blocks > 1) carried.narrow(0, 0, batch).copy_(d_state);
+    if (wanted[kInitial] && i + 1 == blocks) d_h0.copy_(blocks > 1 ? carried : d_state);
+    if (wanted[kWeightHh]) add_or_copy(d_weight_hh, d_hh, i > 0);
+    if (wanted[kProjectedDecay]) add_or_copy(d_decay, d_share, i > 0);
+    if (!wants_u) continue;
+    const at::Tensor rows = all_rows(u);
+    if (wanted[kInput]) multiply(all_rows(walk.cut(d_input, steps)), rows, weight_ih);
+    if (wanted[kWeightIh]) {
+      multiply(d_weight_ih, rows.t(), all_rows(walk.cut(input, steps)), {}, i > 0);
+    }
+    if (wanted[kBias]) add_or_copy(d_bias, rows.sum(0), i > 0);
+  }
+  return result;
+}
+
+ProjectedBackwardResult projected_recurrence_backward_meta(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
+    const at::Tensor& saved, const at::Tensor& input, const OptionalTensor& h0, const at::Tensor& weight_ih,
+    const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
+    std::string nonlinearity, std::string form, bool /*reverse*/, std::array<bool, 6> wanted) {
+  check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes, nonlinearity, form);
+  check_projection(input, weight_ih, output);
+  return empty_projected(input, h0, weight_ih, weight_hh, decay, wanted);
 }
 
 }  // namespace rnnkernels::binding

@@ -3,7 +3,6 @@
 #include <torch/library.h>
 
 #include "binding/optimizer.h"
-#include "binding/product.h"
 #include "binding/recurrence.h"
 
 // pre          p [T, B, H], or [sum(batch_sizes), H]; with a leading G if weight_hh is [G, H, H]
@@ -29,7 +28,15 @@ TORCH_LIBRARY(rnnkernels, m) {
       "Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, str nonlinearity, str form, "
       "bool reverse, bool[4] wanted) "
       "-> (Tensor d_pre, Tensor d_h0, Tensor d_weight_hh, Tensor d_decay)");
-  // The same, made of differentiable operations, for transforms and for gradients of `saved`: in Python.
+  // wanted: d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay; what is not wanted comes back empty.
+  m.def(
+      "projected_recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor saved, "
+      "Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, "
+      "str nonlinearity, str form, bool reverse, bool[6] wanted) "
+      "-> (Tensor d_input, Tensor d_h0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias, "
+      "Tensor d_decay)");
+  // leaky_recurrence_backward made of differentiable operations, for transforms and for gradients of `saved`:
+  // in Python.
   m.def(
       "leaky_recurrence_vjp(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_saved, Tensor output, "
       "Tensor saved, Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, str nonlinearity, "
@@ -40,9 +47,6 @@ TORCH_LIBRARY(rnnkernels, m) {
   m.def(
       "linear_recurrence(Tensor drive, Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? alpha, "
       "Tensor? beta, Tensor? batch_sizes, bool reverse) -> Tensor");
-
-  // left right + bias: left [..., K], right [K, N], bias [N] or nothing; float32 or float64
-  m.def("product(Tensor left, Tensor right, Tensor? bias) -> Tensor");
 
   // A step over all parameters, in place; the rules and letters are those of core/update_rules.h.
   //   masters            float32 copies that hold what half precision drops, or the parameters again
@@ -71,8 +75,8 @@ TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_cpu);
   m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_cpu);
   m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward_cpu);
+  m.impl("projected_recurrence_backward", &rnnkernels::binding::projected_recurrence_backward_cpu);
   m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence_cpu);
-  m.impl("product", &rnnkernels::binding::product_cpu);
   m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
   m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
   m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum_cpu);
@@ -93,7 +97,6 @@ TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCPU, m) {
 TORCH_LIBRARY_IMPL(rnnkernels, Autograd, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_autograd);
   m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_autograd);
-  m.impl("product", &rnnkernels::binding::product_autograd);
   m.impl("clipped_nesterov_", torch::CppFunction::makeFallthrough());
   m.impl("clipped_adamw_", torch::CppFunction::makeFallthrough());
   m.impl("gradient_power_sum", torch::CppFunction::makeFallthrough());
@@ -103,6 +106,6 @@ TORCH_LIBRARY_IMPL(rnnkernels, Meta, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_meta);
   m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_meta);
   m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward_meta);
+  m.impl("projected_recurrence_backward", &rnnkernels::binding::projected_recurrence_backward_meta);
   m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence_meta);
-  m.impl("product", &rnnkernels::binding::product_meta);
 }

@@ -1,4 +1,4 @@
-// The operator rnnkernels::product, and the same product for other operators to call.
+// Products of whole sequences, for the operators to call.
 #pragma once
 
 #include "binding/arguments.h"
@@ -14,9 +14,5 @@ inline at::Tensor all_rows(const at::Tensor& tensor) {
 // strides but those of out, whose columns are contiguous. All in float32 or all in float64.
 void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right,
               const OptionalTensor& bias = {}, bool accumulate = false);
-
-at::Tensor product_cpu(const at::Tensor& left, const at::Tensor& right, const OptionalTensor& bias);
-at::Tensor product_meta(const at::Tensor& left, const at::Tensor& right, const OptionalTensor& bias);
-at::Tensor product_autograd(const at::Tensor& left, const at::Tensor& right, const OptionalTensor& bias);
 
 }  // namespace rnnkernels::binding

@@ -56,6 +56,20 @@ BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
                                               const OptionalTensor& batch_sizes, std::string nonlinearity,
                                               std::string form, bool reverse, std::array<bool, 4> wanted);
 
+using ProjectedBackwardResult =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+ProjectedBackwardResult projected_recurrence_backward_cpu(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
+    const at::Tensor& saved, const at::Tensor& input, const OptionalTensor& h0, const at::Tensor& weight_ih,
+    const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
+    std::string nonlinearity, std::string form, bool reverse, std::array<bool, 6> wanted);
+ProjectedBackwardResult projected_recurrence_backward_meta(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
+    const at::Tensor& saved, const at::Tensor& input, const OptionalTensor& h0, const at::Tensor& weight_ih,
+    const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
+    std::string nonlinearity, std::string form, bool reverse, std::array<bool, 6> wanted);
+
 // Not defined in C++: the signature of what rnnkernels/_autograd.py implements.
 BackwardResult leaky_recurrence_vjp(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                                     const OptionalTensor& grad_saved, const at::Tensor& output,

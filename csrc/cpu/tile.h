@@ -62,7 +62,7 @@ void pack_blocks(const T* matrix, int64_t n, int64_t k, int64_t n_stride, int64_
 // Accumulators leave room for the operands of one step of k.
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 constexpr int kMostRows = 6;
-constexpr int kMostBlocks = 4;
+constexpr int kMostBlocks = 8;
 
 template <class T>
 constexpr int kTileRows =
