@@ -17,8 +17,6 @@ void pause() {
 
 // About what a meeting costs in multiply-adds, so that sharing out fewer than these cannot pay.
 constexpr int64_t kWorthMeeting = 24 * 1024;
-// About what starting the threads costs.
-constexpr int64_t kWorthStarting = 256 * 1024;
 // Rows a thread needs so that its register tiles are full enough to live off the matrix in cache.
 constexpr int64_t kEnoughRows = 4;
 
@@ -30,7 +28,7 @@ Plan make_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden, i
                const Threads& threads) {
   Plan plan;
   const int64_t step_work = batch * hidden * hidden * element_size / 4;
-  if (threads.count <= 1 || networks * steps * step_work < kWorthStarting) return plan;
+  if (threads.count <= 1 || networks * steps * step_work < threads.worth_starting) return plan;
 
   const int64_t wanted = (threads.count + networks - 1) / networks;  // threads for each network
   plan.row_groups = std::max<int64_t>(1, std::min(wanted, batch / kEnoughRows));
@@ -49,7 +47,7 @@ ProductPlan make_product_plan(int64_t networks, int64_t rows, int64_t depth, int
                               const Threads& threads) {
   ProductPlan plan;
   const __int128 work = static_cast<__int128>(networks) * rows * depth * columns;
-  if (threads.count <= 1 || work < kWorthStarting) return plan;
+  if (threads.count <= 1 || work < threads.worth_starting) return plan;
   constexpr int64_t kTileRows = 6, kPackingRows = 8;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows, blocks = (columns + 15) / 16;
   const int64_t wanted = (threads.count + networks - 1) / networks;  // rectangles for each network

@@ -15,6 +15,8 @@ struct Threads {
   // Whether all ranges really run at the same time, so that one may wait for another.
   bool may_wait = false;
   void (*run)(int shares, void (*work)(void* argument, int first, int last), void* argument) = nullptr;
+  // About what starting the threads costs, in multiply-adds: less than this is one thread's.
+  int64_t worth_starting = 2 * 1024 * 1024;
 };
 
 // How the work is cut: networks and batch rows into teams, and the hidden units of a team among its

@@ -249,7 +249,7 @@ Results<T> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<T>
     return Sequence{const_cast<T*>(v.data()), data.total * H, c.batch * H, H};
   };
   const auto rows = [&](const std::vector<T>& v) { return Rows{const_cast<T*>(v.data()), c.batch * H, H}; };
-  const cpu::Threads threads{promised, true, &run_threads};
+  const cpu::Threads threads{promised, true, &run_threads, 256 * 1024};
   const cpu::Plan plan = cpu::make_plan(c.networks, c.steps, c.batch, H, sizeof(T), threads);
   const auto with_memory = [](int64_t bytes, const auto& run) {
     std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64),
