@@ -5,6 +5,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+
 #include "binding/product.h"
 #include "binding/recurrence.h"
 
@@ -31,10 +33,7 @@ auto call(const Operator& op, bool differentiable, const Arguments&... arguments
 // Inside torch.func's transforms, or with a tangent along: only Python's formulas know those.
 bool is_transformed(const variable_list& tensors) {
   if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) return true;
-  for (const at::Tensor& tensor : tensors) {
-    if (tensor.defined() && tensor._fw_grad(0).defined()) return true;
-  }
-  return false;
+  return std::any_of(tensors.begin(), tensors.end(), has_tangent);
 }
 
 OptionalTensor if_defined(const at::Tensor& tensor) {
@@ -158,11 +157,10 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
                                         needs.next()};
     const auto [u, d_h0, d_weight_hh, d_decay] = recurrence_gradients(context, kept, grads, wanted);
     static const auto product = find_operator<decltype(product_cpu)>("rnnkernels::product");
-    const bool again = at::GradMode::is_enabled();
+    // Below autograd a tangent would be lost.
+    const bool again = at::GradMode::is_enabled() || is_transformed(grads) || is_transformed(kept);
     const at::Tensor rows = wanted[0] ? all_rows(u) : at::Tensor();
-    if (for_input) {
-      result[0] = call(product, again, rows, weight_ih, OptionalTensor()).view_symint(input.sym_sizes());
-    }
+    if (for_input) result[0] = call(product, again, u, weight_ih, OptionalTensor());
     if (for_h0) result[1] = d_h0;
     if (for_weight_ih) result[2] = call(product, again, rows.t(), all_rows(input), OptionalTensor());
     if (for_weight_hh) result[3] = d_weight_hh;

@@ -29,8 +29,8 @@ Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& 
   const Kind kind = check_kind(nonlinearity, form);
   const Sizes sizes = check_forward("output", output, h0, weight_hh, decay, batch_sizes);
   const auto sequence = sizes.sequence(sizes.hidden);
-  if (grad_output) check_like("grad_output", *grad_output, sequence, "the shape of output", output);
-  if (grad_h_n) check_like("grad_h_n", *grad_h_n, sizes.state(), "[B, H]", output);
+  if (grad_output) check_like("grad_output", *grad_output, sequence, "the shape of output", output, "output");
+  if (grad_h_n) check_like("grad_h_n", *grad_h_n, sizes.state(), "[B, H]", output, "output");
   TORCH_CHECK_VALUE(saved.layout() == at::kStrided && saved.device() == output.device(),
                     "saved must be on the device of output, ", output.device(), ", got ", saved.device());
   if (kind.keeps_bits || kind.keeps_activation) {
@@ -166,7 +166,7 @@ BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
                                              std::string form, bool reverse, std::array<bool, 4> wanted) {
   const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
                                             batch_sizes, nonlinearity, form);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "output");
   if (!is_computed(output)) {
     const auto [d_pre, d_h0, d_weight, d_decay] = leaky_recurrence_backward_cpu(
         computed(grad_output), computed(grad_h_n), computed(output),

@@ -99,6 +99,12 @@ TORCH_LIBRARY_IMPL(rnnkernels, Autograd, m) {
   m.impl("gradient_power_sum", torch::CppFunction::makeFallthrough());
 }
 
+// torch.func's transforms, and the batched gradients of torch.autograd.grad.
+TORCH_LIBRARY_IMPL(rnnkernels, FuncTorchDynamicLayerFrontMode, m) {
+  m.impl("product", &rnnkernels::binding::product_transformed);
+}
+TORCH_LIBRARY_IMPL(rnnkernels, Batched, m) { m.impl("product", &rnnkernels::binding::product_transformed); }
+
 TORCH_LIBRARY_IMPL(rnnkernels, Meta, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_meta);
   m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_meta);

@@ -2,7 +2,9 @@
 #include "binding/product.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/matmul.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "binding/machine.h"
@@ -28,8 +30,8 @@ std::vector<c10::SymInt> checked_shape(const at::Tensor& left, const at::Tensor&
   TORCH_CHECK_VALUE(left.dim() >= 1, "left must be [..., K], got a scalar");
   TORCH_CHECK_VALUE(right.dim() == 2, "right must be [K, N], got ", right.sym_sizes());
   const c10::SymInt depth = left.sym_size(-1), columns = right.sym_size(1);
-  check_like("right", right, {depth, columns}, "[K, N]", left);
-  if (bias) check_like("bias", *bias, {columns}, "[N]", left);
+  check_like("right", right, {depth, columns}, "[K, N]", left, "left");
+  if (bias) check_like("bias", *bias, {columns}, "[N]", left, "left");
   std::vector<c10::SymInt> shape = left.sym_sizes().vec();
   shape.back() = columns;
   return shape;
@@ -109,7 +111,15 @@ at::Tensor product_meta(const at::Tensor& left, const at::Tensor& right, const O
 }
 
 at::Tensor product_autograd(const at::Tensor& left, const at::Tensor& right, const OptionalTensor& bias) {
+  if (has_tangent(left) || has_tangent(right) || (bias && has_tangent(*bias))) {
+    return product_transformed(left, right, bias);
+  }
   return Differentiable::apply(left, right, bias);
+}
+
+at::Tensor product_transformed(const at::Tensor& left, const at::Tensor& right, const OptionalTensor& bias) {
+  const at::Tensor result = at::matmul(left, right);
+  return bias ? at::add(result, *bias) : result;
 }
 
 }  // namespace rnnkernels::binding
