@@ -164,7 +164,7 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
     if (for_h0) result[1] = d_h0;
     if (for_weight_ih) result[2] = call(product, again, rows.t(), all_rows(input), OptionalTensor());
     if (for_weight_hh) result[3] = d_weight_hh;
-    if (for_bias) result[4] = rows.sum(0);
+    if (for_bias) result[4] = call(product, again, ones_for(rows), rows, OptionalTensor()).squeeze(0);
     if (wanted[3]) result[5] = d_decay;
     return result;
   }

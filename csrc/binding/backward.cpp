@@ -201,7 +201,12 @@ BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
     WeightGradient(sizes, kind, layout.layout, output_units, h0_units, d_pre, d_weight).compute();
   }
   if (wanted[kDecay]) {
-    const at::Tensor per_unit = d_decay_rows.sum(-2).div(at::rsub(decay, 1));
+    const at::Tensor ones = ones_for(d_decay_rows);
+    std::vector<int64_t> shape = ones.sizes().vec();
+    shape.back() = d_decay_rows.size(-1);
+    const at::Tensor sum = at::empty(shape, d_decay_rows.options());
+    multiply(sum, ones, d_decay_rows);
+    const at::Tensor per_unit = sum.squeeze(-2).div(at::rsub(decay, 1));
     d_decay.copy_(per_unit.sum_to_size(decay.sizes()));
   }
   return result;

@@ -66,7 +66,9 @@ class Differentiable : public torch::autograd::Function<Differentiable> {
     if (context->needs_input_grad(1)) {
       result[1] = call(all_rows(left).t(), rows, {});
     }
-    if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2)) result[2] = rows.sum(0);
+    if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2)) {
+      result[2] = call(ones_for(rows), rows, {}).squeeze(0);
+    }
     return result;
   }
 };

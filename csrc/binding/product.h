@@ -1,6 +1,8 @@
 // The operator rnnkernels::product, and the same product for other operators to call.
 #pragma once
 
+#include <ATen/ops/ones.h>
+
 #include "binding/arguments.h"
 
 namespace rnnkernels::binding {
@@ -11,6 +13,15 @@ inline at::Tensor all_rows(const at::Tensor& tensor) {
   c10::SymInt rows = 1;
   for (int64_t dim = 0; dim < tensor.dim() - 1; ++dim) rows *= tensor.sym_size(dim);
   return tensor.reshape_symint({rows, tensor.sym_size(-1)});
+}
+
+// [..., 1, m]: what the sum over all of m rows is a product with. torch's own sum gives other bits with other
+// numbers of threads.
+inline at::Tensor ones_for(const at::Tensor& rows) {
+  std::vector<c10::SymInt> shape = rows.sym_sizes().vec();
+  shape.back() = shape[shape.size() - 2];
+  shape[shape.size() - 2] = 1;
+  return at::ones({1}, rows.options()).expand_symint(shape);
 }
 
 // Whether forward-mode differentiation is at work on this tensor.
