@@ -133,7 +133,9 @@ def _vjp(
     return tuple(grads)
 
 
-torch.library.impl("rnnkernels::leaky_recurrence_vjp", "CompositeImplicitAutograd", _vjp)
+# Under torch.func's transforms as itself, too, before they would take it for an operator to loop over.
+for _key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
+    torch.library.impl("rnnkernels::leaky_recurrence_vjp", _key, _vjp)
 
 
 class _Differentiated:

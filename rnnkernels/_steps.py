@@ -72,7 +72,7 @@ class Steps:
 
     def rows(self, x: Tensor) -> Tensor:
         """All rows in one dimension: ``[rows, H]``, or ``[G, rows, H]``."""
-        return x if self.batch_sizes is not None else x.flatten(-3, -2)
+        return x if self.batch_sizes is not None else x.reshape(*x.shape[:-3], self.row_count, x.shape[-1])
 
     def times(self, x: Tensor, matrix: Tensor) -> Tensor:
         """``x_t matrix`` for every row."""

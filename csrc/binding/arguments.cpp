@@ -23,11 +23,12 @@ void check_layout(const char* name, const at::Tensor& tensor) {
                     tensor.layout());
 }
 
-void check_placement(const char* name, const at::Tensor& tensor, const at::Tensor& pre) {
-  TORCH_CHECK_VALUE(tensor.scalar_type() == pre.scalar_type(), name, " must have the dtype of pre, ",
-                    pre.scalar_type(), ", got ", tensor.scalar_type());
-  TORCH_CHECK_VALUE(tensor.device() == pre.device(), name, " must be on the device of pre, ", pre.device(),
-                    ", got ", tensor.device());
+void check_placement(const char* name, const at::Tensor& tensor, const at::Tensor& like,
+                     const char* like_name) {
+  TORCH_CHECK_VALUE(tensor.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name,
+                    ", ", like.scalar_type(), ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, " must be on the device of ", like_name, ", ",
+                    like.device(), ", got ", tensor.device());
 }
 
 }  // namespace
@@ -70,12 +71,12 @@ Kind check_kind(const std::string& nonlinearity, const std::string& form) {
 }
 
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
-                const char* shape_name, const at::Tensor& like) {
+                const char* shape_name, const at::Tensor& like, const char* like_name) {
   check_layout(name, tensor);
   const c10::SymIntArrayRef expected(shape);
   TORCH_CHECK_VALUE(tensor.sym_sizes() == expected, name, " must be ", shape_name, " = ", expected, ", got ",
                     tensor.sym_sizes());
-  check_placement(name, tensor, like);
+  check_placement(name, tensor, like, like_name);
 }
 
 Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTensor& h0,
@@ -101,7 +102,7 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
   if (sizes.grouped) sizes.networks = pre.sym_size(0);
   std::vector<c10::SymInt> square = {sizes.hidden, sizes.hidden};
   if (sizes.grouped) square.insert(square.begin(), sizes.networks);
-  check_like("weight_hh", weight_hh, square, sizes.grouped ? "[G, H, H]" : "[H, H]", pre);
+  check_like("weight_hh", weight_hh, square, sizes.grouped ? "[G, H, H]" : "[H, H]", pre, name);
 
   if (sizes.packed) {
     TORCH_CHECK_VALUE(h0.has_value(), "h0 must be given along with batch_sizes");
@@ -122,11 +123,11 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
     sizes.batch = pre.sym_size(-2);
     sizes.rows = sizes.steps * sizes.batch;
   }
-  if (h0.has_value()) check_like("h0", *h0, sizes.state(), sizes.grouped ? "[G, B, H]" : "[B, H]", pre);
+  if (h0.has_value()) check_like("h0", *h0, sizes.state(), sizes.grouped ? "[G, B, H]" : "[B, H]", pre, name);
 
   // A decay near 1 cannot be told in half precision, so there it may be float32.
   if (!at::isReducedFloatingType(pre.scalar_type()) || decay.scalar_type() != at::kFloat) {
-    check_placement("decay", decay, pre);
+    check_placement("decay", decay, pre, name);
   }
   TORCH_CHECK_VALUE(decay.dim() == 0 || (decay.dim() <= 1 + lead && decay.sym_size(-1) == sizes.hidden &&
                                          (decay.dim() < 2 || decay.sym_size(0) == sizes.networks)),
@@ -146,7 +147,7 @@ void check_decay_values(const at::Tensor& decay) {
   });
 }
 
-void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes) {
+void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes, const char* name) {
   const at::Tensor values = batch_sizes.contiguous();
   const int64_t* data = values.const_data_ptr<int64_t>();
   const int64_t steps = values.numel();
@@ -161,7 +162,7 @@ void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes)
     left = data[t] > left ? -1 : left - data[t];
     if (left < 0) break;
   }
-  TORCH_CHECK_VALUE(left == 0, "pre must have sum(batch_sizes) rows, got ", rows, " rows");
+  TORCH_CHECK_VALUE(left == 0, name, " must have sum(batch_sizes) rows, got ", rows, " rows");
 }
 
 at::Tensor computed(const at::Tensor& tensor) { return is_computed(tensor) ? tensor : tensor.to(at::kFloat); }

@@ -44,17 +44,18 @@ struct Kind {
 
 Kind check_kind(const std::string& nonlinearity, const std::string& form);
 
-// `name` is what `pre` is called: in the backward call the output stands in for it.
+// `name` is what sentences call `pre`: in the backward call the output stands in for it, and where it is
+// made of an input they speak of that.
 Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTensor& h0,
                     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes);
 
 // Values, so for real tensors only: every decay in [0, 1), and batch sizes that fit the rows.
 void check_decay_values(const at::Tensor& decay);
-void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes);
+void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes, const char* name);
 
-// `tensor` has this shape, and the dtype and device of `like`.
+// `tensor` has this shape, and the dtype and device of `like`, which is called `like_name`.
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
-                const char* shape_name, const at::Tensor& like);
+                const char* shape_name, const at::Tensor& like, const char* like_name);
 
 // What the kernels compute in: half precision in float32, everything else as it is. Half precision is
 // for storing, so whole results are rounded once, at the end, and the state of the walk never is.

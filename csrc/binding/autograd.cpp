@@ -5,6 +5,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+
 #include "binding/product.h"
 #include "binding/recurrence.h"
 
@@ -28,13 +30,12 @@ auto call(const Operator& op, bool differentiable, const Arguments&... arguments
   return op.call(arguments...);
 }
 
+bool has_tangent(const at::Tensor& tensor) { return tensor.defined() && tensor._fw_grad(0).defined(); }
+
 // Inside torch.func's transforms, or with a tangent along: only Python's formulas know those.
 bool is_transformed(const variable_list& tensors) {
   if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) return true;
-  for (const at::Tensor& tensor : tensors) {
-    if (tensor.defined() && tensor._fw_grad(0).defined()) return true;
-  }
-  return false;
+  return std::any_of(tensors.begin(), tensors.end(), has_tangent);
 }
 
 OptionalTensor if_defined(const at::Tensor& tensor) {

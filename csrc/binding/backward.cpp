@@ -35,8 +35,8 @@ Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& 
   const Kind kind = check_kind(nonlinearity, form);
   const Sizes sizes = check_forward("output", output, h0, weight_hh, decay, batch_sizes);
   const auto sequence = sizes.sequence(sizes.hidden);
-  if (grad_output) check_like("grad_output", *grad_output, sequence, "the shape of output", output);
-  if (grad_h_n) check_like("grad_h_n", *grad_h_n, sizes.state(), "[B, H]", output);
+  if (grad_output) check_like("grad_output", *grad_output, sequence, "the shape of output", output, "output");
+  if (grad_h_n) check_like("grad_h_n", *grad_h_n, sizes.state(), "[B, H]", output, "output");
   TORCH_CHECK_VALUE(saved.layout() == at::kStrided && saved.device() == output.device(),
                     "saved must be on the device of output, ", output.device(), ", got ", saved.device());
   if (kind.keeps_bits || kind.keeps_activation) {
@@ -172,7 +172,7 @@ BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
                                              std::string form, bool reverse, std::array<bool, 4> wanted) {
   const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
                                             batch_sizes, nonlinearity, form);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "output");
   if (!is_computed(output)) {
     const auto [d_pre, d_h0, d_weight, d_decay] = leaky_recurrence_backward_cpu(
         computed(grad_output), computed(grad_h_n), computed(output),
@@ -207,7 +207,12 @@ BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
     WeightGradient(sizes, kind, layout.layout, output_units, h0_units, d_pre, d_weight).compute();
   }
   if (wanted[kDecay]) {
-    const at::Tensor per_unit = d_decay_rows.sum(-2).div(at::rsub(decay, 1));
+    const at::Tensor ones = ones_for(d_decay_rows);
+    std::vector<int64_t> shape = ones.sizes().vec();
+    shape.back() = d_decay_rows.size(-1);
+    const at::Tensor sum = at::empty(shape, d_decay_rows.options());
+    multiply(sum, ones, d_decay_rows);
+    const at::Tensor per_unit = sum.squeeze(-2).div(at::rsub(decay, 1));
     d_decay.copy_(per_unit.sum_to_size(decay.sizes()));
   }
   return result;
@@ -233,10 +238,10 @@ void check_projection(const at::Tensor& input, const at::Tensor& weight_ih, cons
   TORCH_CHECK_VALUE(is_computed(output), "output must be float32 or float64, got ", output.scalar_type());
   TORCH_CHECK_VALUE(weight_ih.dim() == 2, "weight_ih must be [H, I], got ", weight_ih.sym_sizes());
   const c10::SymInt inputs = weight_ih.sym_size(1);
-  check_like("weight_ih", weight_ih, {output.sym_size(-1), inputs}, "[H, I]", output);
+  check_like("weight_ih", weight_ih, {output.sym_size(-1), inputs}, "[H, I]", output, "output");
   std::vector<c10::SymInt> shape = output.sym_sizes().vec();
   shape.back() = inputs;
-  check_like("input", input, shape, "the shape of output but for I", output);
+  check_like("input", input, shape, "the shape of output but for I", output, "output");
 }
 
 ProjectedBackwardResult empty_projected(const at::Tensor& input, const OptionalTensor& h0,
@@ -334,7 +339,7 @@ ProjectedBackwardResult projected_recurrence_backward_cpu(
   const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
                                             batch_sizes, nonlinearity, form);
   check_projection(input, weight_ih, output);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "output");
   const ProjectedBackwardResult result = empty_projected(input, h0, weight_ih, weight_hh, decay, wanted);
   const auto& [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] = result;
   const bool wants_u = wanted[kInput] || wanted[kWeightIh] || wanted[kBias];
@@ -370,7 +375,7 @@ ProjectedBackwardResult projected_recurrence_backward_cpu(
     if (wanted[kWeightIh]) {
       multiply(d_weight_ih, rows.t(), all_rows(walk.cut(input, steps)), {}, i > 0);
     }
-    if (wanted[kBias]) add_or_copy(d_bias, rows.sum(0), i > 0);
+    if (wanted[kBias]) multiply(d_bias.unsqueeze(0), ones_for(rows), rows, {}, i > 0);
   }
   return result;
 }

@@ -36,17 +36,19 @@ void walk(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& wei
 }
 
 // An empty tensor for p, and later h.
-at::Tensor empty_pre(const at::Tensor& input, const at::Tensor& weight_ih, const OptionalTensor& bias,
-                     const OptionalTensor& batch_sizes) {
+at::Tensor empty_pre(const at::Tensor& input, const at::Tensor& weight_ih, const at::Tensor& weight_hh,
+                     const OptionalTensor& bias, const OptionalTensor& batch_sizes) {
   const bool packed = batch_sizes.has_value();
-  TORCH_CHECK_VALUE(input.layout() == at::kStrided && input.dim() == (packed ? 2 : 3), "input must be ",
+  TORCH_CHECK_VALUE(input.dim() == (packed ? 2 : 3), "input must be ",
                     packed ? "[sum(batch_sizes), I]" : "[T, B, I]", ", got ", input.sym_sizes());
   TORCH_CHECK_VALUE(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
                     "input must be float32 or float64, got ", input.scalar_type());
-  TORCH_CHECK_VALUE(weight_ih.dim() == 2, "weight_ih must be [H, I], got ", weight_ih.sym_sizes());
+  TORCH_CHECK_VALUE(weight_ih.dim() == 2 && weight_ih.sym_size(0) > 0,
+                    "weight_ih must be [H, I] with at least one hidden unit, got ", weight_ih.sym_sizes());
   const c10::SymInt hidden = weight_ih.sym_size(0);
-  check_like("weight_ih", weight_ih, {hidden, input.sym_size(-1)}, "[H, I]", input);
-  if (bias) check_like("bias", *bias, {hidden}, "[H]", input);
+  check_like("weight_ih", weight_ih, {hidden, input.sym_size(-1)}, "[H, I]", input, "input");
+  TORCH_CHECK_VALUE(weight_hh.dim() == 2, "weight_hh must be [H, H], got ", weight_hh.sym_sizes());
+  if (bias) check_like("bias", *bias, {hidden}, "[H]", input, "input");
   std::vector<c10::SymInt> shape = input.sym_sizes().vec();
   shape.back() = hidden;
   return at::empty_symint(shape, input.options());
@@ -61,7 +63,7 @@ ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& 
   const Kind kind = check_kind(nonlinearity, form);
   const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "pre");
   if (!is_computed(pre)) {
     const auto [output, h_n, saved] =
         leaky_recurrence_cpu(computed(pre), computed(h0), computed(weight_hh), computed(decay), batch_sizes,
@@ -87,10 +89,10 @@ ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTe
                                        const OptionalTensor& batch_sizes, std::string nonlinearity,
                                        std::string form, bool reverse, bool save) {
   const Kind kind = check_kind(nonlinearity, form);
-  const at::Tensor pre = empty_pre(input, weight_ih, bias, batch_sizes);
-  const Sizes sizes = check_forward("weight_ih input", pre, h0, weight_hh, decay, batch_sizes);
+  const at::Tensor pre = empty_pre(input, weight_ih, weight_hh, bias, batch_sizes);
+  const Sizes sizes = check_forward("input", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "input");
   multiply(all_rows(pre), all_rows(input), weight_ih.t(), bias);
   const ForwardResult result = with_output(pre, sizes, kind, save);
   walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
@@ -103,9 +105,8 @@ ForwardResult projected_recurrence_meta(const at::Tensor& input, const OptionalT
                                         const OptionalTensor& batch_sizes, std::string nonlinearity,
                                         std::string form, bool /*reverse*/, bool save) {
   const Kind kind = check_kind(nonlinearity, form);
-  const at::Tensor pre = empty_pre(input, weight_ih, bias, batch_sizes);
-  return with_output(pre, check_forward("weight_ih input", pre, h0, weight_hh, decay, batch_sizes), kind,
-                     save);
+  const at::Tensor pre = empty_pre(input, weight_ih, weight_hh, bias, batch_sizes);
+  return with_output(pre, check_forward("input", pre, h0, weight_hh, decay, batch_sizes), kind, save);
 }
 
 }  // namespace rnnkernels::binding

@@ -13,8 +13,8 @@ Sizes check_linear(const at::Tensor& drive, const OptionalTensor& h0, const at::
                    const OptionalTensor& batch_sizes) {
   const Sizes sizes = check_forward("drive", drive, h0, weight_hh, decay, batch_sizes);
   const auto sequence = sizes.sequence(sizes.hidden);
-  if (alpha) check_like("alpha", *alpha, sequence, "the shape of drive", drive);
-  if (beta) check_like("beta", *beta, sequence, "the shape of drive", drive);
+  if (alpha) check_like("alpha", *alpha, sequence, "the shape of drive", drive, "drive");
+  if (beta) check_like("beta", *beta, sequence, "the shape of drive", drive, "drive");
   return sizes;
 }
 
@@ -25,7 +25,7 @@ at::Tensor linear_recurrence_cpu(const at::Tensor& drive, const OptionalTensor& 
                                  const OptionalTensor& alpha, const OptionalTensor& beta,
                                  const OptionalTensor& batch_sizes, bool reverse) {
   const Sizes sizes = check_linear(drive, h0, weight_hh, decay, alpha, beta, batch_sizes);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes);
+  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "drive");
   if (!is_computed(drive)) {
     return stored(linear_recurrence_cpu(computed(drive), computed(h0), computed(weight_hh), computed(decay),
                                         computed(alpha), computed(beta), batch_sizes, reverse),
