@@ -14,6 +14,7 @@ check_torch()
 
 from rnnkernels import functional  # noqa: E402  (needs the check first)
 from rnnkernels.cell import LeakyRNNCell  # noqa: E402
+from rnnkernels.decompositions import decompositions  # noqa: E402
 from rnnkernels.nn import LeakyRNN  # noqa: E402
 from rnnkernels.optim import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum  # noqa: E402
 from rnnkernels.penalty import activity_penalty  # noqa: E402
@@ -31,6 +32,7 @@ __all__ = [
     "activity_penalty",
     "build_config",
     "decay_from_tau",
+    "decompositions",
     "draw_decay",
     "draw_tau",
     "functional",
