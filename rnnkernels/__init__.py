@@ -14,8 +14,10 @@ check_torch()
 
 from rnnkernels import functional  # noqa: E402  (needs the check first)
 from rnnkernels.cell import LeakyRNNCell  # noqa: E402
+from rnnkernels.decompositions import decompositions  # noqa: E402
 from rnnkernels.nn import LeakyRNN  # noqa: E402
 from rnnkernels.optim import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum  # noqa: E402
+from rnnkernels.penalty import activity_penalty  # noqa: E402
 from rnnkernels.projected import projected_recurrence  # noqa: E402
 from rnnkernels.time_constants import decay_from_tau, draw_decay, draw_tau, noise_scale  # noqa: E402
 from rnnkernels.truncated import truncated_bptt  # noqa: E402
@@ -27,8 +29,10 @@ __all__ = [
     "LeakyRNNCell",
     "MomentumSchedule",
     "__version__",
+    "activity_penalty",
     "build_config",
     "decay_from_tau",
+    "decompositions",
     "draw_decay",
     "draw_tau",
     "functional",

@@ -35,7 +35,7 @@ def leaky_recurrence(
     """Call the operator; see :func:`rnnkernels.functional.leaky_recurrence`."""
     tensors = (pre, h0, weight_hh, decay)
     others = (batch_sizes, nonlinearity, form, reverse)
-    if _in_torch_func() or _in_forward_mode(tensors):
+    if in_torch_func() or in_forward_mode(tensors):
         output, h_n, _ = Recurrence.apply(*tensors, *others, True)  # type: ignore[no-untyped-call]
         return output, h_n
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -53,8 +53,8 @@ def can_project(tensors: tuple[Tensor | None, ...]) -> bool:
         input.device.type == "cpu"
         and input.dtype in (torch.float32, torch.float64)
         and not autocasts(input.device)
-        and not _in_torch_func()
-        and not _in_forward_mode(tensors)
+        and not in_torch_func()
+        and not in_forward_mode(tensors)
     )
 
 
@@ -77,11 +77,11 @@ def projected_recurrence(
     return output, h_n
 
 
-def _in_torch_func() -> bool:
+def in_torch_func() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _in_forward_mode(tensors: tuple[Tensor | None, ...]) -> bool:
+def in_forward_mode(tensors: tuple[Tensor | None, ...]) -> bool:
     if torch.autograd.forward_ad._current_level < 0 or not any(map(_has_tangent, tensors)):
         return False
     if torch.compiler.is_compiling():  # the operator would answer with a zero tangent
@@ -123,9 +123,9 @@ def _vjp(
     """The backward operator in all circumstances; ``others`` are its other arguments."""
     saved, kind, needs = others[:6], Kind(*others[6:9]), others[9]
     grads: Any
-    if _in_torch_func() and grad_saved is None:
+    if in_torch_func() and grad_saved is None:
         grads = RecurrenceBackward.apply(grad_output, grad_h_n, *saved, *kind, needs)  # type: ignore[no-untyped-call]
-    elif grad_saved is not None or _in_forward_mode((grad_output, grad_h_n, *saved)):
+    elif grad_saved is not None or in_forward_mode((grad_output, grad_h_n, *saved)):
         # f(z) itself is seen by second derivatives only.
         grads = _derivatives.backward(kind, grad_output, grad_h_n, grad_saved, *saved)
     else:

@@ -1,0 +1,143 @@
+"""The activity penalty: a term of the loss that keeps states or rates small.
+
+    a_t = h_t, or f(h_t)        penalty = mean over steps, rows and units of  l1 |a| + l2 a^2
+
+Written as torch operations over everything, each of its few terms would be another tensor of the
+output's size. Here the output is walked in pieces that stay in a cache, forward and backward, so that
+the output itself is all that backward keeps and its gradient is all that backward makes.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkernels._autograd import in_forward_mode, in_torch_func
+from rnnkernels._checks import check_choice, check_tensor
+from rnnkernels._nonlinearities import NONLINEARITIES
+
+__all__ = ["activity_penalty"]
+
+# A piece and what is worked out of it stay in a core's second cache.
+PIECE = 1 << 15
+
+
+def activity_penalty(
+    output: Tensor | PackedSequence, *, l1: float = 0.0, l2: float = 0.0, nonlinearity: str | None = None
+) -> Tensor:
+    r"""What the activity of a network costs, to be added to its loss.
+
+    .. math::
+        \text{penalty} = \frac{1}{n} \sum_{n} \lambda_1 |a| + \lambda_2 a^2, \qquad a = h \text{ or } f(h)
+
+    over all ``n`` values of ``output``: the mean over steps, rows and units, so that the weights mean
+    the same for any T, B and H. A packed sequence has no padding, and so none is counted. The gradient
+    of ``|a|`` at 0 is 0.
+
+    In the rate form the states are the rates. In the current form the rates are ``f`` of the states, and
+    rates are what a penalty on activity is about (Song, Yang and Wang 2016, doi
+    10.1371/journal.pcbi.1004792): there, ``nonlinearity=rnn.nonlinearity``.
+
+        output, h_n = rnn(x)
+        loss = task(output) + rnnkernels.activity_penalty(output, l2=1e-3)
+
+    No further tensor of the output's size is made, but for the gradient itself. Differentiable any number
+    of times, in forward mode, under ``torch.func`` and in ``torch.compile``; there it is plain torch code.
+
+    Args:
+        output: What a layer returned, in any layout: ``[T, B, D H]``, ``[B, T, D H]``, ``[T, D H]`` or a
+            ``PackedSequence``. float32, float64, bfloat16 or float16.
+        l1: Weight of ``|a|``, not negative.
+        l2: Weight of ``a^2``, not negative.
+        nonlinearity: ``f``, if rates are penalized and ``output`` are the states of a current form:
+            ``"relu"``, ``"tanh"``, ``"sigmoid"`` or ``"softplus"``. None: the output as it is.
+
+    Returns:
+        A scalar; 0 if there is nothing to penalize. float64 for float64 and else float32.
+
+    Raises:
+        ValueError, TypeError: An argument is of the wrong type or out of its range.
+    """
+    if isinstance(output, PackedSequence):
+        output = output.data
+    check_tensor("output", output)
+    if not output.is_floating_point():
+        raise ValueError(f"output must have a floating-point dtype, got {output.dtype}")
+    for name, weight in (("l1", l1), ("l2", l2)):
+        if not isinstance(weight, numbers.Real) or isinstance(weight, bool):
+            raise TypeError(f"{name} must be a number, got {type(weight).__name__}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{name} must be finite and not negative, got {weight}")
+    if nonlinearity is not None:
+        check_choice("nonlinearity", nonlinearity, list(NONLINEARITIES))
+    cost = _Cost(float(l1), float(l2), nonlinearity)
+    plain = torch.compiler.is_compiling() or in_torch_func() or in_forward_mode((output,))
+    total: Tensor = cost(output) if plain else _Summed.apply(output, cost)  # type: ignore[no-untyped-call]
+    return total / max(output.numel(), 1)
+
+
+class _Cost(NamedTuple):
+    """The sum over a tensor, as differentiable torch code."""
+
+    l1: float
+    l2: float
+    nonlinearity: str | None
+
+    def __call__(self, h: Tensor) -> Tensor:
+        a = h.to(torch.promote_types(h.dtype, torch.float32))
+        if self.nonlinearity is not None:
+            a = NONLINEARITIES[self.nonlinearity].value(a)
+        if not self.l1:
+            return self.l2 * a.square().sum()
+        absolute = self.l1 * a.abs().sum()
+        return absolute + self.l2 * a.square().sum() if self.l2 else absolute
+
+
+class _Summed(torch.autograd.Function):
+    """A cost's sum, piece by piece."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, cost: _Cost) -> Tensor:
+        """Keep the output only; the pieces are added up in float64."""
+        ctx.save_for_backward(output)
+        ctx.cost = cost
+        total = torch.zeros((), dtype=torch.float64, device=output.device)
+        for (piece,) in _pieces(output):
+            total += cost(piece)
+        return total.to(torch.promote_types(output.dtype, torch.float32))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Each piece of the gradient where it belongs; all at once if it is differentiated again."""
+        (output,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _gradient(ctx.cost, output, grad, create_graph=True), None
+        result = torch.empty_like(output)
+        for piece, place in _pieces(output, result):
+            with torch.enable_grad():
+                place.copy_(_gradient(ctx.cost, piece.detach().requires_grad_(), grad, create_graph=False))
+        return result, None
+
+
+def _gradient(cost: _Cost, h: Tensor, grad: Tensor, *, create_graph: bool) -> Tensor:
+    return torch.autograd.grad(cost(h), h, grad, create_graph=create_graph)[0]
+
+
+def _pieces(*alike: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views that make up tensors of one shape, cut alike: halves, and halves of those, of the dimension
+    in which the first tensor's steps are longest.
+    """
+    first = alike[0]
+    if first.numel() <= PIECE:
+        yield alike
+        return
+    dim = max((d for d in range(first.dim()) if first.shape[d] > 1), key=first.stride)
+    half = first.shape[dim] // 2
+    yield from _pieces(*(x.narrow(dim, 0, half) for x in alike))
+    yield from _pieces(*(x.narrow(dim, half, x.shape[dim] - half) for x in alike))

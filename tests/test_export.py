@@ -1,0 +1,160 @@
+"""Programs that leave Python: decomposed into standard operators, as ONNX, and compiled ahead of time."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from helpers import KINDS, distance
+from torch import Tensor, nn
+
+from rnnkernels import LeakyRNN, LeakyRNNCell, decompositions, functional
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="onnx, onnxscript or onnxruntime is not installed (pip install 'rnnkernels[onnx]')",
+)
+STEPS_AND_BATCH = {0: torch.export.Dim("first"), 1: torch.export.Dim("second")}
+
+
+def decomposed(module: nn.Module, *inputs: Tensor, shapes=None) -> torch.export.ExportedProgram:
+    program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes)
+    program = program.run_decompositions(decompositions())
+    assert not [node for node in program.graph.nodes if "rnnkernels" in str(node.target)]
+    return program
+
+
+def assert_same(found, expected) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert distance(a, b) < 1e-6
+
+
+class Reader(nn.Module):
+    """A layer between other modules, and the whole state of its last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = LeakyRNN(3, 5, 2, batch_first=True, bidirectional=True, decay=0.5, learn_decay=True)
+        self.norm, self.readout = nn.LayerNorm(10), nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        output, h_n = self.rnn(x)
+        return self.readout(nn.functional.gelu(self.norm(output))), h_n
+
+
+VARIANTS = {
+    "plain": lambda: LeakyRNN(3, 5),
+    "units": lambda: LeakyRNN(3, 5, 2, dropout=0.5, decay=torch.linspace(0, 0.9, 5), bias=False),
+    "learned": lambda: LeakyRNN(3, 5, bidirectional=True, decay=0.5, learn_decay=True, learn_h0=True),
+    "between others": Reader,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_decomposed_program_runs_at_any_size(name):
+    module = VARIANTS[name]()
+    program = decomposed(module, torch.randn(4, 6, 3), shapes=(STEPS_AND_BATCH,)).module()
+    for shape in ((4, 6, 3), (9, 2, 3), (1, 1, 3)):
+        x = torch.randn(shape)
+        assert_same(program(x), module(x))
+
+
+@pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
+def test_every_kind_with_a_state_and_a_drive(form, nonlinearity):
+    layer = LeakyRNN(3, 5, nonlinearity=nonlinearity, form=form, decay=0.7)
+
+    class Driven(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, hx, drive):
+            return self.layer(x, hx, drive=drive)
+
+    inputs = (torch.randn(6, 2, 3), torch.randn(1, 2, 5), torch.randn(6, 2, 5))
+    assert_same(decomposed(Driven(), *inputs).module()(*inputs), layer(*inputs[:2], drive=inputs[2]))
+
+
+def test_the_steps_are_not_unrolled():
+    program = decomposed(LeakyRNN(3, 5, 2), torch.randn(200, 2, 3))
+    scans = [node for node in program.graph.nodes if node.target is torch.ops.higher_order.scan]
+    assert len(scans) == 2 and len(program.graph.nodes) < 60
+
+
+def test_half_precision_is_widened_in_between():
+    layer, x = LeakyRNN(3, 50, decay=0.9, dtype=torch.bfloat16), torch.randn(100, 2, 3, dtype=torch.bfloat16)
+    found, expected = decomposed(layer, x).module()(x)[0], layer(x)[0]
+    assert found.dtype == torch.bfloat16
+    assert distance(found, expected) <= 2**-8  # rounded once, not at each of 100 steps
+
+
+def test_what_cannot_be_decomposed_says_so():
+    class Packed(nn.Module):
+        def forward(self, pre, h0, weight, batch_sizes):
+            return functional.leaky_recurrence(pre, h0, weight, 0.5, batch_sizes=batch_sizes)
+
+    packed = torch.randn(3, 5), torch.randn(2, 5), torch.randn(5, 5), torch.tensor([2, 1])
+    with pytest.raises(NotImplementedError, match="PackedSequence"):
+        decomposed(Packed(), *packed)
+
+
+# --- ONNX --------------------------------------------------------------------------------------------
+
+
+def onnx_session(program: torch.export.ExportedProgram, path: str) -> Callable[..., list[Tensor]]:
+    import onnxruntime
+
+    torch.onnx.export(program, f=path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [x.name for x in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        given = dict(zip(names, (x.numpy() for x in inputs), strict=True))
+        return [torch.from_numpy(np.asarray(x)) for x in session.run(None, given)]
+
+    return run
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_onnx_model_runs_at_any_size(name, tmp_path):
+    module = VARIANTS[name]()
+    program = decomposed(module, torch.randn(4, 6, 3), shapes=(STEPS_AND_BATCH,))
+    run = onnx_session(program, str(tmp_path / "model.onnx"))
+    for shape in ((4, 6, 3), (9, 2, 3), (1, 1, 3)):
+        x = torch.randn(shape)
+        assert_same(run(x), module(x))
+
+
+@needs_onnx
+@pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
+def test_every_kind_as_onnx_with_a_state(form, nonlinearity, tmp_path):
+    layer = LeakyRNN(3, 5, nonlinearity=nonlinearity, form=form, decay=0.7)
+    inputs = (torch.randn(6, 2, 3), torch.randn(1, 2, 5))
+    run = onnx_session(decomposed(layer, *inputs), str(tmp_path / "model.onnx"))
+    assert_same(run(*inputs), layer(*inputs))
+
+
+@needs_onnx
+def test_a_cell_as_onnx(tmp_path):
+    cell = LeakyRNNCell(3, 5, decay=0.5)
+    inputs = (torch.randn(2, 3), torch.randn(2, 5))
+    run = onnx_session(decomposed(cell, *inputs), str(tmp_path / "model.onnx"))
+    assert_same(run(*inputs), [cell(*inputs)])
+
+
+# --- AOTInductor -------------------------------------------------------------------------------------
+
+
+def test_a_package_compiled_ahead_of_time_runs_at_any_size(tmp_path):
+    module = Reader().eval()
+    program = torch.export.export(module, (torch.randn(4, 6, 3),), dynamic_shapes=(STEPS_AND_BATCH,))
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    package = torch._inductor.aoti_load_package(path)
+    for shape in ((4, 6, 3), (9, 2, 3), (7, 11, 3)):
+        x = torch.randn(shape)
+        assert_same(package(x), module(x))
