@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from numbers import Real
 from operator import is_
 from typing import Any, cast
 
@@ -35,9 +36,10 @@ def check_setting(
         if value.device.type != "cpu":
             return
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if not (least <= value < below or (closed and value == below)):
+    number = float(value)
+    if not (least <= number < below or (closed and number == below)):
         raise ValueError(f"{name} must lie in [{least:g}, {below:g}{']' if closed else ')'}, got {value!r}")
 
 
@@ -80,9 +82,11 @@ class ClippedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"norm_type must be a positive number or inf, got {norm_type!r}")
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}")
+        if not isinstance(master_weights, bool):
+            raise ValueError(f"master_weights must be True or False, got {master_weights!r}")
         self.norm_type = float(norm_type)
         self.nonfinite = nonfinite
-        self.master_weights = bool(master_weights)
+        self.master_weights = master_weights
         self._record = torch.zeros(4, dtype=torch.float64)
         super().__init__(params, defaults)
 
@@ -98,6 +102,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         max_norm = group["max_norm"]
         if max_norm is not None:
             check_setting("max_norm", max_norm, math.ulp(0.0), math.inf, closed=True)
+        if not isinstance(group["maximize"], bool):
+            raise ValueError(f"maximize must be True or False, got {group['maximize']!r}")
 
     def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
         raise NotImplementedError
@@ -110,6 +116,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: A setting or a parameter is refused; the message names it.
         """
+        if not isinstance(param_group, dict):
+            raise ValueError(f"param_group must be a dict with 'params', got {type(param_group).__name__}")
         for name in ("norm_type", "nonfinite", "master_weights"):
             if name in param_group:
                 raise ValueError(f"{name} belongs to the whole optimizer, so a group cannot have its own")
@@ -133,7 +141,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
     def _states_of(self, params: list[Tensor], grads: list[Tensor | None]) -> list[dict[str, Tensor]]:
         known = cast("dict[Tensor, dict[str, Tensor]]", self.state)
         # Usually the states are all there, in the parameters' order: no look-up by hash then.
-        if len(known) == len(params) and all(map(is_, known, params)):
+        if len(known) == len(params) and all(map(is_, known, params)) and all(known.values()):
             return list(known.values())
         states = []
         for param, grad in zip(params, grads, strict=True):
@@ -182,12 +190,12 @@ class ClippedOptimizer(torch.optim.Optimizer):
             tensors = []
         grads = [param.grad for param in params]
         states = self._states_of(params, grads)
-        total = None
+        norm = None
         if not _PLAIN.issuperset(map(type, params)):
-            total, params, grads, states = self._localized(params, grads, states)
+            norm, params, grads, states = self._localized(params, grads, states)
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         common = (ends, numbers, tensors, maximize, self._record, self.norm_type, self.nonfinite)
-        self._call(params, states, (grads, *common, scale, found_inf, total))
+        self._call(params, states, (grads, *common, scale, found_inf, norm))
         if self.nonfinite == "raise" and bool(self._record[3]):
             self._raise_nonfinite()
         return loss
@@ -202,14 +210,15 @@ class ClippedOptimizer(torch.optim.Optimizer):
     ) -> tuple[Tensor, list[Tensor], list[Tensor | None], list[dict[str, Tensor]]]:
         from rnnkernels import _sharded
 
-        total = _sharded.power_sum(params, grads, self.norm_type)
         local = _sharded.local
-        local_grads = [
-            None if grad is None else local(_sharded.placed_like(grad, param))
+        placed = [
+            None if grad is None else _sharded.placed_like(grad, param)
             for grad, param in zip(grads, params, strict=True)
         ]
+        norm = _sharded.norm(placed, self.norm_type)
+        local_grads = [None if grad is None else local(grad) for grad in placed]
         local_states = [{name: local(x) for name, x in state.items()} for state in states]
-        return total, [local(param) for param in params], local_grads, local_states
+        return norm, [local(param) for param in params], local_grads, local_states
 
     def _raise_nonfinite(self) -> None:
         for number, group in enumerate(self.param_groups):
@@ -254,7 +263,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         """Take over what another optimizer of this class saved, from whatever device.
 
         States stay float32 (or float64), where ``torch.optim.Optimizer`` would give them the dtype of
-        a bfloat16 parameter. Settings that the saved groups lack stay as they are.
+        a bfloat16 parameter. Settings that the saved groups lack stay as they are, and a master copy
+        that is asked for and was not saved is made from the parameter.
 
         Raises:
             ValueError: The states are another optimizer's.
@@ -271,20 +281,31 @@ class ClippedOptimizer(torch.optim.Optimizer):
         saved_ids = [i for group in final["param_groups"] for i in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for saved_id, param in zip(saved_ids, params, strict=True):
-            for name, value in final["state"].get(saved_id, {}).items():
-                device = "cpu" if name == "step" else param.device
-                self.state[param][name] = value.detach().clone().to(device)
+            saved = final["state"].get(saved_id)
+            if saved is not None:
+                self.state[param] = self._loaded(param, saved)
         for group, old in zip(self.param_groups, before, strict=True):
             for name, value in old.items():
                 group.setdefault(name, value)
         if "record" in final:
             self._record.copy_(final["record"])
 
+    def _loaded(self, param: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
+        """A state of this optimizer's kind, dtypes and devices, with copies of the saved numbers."""
+        state = self._new_state(param)
+        for name, own in state.items():
+            if name in saved:
+                given = torch.as_tensor(saved[name]).detach()
+                state[name] = given.to(own.device, own.dtype, copy=True)
+        return state
+
     def _check_states(self, states: Iterable[dict[str, Any]]) -> None:
+        names = self._all_names()
         for state in states:
-            missing = [name for name in self._all_names() if name not in state]
-            if missing:
+            wrong = [f"lacks '{name}'" for name in names if name not in state]
+            wrong += [f"has '{name}'" for name in state if name not in (*names, "master")]
+            if wrong:
                 raise ValueError(
-                    f"state_dict must be that of a {type(self).__name__}: a parameter's state lacks"
-                    f" '{missing[0]}' and has {', '.join(map(repr, state)) or 'nothing'}"
+                    f"state_dict must be that of a {type(self).__name__}, whose parameters' states have"
+                    f" {', '.join(map(repr, names))}; here one {' and '.join(wrong)}"
                 )

@@ -29,19 +29,32 @@ def placed_like(grad: Tensor, param: Tensor) -> Tensor:
     return grad
 
 
-def power_sum(params: list[Tensor], grads: list[Tensor | None], norm_type: float) -> Tensor:
-    """``sum |g|^p`` (or ``max |g|``) over the whole model: a float64 scalar, equal on all processes."""
+def norm(grads: list[Tensor | None], norm_type: float) -> Tensor:
+    """``(sum |g|^p)^(1/p)`` (or ``max |g|``) over the whole model: a float64 scalar, equal on all processes.
+
+    Where powers leave float64's range it is found in units of the largest gradient, as in core/optimizer.h.
+    """
+    total = _power_sum(grads, norm_type, 1.0)
+    if norm_type == math.inf:
+        return total
+    if 2.0**-960 < float(total) < math.inf:
+        return total ** (1 / norm_type)
+    largest = _power_sum(grads, math.inf, 1.0)
+    if not 0 < float(largest) < math.inf:
+        return largest
+    return largest * _power_sum(grads, norm_type, float(largest)) ** (1 / norm_type)
+
+
+def _power_sum(grads: list[Tensor | None], norm_type: float, unit: float) -> Tensor:
     spread: dict[Any, list[Tensor | None]] = {}
-    for param, grad in zip(params, grads, strict=True):
-        if grad is None:
-            continue
-        placed = placed_like(grad, param)
-        key = (placed.device_mesh, placed.placements) if isinstance(placed, DTensor) else None
-        spread.setdefault(key, []).append(local(placed))
+    for grad in grads:
+        if grad is not None:
+            key = (grad.device_mesh, grad.placements) if isinstance(grad, DTensor) else None
+            spread.setdefault(key, []).append(local(grad))
     largest = norm_type == math.inf
     total = torch.zeros((), dtype=torch.float64)
     for key, held in spread.items():
-        part = _ops.gradient_power_sum(held, norm_type)
+        part = _ops.gradient_power_sum(held, norm_type, unit)
         if key is not None:
             mesh, placements = key
             for dimension, placement in enumerate(placements):

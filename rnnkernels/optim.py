@@ -86,9 +86,9 @@ class ClippedNesterov(ClippedOptimizer):
         check_setting("momentum", group["momentum"], 0, 1)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: D102
-        # mu_{t-1}, on the device. Its first value does not matter: the velocity begins with zero.
-        param_group.setdefault("previous_momentum", torch.zeros((), dtype=torch.float64))
         super().add_param_group(param_group)
+        # mu_{t-1}, on the device. Its first value does not matter: the velocity begins with zero.
+        self.param_groups[-1].setdefault("previous_momentum", torch.zeros((), dtype=torch.float64))
 
     def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
         grads, *rest = common
@@ -267,9 +267,16 @@ class MomentumSchedule:
     Args:
         optimizer: With a ``momentum`` in its groups; its momentum is that of t = 0 from here on.
         mu_max: What the momentum grows to, in [0, 1).
+
+    Raises:
+        ValueError: A group has no momentum, or ``mu_max`` is outside [0, 1).
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, mu_max: float = 0.99) -> None:
+        if not all("momentum" in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"optimizer must have a momentum in its groups, got a {type(optimizer).__name__}"
+            )
         self.optimizer = optimizer
         self.mu_max = mu_max
         self.t = -1

@@ -125,6 +125,44 @@ def test_a_norm_of_huge_gradients_does_not_overflow(norm_type, dtype, size):
     assert int(optimizer.skipped_steps) == 0
 
 
+@pytest.mark.parametrize(
+    ("norm_type", "dtype", "size"),
+    [(20.0, torch.float32, 1e-20), (100.0, torch.float32, 1e-4), (2.0, torch.float64, 1e-200)],
+)
+def test_a_norm_of_tiny_gradients_does_not_vanish(norm_type, dtype, size):
+    param, optimizer = one((5000,), dtype=dtype, lr=1.0, momentum=0.0, norm_type=norm_type, max_norm=1e-5)
+    param.detach().zero_()
+    param.grad.fill_(size)
+    optimizer.step()
+    norm = size * 5000 ** (1 / norm_type)
+    assert float(optimizer.last_grad_norm) == pytest.approx(norm, rel=1e-6)
+    wanted = size * min(1.0, 1e-5 / (norm + 1e-6))
+    assert float(-param.detach()[0]) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_clip_coefficient_below_the_smallest_float_loses_no_digits(cls):
+    """Here it is about 1e-43, which as a float would have one digit."""
+    param = torch.nn.Parameter(torch.zeros(5000))
+    param.grad = torch.randn(5000).clamp(-3, 3) * 1e38
+    wide = torch.nn.Parameter(param.detach().double())
+    wide.grad = param.grad.double()
+    for p in (param, wide):
+        cls([p], lr=1.0, max_norm=1e-3, weight_decay=0.0).step()
+    torch.testing.assert_close(param.double(), wide, rtol=1e-6, atol=0)
+
+
+def test_a_loss_scale_of_zero_is_skipped():
+    for grad in (0.0, 1.0):
+        param, optimizer = one()
+        before = param.detach().clone()
+        param.grad.fill_(grad)
+        optimizer.grad_scale = torch.tensor(0.0)
+        optimizer.step()
+        assert torch.equal(param, before)
+        assert int(optimizer.skipped_steps) == 1
+
+
 def test_the_norm_is_accurate_and_the_same_on_every_run_and_any_threads():
     param, optimizer = one((300_001,), max_norm=1.0)
     param.grad[:1000] *= 1e6

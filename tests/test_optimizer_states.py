@@ -7,11 +7,12 @@ import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from optimizer_helpers import clip_and_step, one
 
-from rnnkernels import ClippedAdamW, ClippedNesterov
+from rnnkernels import ClippedAdamW, ClippedNesterov, MomentumSchedule
 
 CLASSES = [ClippedNesterov, ClippedAdamW]
 
@@ -113,11 +114,48 @@ def test_state_of_torch_s_adamw_can_be_loaded():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("step", [3, 3.0, torch.tensor(3.0, dtype=torch.float64)])
+def test_a_step_count_of_another_kind_can_be_loaded(step):
+    """Old files have numbers; under a default dtype of float64 torch counts in float64."""
+    param = torch.nn.Parameter(torch.ones(4))
+    param.grad = torch.ones(4)
+    theirs = torch.optim.AdamW([param])
+    theirs.step()
+    state = theirs.state_dict()
+    state["state"][0]["step"] = step
+    ours = ClippedAdamW([param])
+    ours.load_state_dict(state)
+    ours.step()
+    assert float(ours.state[param]["step"]) == 4
+
+
+def test_amsgrad_is_refused():
+    param = torch.nn.Parameter(torch.ones(4))
+    param.grad = torch.ones(4)
+    theirs = torch.optim.AdamW([param], amsgrad=True)
+    theirs.step()
+    with pytest.raises(ValueError, match=r"that of a ClippedAdamW, .* has 'max_exp_avg_sq'"):
+        ClippedAdamW([param]).load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("masters", [False, True])
+def test_loading_brings_master_copies_or_drops_them_as_asked(cls, masters):
+    net = model(torch.bfloat16)
+    optimizer = cls(net.parameters(), master_weights=not masters)
+    train(net, optimizer, 2)
+    loaded = cls(net.parameters(), master_weights=masters)
+    loaded.load_state_dict(optimizer.state_dict())
+    for param in net.parameters():
+        assert ("master" in loaded.state[param]) == masters
+        assert not masters or torch.equal(loaded.state[param]["master"], param.float())
+
+
 def test_a_state_of_another_optimizer_is_refused():
     net = model()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     train(net, sgd, 1)
-    with pytest.raises(ValueError, match=r"that of a ClippedNesterov: .* lacks 'velocity'"):
+    with pytest.raises(ValueError, match=r"that of a ClippedNesterov, .* lacks 'velocity' and has"):
         ClippedNesterov(model().parameters()).load_state_dict(sgd.state_dict())
 
 
@@ -187,6 +225,17 @@ def test_state_that_was_replaced_or_cleared_is_seen():
     torch.testing.assert_close(before - param, 1.9 * param.grad)
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_state_that_was_only_looked_at_is_made(cls):
+    """torch's `state` makes an empty entry of whatever is looked up."""
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = cls([param])
+    assert optimizer.state[param] == {}
+    optimizer.step()
+    assert set(cls.state_names) <= set(optimizer.state[param])
+
+
 def test_a_group_added_later_and_closures_and_hooks():
     first, second = (torch.nn.Parameter(torch.randn(4)) for _ in "ab")
     optimizer = ClippedNesterov([first], lr=0.1)
@@ -249,6 +298,7 @@ NAN = math.nan
     + [("max_norm", x) for x in (0, 0.0, -1.0, NAN)]
     + [("norm_type", x) for x in (0, -2.0, NAN, "2")]
     + [("weight_decay", x) for x in (-1e-3, NAN)]
+    + [(name, x) for name in ("maximize", "master_weights") for x in ("no", 1, None)]
     + [("nonfinite", x) for x in ("ignore", None)],
 )
 def test_bad_settings_of_nesterov_are_named(name, bad):
@@ -277,7 +327,33 @@ def test_bad_settings_of_adamw_are_named(name, bad, message):
         ClippedAdamW([torch.nn.Parameter(torch.zeros(2))], **{name: bad})
 
 
-@pytest.mark.parametrize(("name", "bad"), [("lr", NAN), ("momentum", 1.5), ("max_norm", 0.0)])
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5)])
+def test_numpy_s_numbers_are_numbers(number):
+    params = [torch.nn.Parameter(torch.zeros(2)) for _ in "ab"]
+    for param, lr in zip(params, (number, 0.5), strict=True):
+        param.grad = torch.ones(2)
+        ClippedNesterov([param], lr=lr, max_norm=lr, weight_decay=lr, momentum=lr).step()
+    assert torch.equal(*params)
+
+
+def test_what_is_no_group_or_has_no_momentum_is_refused():
+    _, optimizer = one()
+    with pytest.raises(ValueError, match="param_group must be a dict with 'params', got list"):
+        optimizer.add_param_group([torch.nn.Parameter(torch.zeros(2))])
+    with pytest.raises(ValueError, match="optimizer must have a momentum in its groups, got a ClippedAdamW"):
+        MomentumSchedule(ClippedAdamW([torch.nn.Parameter(torch.zeros(2))]))
+
+
+def test_a_parameter_whose_elements_share_memory_is_refused():
+    param = torch.nn.Parameter(torch.zeros(1).expand(4))
+    param.grad = torch.ones(4)
+    with pytest.raises(ValueError, match=r"parameter 0 must have memory for each element, got strides \[0\]"):
+        ClippedNesterov([param]).step()
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [("lr", NAN), ("lr", math.inf), ("momentum", 1.5), ("max_norm", 0.0)]
+)
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_a_schedule_gone_wrong_is_named_and_changes_nothing(name, bad, as_tensor):
     param, optimizer = one()

@@ -38,6 +38,13 @@ void check_like(int64_t index, const char* what, const at::Tensor& tensor, const
                     " must have the shape of its parameter, ", param.sizes(), ", got ", tensor.sizes());
 }
 
+// What is written must not be an expanded tensor, whose elements share memory.
+void check_apart(int64_t index, const char* what, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, what, " ", index,
+                    " must have memory for each element, got strides ", tensor.strides(), " for shape ",
+                    tensor.sizes());
+}
+
 // Whether element by element both lie in the same order; a dimension of size 1 has no order.
 bool same_order(const at::Tensor& a, const at::Tensor& b) {
   const auto sizes = a.sizes(), of_a = a.strides(), of_b = b.strides();
@@ -84,11 +91,11 @@ void Leaves::add(int64_t index, int group, const at::Tensor& param, const at::Te
     check_like(index, what, state, param);
     TORCH_CHECK_VALUE(state.scalar_type() == number, what, " ", index, " must be ", number, ", got ",
                       state.scalar_type());
-    at::assert_no_internal_overlap(state);
+    check_apart(index, what, state);
   };
   for (const at::Tensor& state : states) check_state("the state of parameter", state);
   if (has_master) check_state("the master copy of parameter", master);
-  at::assert_no_internal_overlap(param);
+  check_apart(index, "parameter", param);
   if (leaf.size == 0) return;
 
   // All in the order of the parameter, or else all in the order of their indices.

@@ -56,19 +56,19 @@ TORCH_LIBRARY(rnnkernels, m) {
   //   previous_momentum  mu_{t-1} of each group; steps: the number of steps of each parameter
   //   record             float64 [norm, steps skipped, steps taken, whether to raise]
   //   nonfinite          'skip', 'raise' (the caller does, after a look at the record) or 'apply'
-  //   total              the sum of |g|^p, or max |g|, where it goes beyond these gradients
+  //   norm               of the gradients as they come, where it is one of more than these
   m.def(
       "clipped_nesterov_(Tensor(a!)[] params, Tensor?[] grads, Tensor(b!)[] velocities, "
       "Tensor(c!)[] masters, Tensor(d!)[] previous_momentum, int[] group_ends, float[] numbers, "
       "Tensor?[] on_device, bool[] maximize, Tensor(e!) record, float norm_type, str nonfinite, "
-      "Tensor? grad_scale, Tensor? found_inf, Tensor? total) -> ()");
+      "Tensor? grad_scale, Tensor? found_inf, Tensor? norm) -> ()");
   m.def(
       "clipped_adamw_(Tensor(a!)[] params, Tensor?[] grads, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] masters, Tensor(f!)[] steps, int[] group_ends, "
       "float[] numbers, Tensor?[] on_device, bool[] maximize, Tensor(e!) record, float norm_type, "
-      "str nonfinite, Tensor? grad_scale, Tensor? found_inf, Tensor? total) -> ()");
-  // sum |g|^p, or max |g|, as a float64 scalar
-  m.def("gradient_power_sum(Tensor?[] grads, float norm_type) -> Tensor");
+      "str nonfinite, Tensor? grad_scale, Tensor? found_inf, Tensor? norm) -> ()");
+  // sum |g / unit|^p, or max |g|, as a float64 scalar
+  m.def("gradient_power_sum(Tensor?[] grads, float norm_type, float unit) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {

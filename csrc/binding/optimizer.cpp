@@ -33,18 +33,26 @@ class SettingsReader {
                       "on_device must be empty or as long as numbers, got ", tensors.size());
   }
   double operator()(int64_t group, int64_t field, const char* name, double least, double below) const {
-    const int64_t at = group * fields_ + field;
-    double value = numbers_[at];
-    if (!tensors_.empty()) {
-      const std::optional<at::Tensor> tensor = tensors_.get(at);
-      if (tensor) value = read(name, *tensor);
-    }
-    TORCH_CHECK_VALUE(value >= least && (value < below || below == std::numeric_limits<double>::infinity()),
-                      name, " must lie in [", least, ", ", below, "), got ", value, " in group ", group);
+    const double value = get(group, field, name);
+    TORCH_CHECK_VALUE(value >= least && value < below, name, " must lie in [", least, ", ", below, "), got ",
+                      value, " in group ", group);
+    return value;
+  }
+  // max_norm alone may be infinite.
+  double max_norm(int64_t group, int64_t field) const {
+    const double value = get(group, field, "max_norm");
+    TORCH_CHECK_VALUE(value > 0, "max_norm must lie in (0, inf], got ", value, " in group ", group);
     return value;
   }
 
  private:
+  double get(int64_t group, int64_t field, const char* name) const {
+    const int64_t at = group * fields_ + field;
+    if (tensors_.empty()) return numbers_[at];
+    const std::optional<at::Tensor> tensor = tensors_.get(at);
+    return tensor ? read(name, *tensor) : numbers_[at];
+  }
+
   at::ArrayRef<double> numbers_;
   const OptionalTensors& tensors_;
   int64_t fields_;
@@ -56,7 +64,7 @@ template <class Settings>
 void fill_common(Group<Settings>& group, const SettingsReader& read_setting, int64_t index,
                  const c10::List<bool>& maximize) {
   group.settings.lr = read_setting(index, 0, "lr", 0, kNoLimit);
-  group.max_norm = read_setting(index, 1, "max_norm", std::numeric_limits<double>::min(), kNoLimit);
+  group.max_norm = read_setting.max_norm(index, 1);
   group.settings.weight_decay = read_setting(index, 2, "weight_decay", 0, kNoLimit);
   group.maximize = maximize.get(index);
 }
@@ -67,7 +75,7 @@ bool run_step(Verdict (*kernel)(const OptimizerStep<Rule>&, const cpu::Threads&)
               const std::vector<Group<typename Rule::Settings>>& groups, at::IntArrayRef group_ends,
               at::TensorList params, const OptionalTensors& grads, const at::Tensor& record, double norm_type,
               const std::string& nonfinite, const std::optional<at::Tensor>& grad_scale,
-              const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& total,
+              const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& norm,
               const AddLeaf& add_leaf) {
   TORCH_CHECK_VALUE(params.size() == grads.size(), "grads must be as many as params, ", params.size(),
                     ", got ", grads.size());
@@ -97,8 +105,8 @@ bool run_step(Verdict (*kernel)(const OptimizerStep<Rule>&, const cpu::Threads&)
   step.scale = grad_scale ? read("grad_scale", *grad_scale) : 1.0;
   step.found_inf = found_inf && read("found_inf", *found_inf) != 0;
   step.nonfinite = nonfinite == "apply" ? NonFinite::kApply : NonFinite::kSkip;
-  const double sum = total ? read("total", *total) : 0;
-  if (total) step.total = &sum;
+  const double known = norm ? read("norm", *norm) : 0;
+  if (norm) step.norm = &known;
   step.partial = leaves.partial.data();
   const Verdict verdict = kernel(step, torch_threads());
   leaves.finish(!verdict.skipped);
@@ -127,8 +135,7 @@ void clipped_nesterov_cpu(at::TensorList params, const OptionalTensors& grads, a
                           const OptionalTensors& on_device, const c10::List<bool>& maximize,
                           const at::Tensor& record, double norm_type, std::string nonfinite,
                           const std::optional<at::Tensor>& grad_scale,
-                          const std::optional<at::Tensor>& found_inf,
-                          const std::optional<at::Tensor>& total) {
+                          const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& norm) {
   const int64_t count = group_ends.size();
   const SettingsReader read_setting(numbers, on_device, count, 4);
   std::vector<Group<NesterovRule::Settings>> groups(count);
@@ -145,7 +152,7 @@ void clipped_nesterov_cpu(at::TensorList params, const OptionalTensors& grads, a
   }
   const bool taken = run_step<NesterovRule>(
       active_kernels().nesterov, groups, group_ends, params, grads, record, norm_type, nonfinite, grad_scale,
-      found_inf, total, [&](Leaves& leaves, int64_t i, int group, const at::Tensor& grad) {
+      found_inf, norm, [&](Leaves& leaves, int64_t i, int group, const at::Tensor& grad) {
         leaves.add(i, group, params[i], grad, {velocities[i]}, masters[i], 0);
       });
   for (int64_t i = 0; taken && i < count; ++i) *previous[i] = groups[i].settings.momentum;
@@ -157,7 +164,7 @@ void clipped_adamw_cpu(at::TensorList params, const OptionalTensors& grads, at::
                        const OptionalTensors& on_device, const c10::List<bool>& maximize,
                        const at::Tensor& record, double norm_type, std::string nonfinite,
                        const std::optional<at::Tensor>& grad_scale,
-                       const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& total) {
+                       const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& norm) {
   const int64_t count = group_ends.size();
   const SettingsReader read_setting(numbers, on_device, count, 6);
   std::vector<Group<AdamWRule::Settings>> groups(count);
@@ -170,15 +177,16 @@ void clipped_adamw_cpu(at::TensorList params, const OptionalTensors& grads, at::
   std::vector<float*> counted;
   const bool taken = run_step<AdamWRule>(
       active_kernels().adamw, groups, group_ends, params, grads, record, norm_type, nonfinite, grad_scale,
-      found_inf, total, [&](Leaves& leaves, int64_t i, int group, const at::Tensor& grad) {
+      found_inf, norm, [&](Leaves& leaves, int64_t i, int group, const at::Tensor& grad) {
         counted.push_back(&number_in(steps[i], "step"));
         leaves.add(i, group, params[i], grad, {exp_avgs[i], exp_avg_sqs[i]}, masters[i], *counted.back() + 1);
       });
   for (size_t i = 0; taken && i < counted.size(); ++i) *counted[i] += 1;
 }
 
-at::Tensor gradient_power_sum_cpu(const OptionalTensors& grads, double norm_type) {
+at::Tensor gradient_power_sum_cpu(const OptionalTensors& grads, double norm_type, double unit) {
   TORCH_CHECK_VALUE(norm_type > 0, "norm_type must be positive, got ", norm_type);
+  TORCH_CHECK_VALUE(unit > 0 && unit < kNoLimit, "unit must be positive and finite, got ", unit);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   Leaves leaves;
   for (int64_t i = 0; i < static_cast<int64_t>(grads.size()); ++i) {
@@ -191,6 +199,7 @@ at::Tensor gradient_power_sum_cpu(const OptionalTensors& grads, double norm_type
   sum.count = leaves.leaves.size();
   sum.chunks = leaves.chunks;
   sum.norm_type = norm_type;
+  sum.unit = unit;
   sum.partial = leaves.partial.data();
   const double result = active_kernels().power_sum(sum, torch_threads());
   return at::empty({}, at::kDouble).fill_(result);

@@ -21,7 +21,7 @@ void clipped_nesterov_cpu(at::TensorList params, const OptionalTensors& grads, a
                           const OptionalTensors& on_device, const c10::List<bool>& maximize,
                           const at::Tensor& record, double norm_type, std::string nonfinite,
                           const std::optional<at::Tensor>& grad_scale,
-                          const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& total);
+                          const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& norm);
 
 void clipped_adamw_cpu(at::TensorList params, const OptionalTensors& grads, at::TensorList exp_avgs,
                        at::TensorList exp_avg_sqs, at::TensorList masters, at::TensorList steps,
@@ -29,9 +29,9 @@ void clipped_adamw_cpu(at::TensorList params, const OptionalTensors& grads, at::
                        const OptionalTensors& on_device, const c10::List<bool>& maximize,
                        const at::Tensor& record, double norm_type, std::string nonfinite,
                        const std::optional<at::Tensor>& grad_scale,
-                       const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& total);
+                       const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& norm);
 
-at::Tensor gradient_power_sum_cpu(const OptionalTensors& grads, double norm_type);
+at::Tensor gradient_power_sum_cpu(const OptionalTensors& grads, double norm_type, double unit);
 
 // --- Between the two of optimizer.cpp and leaves.cpp --------------------------------------------------
 

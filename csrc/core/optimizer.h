@@ -57,10 +57,22 @@ struct Group {
 
 enum class NonFinite : int { kSkip, kApply };
 
+// Whether no power of a gradient left float64's range on the way to their sum. If not, the norm is
+// max |g| (sum over all (|g| / max |g|)^p)^(1/p).
+RNNKERNELS_INLINE bool in_range(double sum, double p) {
+  return (sum > 0x1p-960 || p == __builtin_inf()) && sum - sum == 0;
+}
+
+// The norm that a sum of powers in some unit gives; for the usual p = 2 by the root that is exactly rounded.
+RNNKERNELS_INLINE double norm_of(double sum, double p, double unit) {
+  if (p == 2) return unit * __builtin_sqrt(sum);
+  return unit * (p == 1 || p == __builtin_inf() ? sum : __builtin_pow(sum, 1 / p));
+}
+
 // What comes of the norm.
 struct Verdict {
   double norm = 0;
-  bool finite = true;    // all gradients are
+  bool finite = true;    // the norm is, and so are all gradients
   bool skipped = false;  // nothing was written
 };
 
@@ -73,9 +85,9 @@ struct OptimizerStep {
   double norm_type = 2;  // p
   double scale = 1;      // what the loss was multiplied with
   NonFinite nonfinite = NonFinite::kSkip;
-  bool found_inf = false;         // the caller knows already: always skipped
-  const double* total = nullptr;  // sum of |g|^p (or max |g|) where the caller has it already
-  double* partial = nullptr;      // [chunks] workspace
+  bool found_inf = false;        // the caller knows already: always skipped
+  const double* norm = nullptr;  // of the gradients as they come, where the caller has it already
+  double* partial = nullptr;     // [chunks] workspace
 };
 
 // The sum, or maximum, over some leaves alone, for a norm that goes beyond this process.
@@ -84,6 +96,7 @@ struct PowerSum {
   int64_t count = 0;
   int64_t chunks = 0;
   double norm_type = 2;
+  double unit = 1;            // what a gradient is divided by first
   double* partial = nullptr;  // [chunks] workspace
 };
 

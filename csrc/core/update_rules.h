@@ -1,7 +1,8 @@
 // The optimizers' update rules for one element, the same lines for the CPU and for nvcc.
 //
 // Legend: theta parameter, g its gradient as it comes, eps (lr) learning rate, mu momentum, c what a
-// gradient is multiplied with: the clip coefficient, over the loss scale, negative to maximize.
+// gradient is multiplied with: the clip coefficient, over the loss scale, negative to maximize. Huge
+// gradients can make c smaller than a float may be, so it comes in two factors.
 //
 //   Nesterov   g = c g + wd theta;   v_t = mu_{t-1} v_{t-1} - eps g
 //              theta_t = theta_{t-1} + mu_t mu_{t-1} v_{t-1} - (1 + mu_t) eps g
@@ -27,6 +28,10 @@ RNNKERNELS_INLINE double clip_coefficient(double norm, double max_norm) {
   return coefficient >= 1.0 ? 1.0 : coefficient;
 }
 
+// The first factor of c, a power of two. A gradient that is large enough to leave something after c
+// stays a normal number when it is multiplied by this first, so nothing is rounded twice.
+RNNKERNELS_INLINE double first_factor(double c) { return -0x1p-100 < c && c < 0x1p-100 ? 0x1p-100 : 1.0; }
+
 struct NesterovRule {
   static constexpr int kStates = 1;  // velocity
 
@@ -36,18 +41,19 @@ struct NesterovRule {
 
   template <class T>
   struct Factors {
-    T gradient, lr, momentum, previous_momentum, weight_decay;
+    T first, gradient, lr, momentum, previous_momentum, weight_decay;
   };
 
   template <class T>
-  static RNNKERNELS_INLINE Factors<T> factors(const Settings& s, double gradient, double /*step*/) {
-    return {T(gradient), T(s.lr), T(s.momentum), T(s.previous_momentum), T(s.weight_decay)};
+  static RNNKERNELS_INLINE Factors<T> factors(const Settings& s, double c, double /*step*/) {
+    const double first = first_factor(c);
+    return {T(first), T(c / first), T(s.lr), T(s.momentum), T(s.previous_momentum), T(s.weight_decay)};
   }
 
   // mu_t mu_{t-1} v - (1 + mu_t) eps g = mu_t v_t - eps g
   template <class T>
   static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Factors<T>& f) {
-    g *= f.gradient;
+    g = g * f.first * f.gradient;
     if (f.weight_decay != T(0)) g += f.weight_decay * theta;
     const T descent = f.lr * g;
     state[0] = f.previous_momentum * state[0] - descent;
@@ -64,17 +70,18 @@ struct AdamWRule {
 
   template <class T>
   struct Factors {
-    T gradient, decay, new_m, beta2, new_s, step, root, epsilon;
+    T first, gradient, decay, new_m, beta2, new_s, step, root, epsilon;
   };
 
   // `step` is t, this step included.
   template <class T>
-  static RNNKERNELS_INLINE Factors<T> factors(const Settings& s, double gradient, double step) {
+  static RNNKERNELS_INLINE Factors<T> factors(const Settings& s, double c, double step) {
+    const double first = first_factor(c);
     const double correction1 = 1 - __builtin_pow(s.beta1, step);
     const double correction2 = 1 - __builtin_pow(s.beta2, step);
-    return {
-        T(gradient),           T(1 - s.lr * s.weight_decay),       T(1 - s.beta1), T(s.beta2), T(1 - s.beta2),
-        T(s.lr / correction1), T(1 / __builtin_sqrt(correction2)), T(s.epsilon)};
+    return {T(first),    T(c / first),   T(1 - s.lr * s.weight_decay), T(1 - s.beta1),
+            T(s.beta2),  T(1 - s.beta2), T(s.lr / correction1),        T(1 / __builtin_sqrt(correction2)),
+            T(s.epsilon)};
   }
 
   static RNNKERNELS_INLINE float root(float x) { return __builtin_sqrtf(x); }
@@ -82,7 +89,7 @@ struct AdamWRule {
 
   template <class T>
   static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Factors<T>& f) {
-    g *= f.gradient;
+    g = g * f.first * f.gradient;
     state[0] += f.new_m * (g - state[0]);
     state[1] = f.beta2 * state[1] + f.new_s * (g * g);
     const T scale = root(state[1]) * f.root + f.epsilon;

@@ -1,8 +1,8 @@
 // One optimizer step on the CPU: norm pass, meeting, update pass, in one parallel region.
 //
 // A thread has the same chunks in both passes and walks them backwards in the second, so the gradients
-// that it read last are still in its cache. Only where the sum is not finite does a slow search follow:
-// for a gradient that is not, or for the norm that overflowed on the way.
+// that it read last are still in its cache. Only where the sum is zero or not finite does a slow search
+// follow: for a gradient that is not finite, or for powers that left float64's range.
 #pragma once
 
 #include <cstdint>
@@ -59,12 +59,6 @@ double join_chunks(const double* partial, int64_t chunks, double p) {
 
 RNNKERNELS_INLINE bool is_finite(double x) { return x - x == 0; }
 
-// The p-th root; for the usual p = 2 the one that is exactly rounded.
-RNNKERNELS_INLINE double norm_of(double total, double p) {
-  if (p == 2) return __builtin_sqrt(total);
-  return p == 1 || p == __builtin_inf() ? total : __builtin_pow(total, 1 / p);
-}
-
 // One leaf's elements begin .. begin+n-1. States and master may be anywhere, but overlap nothing.
 template <class Rule, class P, class G>
 void update_run(const Leaf& leaf, int64_t begin, int64_t n,
@@ -117,27 +111,28 @@ class StepRun {
   }
 
   Verdict run() {
-    if (step_.found_inf && step_.total == nullptr) {
-      go(&StepRun::norm_pass);
-    } else if (step_.total == nullptr && (threads_.may_wait || shares_ == 1)) {
-      go(&StepRun::both_passes);
-      if (is_finite(total_)) return {norm(), true, false};
-    } else if (step_.total == nullptr) {
-      go(&StepRun::norm_pass);
+    bool updated = false;
+    if (step_.norm) {
+      norm_ = *step_.norm / step_.scale;
+    } else {
+      const bool at_once = !step_.found_inf && (threads_.may_wait || shares_ == 1);
+      go(at_once ? &StepRun::both_passes : &StepRun::norm_pass);
+      const double sum = join_chunks(step_.partial, step_.chunks, step_.norm_type);
+      updated = at_once && settled(sum);
+      norm_ = in_range(sum, step_.norm_type) ? norm(sum, 1.0) : look_again();
     }
-    total_ = step_.total ? *step_.total : join_chunks(step_.partial, step_.chunks, step_.norm_type);
-    Verdict verdict{norm(), is_finite(total_), false};
-    if (!verdict.finite && step_.total == nullptr) look_again(verdict);
+    Verdict verdict{norm_, is_finite(norm_), false};
     verdict.skipped = step_.found_inf || (!verdict.finite && step_.nonfinite == NonFinite::kSkip);
-    norm_ = verdict.norm;
-    if (!verdict.skipped) go(&StepRun::update_pass);
+    if (!updated && !verdict.skipped) go(&StepRun::update_pass);
     return verdict;
   }
 
  private:
   using Pass = void (StepRun::*)(int first, int last);
 
-  double norm() const { return norm_of(total_, step_.norm_type) / step_.scale; }
+  double norm(double sum, double unit) const { return norm_of(sum, step_.norm_type, unit) / step_.scale; }
+  // Whether this sum decides that there is an update, and with which norm.
+  bool settled(double sum) const { return in_range(sum, step_.norm_type) && is_finite(norm(sum, 1.0)); }
   int64_t begin_of(int share) const { return step_.chunks * share / shares_; }
 
   void go(Pass pass) {
@@ -161,9 +156,8 @@ class StepRun {
   void both_passes(int first, int last) {
     norm_pass(first, last);
     barrier_.wait(last - first, shares_, 1);
-    const double total = join_chunks(step_.partial, step_.chunks, step_.norm_type);
-    if (first == 0) total_ = total;
-    if (is_finite(total)) update(first, last, norm_of(total, step_.norm_type) / step_.scale);
+    const double sum = join_chunks(step_.partial, step_.chunks, step_.norm_type);
+    if (settled(sum)) update(first, last, norm(sum, 1.0));
   }
 
   void update(int first, int last, double norm) {
@@ -173,19 +167,15 @@ class StepRun {
                 });
   }
 
-  // Not finite: a gradient that is not, or powers that left float64's range? Then once more in units
-  // of the largest gradient.
-  void look_again(Verdict& verdict) {
+  // The largest gradient, and then once more in units of it.
+  double look_again() {
     search_ = true;
     go(&StepRun::norm_pass);
-    const double largest = join_chunks(step_.partial, step_.chunks, __builtin_inf());
     search_ = false;
-    if (!is_finite(largest)) return;
-    unit_ = largest;
+    unit_ = join_chunks(step_.partial, step_.chunks, __builtin_inf());
+    if (!is_finite(unit_) || unit_ == 0) return unit_ / step_.scale;
     go(&StepRun::norm_pass);
-    const double sum = join_chunks(step_.partial, step_.chunks, step_.norm_type);
-    verdict.norm = largest / step_.scale * norm_of(sum, step_.norm_type);
-    verdict.finite = true;
+    return norm(join_chunks(step_.partial, step_.chunks, step_.norm_type), unit_);
   }
   double p_() const { return search_ ? __builtin_inf() : step_.norm_type; }
 
@@ -196,7 +186,6 @@ class StepRun {
   Pass pass_ = nullptr;
   bool search_ = false;  // for the largest gradient
   double unit_ = 1;
-  double total_ = 0;
   double norm_ = 0;
 };
 
@@ -214,7 +203,7 @@ double power_sum(const PowerSum& sum, const cpu::Threads& threads) {
   const auto work = [](void* argument, int first, int last) {
     const auto& [sum, shares] = *static_cast<Shared*>(argument);
     sum_chunks(sum.leaves, sum.count, sum.chunks * first / shares, sum.chunks * last / shares, sum.norm_type,
-               1.0, sum.partial);
+               sum.unit, sum.partial);
   };
   if (shares == 1) {
     work(&shared, 0, 1);

@@ -9,36 +9,15 @@
 #include <memory>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "core/cells.h"
 #include "cpu/kernels.h"
+#include "expect.h"
 
 using namespace rnnkernels;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
-
-// --- Threads -----------------------------------------------------------------------------------------
-
-int real_threads = 1;  // how many turn up, which may be fewer than promised
-
-void run_threads(int shares, void (*work)(void*, int, int), void* argument) {
-  const int each = (shares + real_threads - 1) / real_threads;
-  std::vector<std::thread> pool;
-  for (int first = 0; first < shares; first += each) {
-    pool.emplace_back(work, argument, first, std::min(shares, first + each));
-  }
-  for (auto& thread : pool) thread.join();
-}
 
 // --- One case ----------------------------------------------------------------------------------------
 
