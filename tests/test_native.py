@@ -13,7 +13,7 @@ TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def build(sanitizer: str) -> Path:
-    """Configure and build (only what changed since the last time), and return the program."""
+    """Configure and build (only what changed since the last time), and return the folder."""
     cmake, ninja = (shutil.which(tool, path=TOOLS) for tool in ("cmake", "ninja"))
     if cmake is None or ninja is None:
         pytest.skip("needs cmake and ninja")
@@ -25,12 +25,13 @@ def build(sanitizer: str) -> Path:
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "test_cpu"
+    return folder
 
 
+@pytest.mark.parametrize("program", ["test_cpu", "test_product"])
 @pytest.mark.parametrize(("sanitizer", "each"), [("", 1), ("address", 3), ("thread", 7)])
-def test_kernels_equal_plain_loops(sanitizer: str, each: int) -> None:
+def test_kernels_equal_plain_loops(sanitizer: str, each: int, program: str) -> None:
     """`each` thins the cases out where a sanitizer makes them slow."""
-    done = subprocess.run([build(sanitizer), str(each)], capture_output=True, text=True)
+    done = subprocess.run([build(sanitizer) / program, str(each)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     assert done.stdout.strip().endswith("0 failures")

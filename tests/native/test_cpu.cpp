@@ -5,40 +5,17 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
-#include <memory>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "core/cells.h"
 #include "cpu/kernels.h"
+#include "native.h"
 
 using namespace rnnkernels;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
-
-// --- Threads -----------------------------------------------------------------------------------------
-
-int real_threads = 1;  // how many turn up, which may be fewer than promised
-
-void run_threads(int shares, void (*work)(void*, int, int), void* argument) {
-  const int each = (shares + real_threads - 1) / real_threads;
-  std::vector<std::thread> pool;
-  for (int first = 0; first < shares; first += each) {
-    pool.emplace_back(work, argument, first, std::min(shares, first + each));
-  }
-  for (auto& thread : pool) thread.join();
-}
 
 // --- One case ----------------------------------------------------------------------------------------
 
@@ -251,11 +228,6 @@ Results<T> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<T>
   const auto rows = [&](const std::vector<T>& v) { return Rows{const_cast<T*>(v.data()), c.batch * H, H}; };
   const cpu::Threads threads{promised, true, &run_threads};
   const cpu::Plan plan = cpu::make_plan(c.networks, c.steps, c.batch, H, sizeof(T), threads);
-  const auto with_memory = [](int64_t bytes, const auto& run) {
-    std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64),
-                                                       &std::free);
-    run(memory.get());
-  };
 
   ForwardProblem forward;
   fill_common(forward, c, data, r);
