@@ -13,7 +13,6 @@ leaky_recurrence: Any = torch.ops.rnnkernels.leaky_recurrence
 projected_recurrence: Any = torch.ops.rnnkernels.projected_recurrence
 leaky_recurrence_backward: Any = torch.ops.rnnkernels.leaky_recurrence_backward
 linear_recurrence: Any = torch.ops.rnnkernels.linear_recurrence
-product: Any = torch.ops.rnnkernels.product
 clipped_nesterov_: Any = torch.ops.rnnkernels.clipped_nesterov_
 clipped_adamw_: Any = torch.ops.rnnkernels.clipped_adamw_
 gradient_power_sum: Any = torch.ops.rnnkernels.gradient_power_sum

@@ -35,7 +35,7 @@ void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& r
 at::Tensor product_cpu(const at::Tensor& left, const at::Tensor& right, const OptionalTensor& bias);
 at::Tensor product_meta(const at::Tensor& left, const at::Tensor& right, const OptionalTensor& bias);
 at::Tensor product_autograd(const at::Tensor& left, const at::Tensor& right, const OptionalTensor& bias);
-// torch's own product, for transforms and forward mode, which know nothing of this one.
+// The same as torch's own product, for transforms and forward mode, which know nothing of this one.
 at::Tensor product_transformed(const at::Tensor& left, const at::Tensor& right, const OptionalTensor& bias);
 
 }  // namespace rnnkernels::binding
