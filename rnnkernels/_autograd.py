@@ -95,28 +95,6 @@ def _has_tangent(x: Tensor | None) -> bool:
     return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, h0, weight_hh, decay, batch_sizes, *kind, _ = inputs
-    ctx.kind = Kind(*kind)
-    ctx.set_materialize_grads(False)
-    states, _, saved = output
-    ctx.saved_is_differentiable = saved.is_floating_point() and saved.numel() > 0
-    if not ctx.saved_is_differentiable:
-        ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(states, saved, h0, weight_hh, decay, batch_sizes)
-
-
-def _backward(
-    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad[:4]
-    if grad_output is None and grad_h_n is None and grad_saved is None:
-        return (None,) * 9
-    saved: tuple[Any, ...] = ctx.saved_tensors
-    grads = _vjp(grad_output, grad_h_n, grad_saved, *saved, *ctx.kind, needs)
-    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 5)
-
-
 def _vjp(
     grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None, *others: Any
 ) -> tuple[Tensor, ...]:
@@ -204,10 +182,27 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what the operator's own formula keeps."""
-        _setup_context(ctx, inputs, output)
+        _, h0, weight_hh, decay, batch_sizes, *kind, _ = inputs
+        ctx.kind = Kind(*kind)
+        ctx.set_materialize_grads(False)
+        states, _, saved = output
+        ctx.saved_is_differentiable = saved.is_floating_point() and saved.numel() > 0
+        if not ctx.saved_is_differentiable:
+            ctx.mark_non_differentiable(saved)
+        ctx.save_for_backward(states, saved, h0, weight_hh, decay, batch_sizes)
         ctx.save_for_forward(*ctx.to_save)
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The backward operator, or its differentiable twin."""
+        needs = ctx.needs_input_grad[:4]
+        if grad_output is None and grad_h_n is None and grad_saved is None:
+            return (None,) * 9
+        saved: tuple[Any, ...] = ctx.saved_tensors
+        grads = _vjp(grad_output, grad_h_n, grad_saved, *saved, *ctx.kind, needs)
+        return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 5)
 
     @staticmethod
     def jvp(ctx: Any, d_pre: Any, d_h0: Any, d_weight: Any, d_decay: Any, *_: Any) -> Any:

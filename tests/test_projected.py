@@ -1,89 +1,359 @@
-"""Projection and recurrence as one operator: against the two apart, and a block of steps at a time."""
+"""rnnkernels::projected_recurrence: the projection and the recurrence in one operator, and its formula."""
 
 from __future__ import annotations
 
-import os
+import itertools
+import warnings
+from typing import Any
 
 import pytest
 import torch
-from helpers import distance
+from helpers import DTYPES, KINDS, TOLERANCE, clear_problem, distance, make_problem, normal_like
+from torch import Tensor
+from torch.autograd import forward_ad
 
-from rnnkernels import LeakyRNN, functional, projected_recurrence
+from rnnkernels import LeakyRNN
+from rnnkernels.projected import projected_recurrence
 
-HIDDEN, INPUTS = 1024, 3
+PROJECTED = torch.ops.rnnkernels.projected_recurrence.default
+RECURRENCE = torch.ops.rnnkernels.leaky_recurrence.default
+INPUTS = 3
+NAMES = ("input", "h0", "weight_ih", "weight_hh", "bias", "decay")
+
+Arguments = dict[str, Any]
 
 
-def leaves(rows: tuple[int, ...], batch: int) -> dict[str, torch.Tensor]:
-    shapes = {
-        "input": (*rows, INPUTS),
-        "h0": (batch, HIDDEN),
-        "weight_ih": (HIDDEN, INPUTS),
-        "weight_hh": (HIDDEN, HIDDEN),
-        "bias": (HIDDEN,),
-        "decay": (HIDDEN,),
+def arguments(
+    inputs: int = INPUTS, bias: bool = True, gradients: bool = False, clear: bool = False, **options: Any
+) -> Arguments:
+    """The operator's, by name. With `clear`, no unit comes near ReLU's kink."""
+    problem = clear_problem(0, margin=1e-3, **options) if clear else make_problem(0, **options)
+    pre, hidden = problem.pre, problem.pre.shape[-1]
+    tensors = {
+        "input": normal_like(pre.new_zeros(*pre.shape[:-1], inputs), 1),
+        "h0": problem.h0,
+        "weight_ih": normal_like(pre.new_zeros(hidden, inputs), 2),
+        "weight_hh": problem.weight_hh,
+        "bias": normal_like(pre.new_zeros(hidden), 3) if bias else None,
+        "decay": torch.as_tensor(problem.decay, dtype=pre.dtype),
     }
-    values = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    values["weight_hh"] /= HIDDEN**0.5
-    values["decay"] = torch.rand(HIDDEN, dtype=torch.float64) * 0.9
-    return {name: x.requires_grad_() for name, x in values.items()}
+    if gradients:
+        tensors = {k: x if x is None else x.detach().requires_grad_() for k, x in tensors.items()}
+    others = {k: problem.keywords[k] for k in ("batch_sizes", "nonlinearity", "form", "reverse")}
+    return tensors | others | {"save": True}
 
 
-def apart(x, batch_sizes, kind):
-    pre = torch.nn.functional.linear(x["input"], x["weight_ih"], x["bias"])
-    return functional.leaky_recurrence(
-        pre, x["h0"], x["weight_hh"], x["decay"], batch_sizes=batch_sizes, **kind
+def leaves_of(values: Arguments) -> dict[str, Tensor]:
+    return {name: values[name] for name in NAMES if values[name] is not None}
+
+
+def function(values: Arguments):
+    """The results as a function of the tensors there are, in the order of NAMES."""
+    names = list(leaves_of(values))
+    return lambda *tensors: PROJECTED(*(values | dict(zip(names, tensors, strict=True))).values())[:2]
+
+
+def composed(values: Arguments) -> tuple[Tensor, ...]:
+    rest = {k: x for k, x in values.items() if k not in ("input", "weight_ih", "bias")}
+    pre = torch.nn.functional.linear(values["input"], values["weight_ih"], values["bias"])
+    return RECURRENCE(pre, *rest.values())
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "float32": {"dtype": torch.float32},
+    "no h0, no bias, one decay": {"h0": False, "bias": False, "decay": "scalar"},
+    "packed": {"packed": True},
+    "packed reverse, no bias": {"packed": True, "reverse": True, "bias": False},
+    "reverse": {"reverse": True},
+    "wide": {"hidden": 70, "batch": 2, "steps": 3, "inputs": 37},
+    "one unit": {"hidden": 1, "inputs": 1},
+    "no inputs": {"inputs": 0},
+    "no steps": {"steps": 0},
+    "no rows": {"batch": 0},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
+def test_opcheck(form, nonlinearity, options):
+    values = arguments(gradients=True, form=form, nonlinearity=nonlinearity, **OPTIONS[options])
+    torch.library.opcheck(PROJECTED, tuple(values.values()))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
+def test_it_is_the_projection_and_the_recurrence(form, nonlinearity, options):
+    values = arguments(gradients=True, clear=True, form=form, nonlinearity=nonlinearity, **OPTIONS[options])
+    near = 10 * TOLERANCE[values["input"].dtype]
+    results = []
+    for run in (lambda v: PROJECTED(*v.values()), composed):
+        output, h_n, _ = run(values)
+        grads = torch.autograd.grad(
+            (output, h_n), list(leaves_of(values).values()), (normal_like(output, 4), normal_like(h_n, 5))
+        )
+        results.append((output, h_n, *grads))
+    for name, found, expected in zip(("output", "h_n", *leaves_of(values)), *results, strict=True):
+        assert found.shape == expected.shape, name
+        assert distance(found.detach(), expected.detach()) < near, name
+    meta = PROJECTED(*(x.to("meta") if isinstance(x, Tensor) else x for x in values.values()))
+    for found, shape in zip(meta, PROJECTED(*values.values()), strict=True):
+        assert (found.shape, found.dtype, found.stride()) == (shape.shape, shape.dtype, shape.stride())
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_strides(name, layout):
+    values = arguments(hidden=7, batch=7, inputs=7, dtype=torch.float64)
+    x = values[name]
+    values[name] = {
+        "transposed": lambda: x.transpose(0, -1).contiguous().transpose(0, -1),
+        "sliced": lambda: torch.stack([x, x], -1)[..., 1],
+        "expanded": lambda: x[:1].expand(x.shape),
+    }[layout]()
+    for found, expected in zip(PROJECTED(*values.values()), composed(values), strict=True):
+        assert distance(found.double(), expected.double()) < 1e-13
+
+
+@pytest.mark.parametrize("options", ["plain", "no h0, no bias, one decay", "packed", "reverse", "one unit"])
+@pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
+def test_derivatives(form, nonlinearity, options):
+    chosen = {"steps": 4, "batch": 2} | OPTIONS[options]
+    values = arguments(gradients=True, clear=True, form=form, nonlinearity=nonlinearity, **chosen)
+    tensors = tuple(leaves_of(values).values())
+    assert torch.autograd.gradcheck(function(values), tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(function(values), tensors, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function(values), tensors, fast_mode=True)
+
+
+def test_third_derivatives():
+    values = arguments(gradients=True, nonlinearity="tanh")
+    tensors = tuple(leaves_of(values).values())
+
+    def third(output: Tensor) -> tuple[Tensor, ...]:
+        value = (output**2).sum()
+        for _ in range(2):
+            grads = torch.autograd.grad(value, tensors, create_graph=True)
+            value = sum((g**2).sum() for g in grads)
+        return torch.autograd.grad(value, tensors)
+
+    for found, expected in zip(
+        third(PROJECTED(*values.values())[0]), third(composed(values)[0]), strict=True
+    ):
+        assert distance(found, expected) < 1e-12
+
+
+SOME = [names for n in (1, 2, 5) for names in itertools.combinations(NAMES, n)]
+
+
+@pytest.mark.parametrize("wanted", SOME, ids="+".join)
+def test_any_of_the_tensors_may_require_gradients(wanted):
+    values = arguments(gradients=True, nonlinearity="tanh")
+    expected = torch.autograd.grad(
+        PROJECTED(*values.values())[0].sin().sum(), list(leaves_of(values).values())
     )
+    some = values | {k: x.detach().requires_grad_(k in wanted) for k, x in leaves_of(values).items()}
+    PROJECTED(*some.values())[0].sin().sum().backward()
+    for name, value in zip(NAMES, expected, strict=True):
+        if name in wanted:
+            assert torch.equal(some[name].grad, value), name
+        else:
+            assert some[name].grad is None, name
 
 
-def together(x, batch_sizes, kind):
-    weights = (x["weight_ih"], x["weight_hh"], x["bias"], x["decay"])
-    return projected_recurrence(x["input"], x["h0"], *weights, batch_sizes=batch_sizes, **kind)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_argument_that_was_changed_before_backward_raises(name):
+    values = arguments(gradients=True)
+    changed = values[name] * 1
+    value = PROJECTED(*(values | {name: changed}).values())[0].sum()
+    with torch.no_grad():
+        changed.mul_(0.5)
+    if name == "bias":  # which backward does not need
+        value.backward()
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
 
 
-def gradients(function, x, batch_sizes, kind, wanted):
-    output, h_n = function(x, batch_sizes, kind)
-    chance = torch.Generator().manual_seed(1)
-    loss = sum((torch.randn(y.shape, generator=chance, dtype=y.dtype) * y).sum() for y in (output, h_n))
-    return output, h_n, *torch.autograd.grad(loss, [x[name] for name in wanted])
+# --- Transforms of backward alone: the forward call was an ordinary one -------------------------------
 
 
-# 16 MiB hold 2048 rows of this many float64: 5 steps of 700 rows are blocks of 2, 2 and 1.
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("form", ["rate", "current"])
-def test_blocks_of_steps_are_one_walk(form, packed, reverse):
-    batch_sizes = torch.tensor([900, 900, 700, 650, 300, 40]) if packed else None
-    x = leaves((int(batch_sizes.sum()),) if packed else (5, 700), 900 if packed else 700)
-    kind = {"form": form, "nonlinearity": "tanh", "reverse": reverse}
-    found, expected = (gradients(f, x, batch_sizes, kind, x) for f in (together, apart))
-    for name, a, b in zip(("output", "h_n", *x), found, expected, strict=True):
-        assert distance(a, b) < 1e-13, name
+def both(create_graph: bool):
+    """Backward of the operator and of its parts, as functions of the gradient of the output."""
+    values = arguments(gradients=True, nonlinearity="tanh")
+    tensors = list(leaves_of(values).values())
+    output, parts = PROJECTED(*values.values())[0], composed(values)[0]
+    for result in (output, parts):
+        yield lambda grad, result=result: torch.autograd.grad(
+            result, tensors, grad, retain_graph=True, create_graph=create_graph
+        )
 
 
-def test_without_h0_blocks_begin_from_zero():
-    x = leaves((5, 700), 700)
-    del x["h0"]
-    x_or_none = {**x, "h0": None}
-    kind = {"form": "current", "nonlinearity": "relu"}
-    found, expected = (gradients(f, x_or_none, None, kind, x) for f in (together, apart))
-    for a, b in zip(found, expected, strict=True):
-        assert distance(a, b) < 1e-13
+def gradient_of_output(count: int = 0) -> Tensor:
+    output = arguments()["input"].new_zeros(*([count] if count else []), 5, 3, 4)
+    return normal_like(output, 6)
 
 
-def resident(which: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(which))
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_tangent_of_the_gradient_goes_through_backward(create_graph):
+    grad, along = gradient_of_output(), gradient_of_output() * 2 + 1
+    tangents = []
+    for backward in both(create_graph):
+        with forward_ad.dual_level():
+            found = backward(forward_ad.make_dual(grad, along))
+            tangents.append([forward_ad.unpack_dual(x).tangent for x in found])
+        # Backward is linear in the gradient that comes in.
+        for tangent, expected in zip(tangents[-1], backward(along), strict=True):
+            assert distance(tangent, expected.detach()) < 1e-13
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux resets its peak there")
-def test_backward_takes_memory_for_a_block_of_steps_only():
-    layer, x = LeakyRNN(INPUTS, HIDDEN, decay=0.5), torch.randn(60, 700, INPUTS)
-    layer(x[:1])[0].sum().backward()  # the gradients' own memory
-    output, _ = layer(x)
-    grad = torch.ones_like(output)
-    before = resident("VmRSS")
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")
-    output.backward(grad)
-    assert resident("VmHWM") - before < output.numel() * 4 // 2
+@pytest.mark.parametrize("transform", ["jvp", "grad", "vmap"])
+def test_torch_func_over_backward(transform):
+    results = []
+    for backward in both(create_graph=transform == "grad"):
+        if transform == "jvp":
+            results.append(torch.func.jvp(backward, (gradient_of_output(),), (gradient_of_output(),))[1])
+        elif transform == "grad":
+            loss = lambda g, f=backward: sum((x**2).sum() for x in f(g))  # noqa: E731
+            results.append([torch.func.grad(loss)(gradient_of_output())])
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="There is a performance drop")
+                results.append(torch.func.vmap(backward)(gradient_of_output(3)))
+    for found, expected in zip(*results, strict=True):
+        assert distance(found.detach(), expected.detach()) < 1e-12
+    if transform == "vmap":
+        for i, grad in enumerate(gradient_of_output(3)):
+            for many, one in zip(results[0], backward(grad), strict=True):
+                assert distance(many[i], one) < 1e-13
+
+
+@pytest.mark.parametrize("mode", ["reverse-mode", "forward-mode"])
+def test_a_hessian_in_one_go(mode):
+    values = arguments(nonlinearity="tanh")
+    tensors = tuple(leaves_of(values).values())
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return (function(values)(*tensors)[0] ** 2).sum()
+
+    if mode == "forward-mode":  # the layer's way, which knows tangents
+
+        def loss(*tensors: Tensor) -> Tensor:
+            *first, decay = tensors
+            return (projected_recurrence(*first, decay, nonlinearity="tanh")[0] ** 2).sum()
+
+    hessian = torch.autograd.functional.hessian
+    found = hessian(loss, tensors, vectorize=True, outer_jacobian_strategy=mode)
+    expected = hessian(loss, tensors)
+    for row, expected_row in zip(found, expected, strict=True):
+        for a, b in zip(row, expected_row, strict=True):
+            assert distance(a, b) < 1e-12
+
+
+# --- Threads -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("steps", "batch", "hidden"), [(300, 9, 37), (6000, 9, 1), (700, 3, 64), (3, 20000, 3)], ids=str
+)
+def test_all_gradients_are_the_same_bits_for_any_number_of_threads(steps, batch, hidden, dtype):
+    layer = LeakyRNN(
+        5,
+        hidden,
+        nonlinearity="tanh",
+        decay=torch.full((hidden,), 0.5, dtype=dtype),
+        learn_decay=True,
+        dtype=dtype,
+    )
+    x = torch.randn(steps, batch, 5, dtype=dtype, requires_grad=True)
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        output, h_n = layer(x)
+        leaves = {"x": x} | dict(layer.named_parameters())
+        grads = torch.autograd.grad((output**2).sum(0).sum(0).sum() + h_n.sum(), list(leaves.values()))
+        results.append({"output": output} | dict(zip(leaves, grads, strict=True)))
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+# --- Errors ------------------------------------------------------------------------------------------
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+GOOD: Arguments = {
+    "input": zeros(5, 3, 2), "h0": zeros(3, 4), "weight_ih": zeros(4, 2), "weight_hh": zeros(4, 4),
+    "bias": zeros(4), "decay": zeros(4), "batch_sizes": None, "nonlinearity": "relu", "form": "rate",
+    "reverse": False, "save": True,
+}  # fmt: skip
+PACKED: Arguments = {"input": zeros(5, 2), "batch_sizes": torch.tensor([3, 2])}
+DOUBLE = torch.float64
+
+# Sizes, ranks and dtypes, which meta tensors have too; then values.
+WRONG = [
+    ({"input": zeros(5, 3)}, r"^input must be \[T, B, I\], got \[5, 3\]"),
+    ({"input": zeros(5, 3, 3)}, r"^weight_ih must be \[H, I\] = \[4, 3\], got \[4, 2\]"),
+    ({"input": zeros(5, 3, 2, dtype=torch.float16)}, "^input must be float32 or float64, got Half"),
+    ({"input": zeros(5, 3, 2, dtype=DOUBLE)}, "^weight_ih must have the dtype of input, Double, got Float"),
+    ({"input": zeros(5, 2, 2)}, r"^h0 must be \[B, H\] = \[2, 4\], got \[3, 4\]"),
+    ({"weight_ih": zeros(4)}, r"^weight_ih must be \[H, I\]"),
+    ({"weight_ih": zeros(0, 2)}, "^weight_ih must be .* with at least one hidden unit"),
+    ({"weight_ih": zeros(4, 2, dtype=DOUBLE)}, "^weight_ih must have the dtype of input, Float, got Double"),
+    ({"weight_hh": zeros(1, 4, 4)}, r"^weight_hh must be \[H, H\], got \[1, 4, 4\]"),
+    ({"weight_hh": zeros(4, 5)}, r"^weight_hh must be \[H, H\] = \[4, 4\], got \[4, 5\]"),
+    ({"weight_hh": zeros(4, 4, dtype=DOUBLE)}, "^weight_hh must have the dtype of input"),
+    ({"bias": zeros(1)}, r"^bias must be \[H\] = \[4\], got \[1\]"),
+    ({"bias": zeros(4, dtype=DOUBLE)}, "^bias must have the dtype of input"),
+    ({"h0": zeros(1, 3, 4)}, r"^h0 must be \[B, H\]"),
+    ({"h0": zeros(3, 4, dtype=DOUBLE)}, "^h0 must have the dtype of input"),
+    ({"decay": zeros(3)}, "^decay must be a scalar or"),
+    ({"decay": zeros(4, dtype=DOUBLE)}, "^decay must have the dtype of input"),
+    ({"nonlinearity": "gelu"}, "^nonlinearity must be one of"),
+    ({"form": "leaky"}, "^form must be"),
+    ({"batch_sizes": torch.tensor([3, 2])}, r"^input must be \[sum\(batch_sizes\), I\], got \[5, 3, 2\]"),
+    (PACKED | {"h0": None}, "^h0 must be given along with batch_sizes"),
+]
+WRONG_VALUES = [
+    ({"decay": zeros(4) + 1}, r"^decay must lie in \[0, 1\), got 1 at unit 0"),
+    (PACKED | {"batch_sizes": torch.tensor([3, 3])}, r"^input must have sum\(batch_sizes\) rows, got 5 rows"),
+    (PACKED | {"batch_sizes": torch.tensor([2, 3])}, "^batch_sizes must begin with the rows of h0"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG, ids=str)
+def test_errors_are_the_same_sentence_for_real_and_for_meta_tensors(wrong, message):
+    values = GOOD | wrong
+    meta = {name: x.to("meta") if isinstance(x, Tensor) else x for name, x in values.items()}
+    for changed in (values, meta):
+        with pytest.raises(ValueError, match=message):
+            PROJECTED(*changed.values())
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_VALUES, ids=str)
+def test_wrong_values_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        PROJECTED(*(GOOD | wrong).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_meta_tensor_among_real_ones_is_refused(name):
+    named = "weight_ih" if name == "input" else name
+    with pytest.raises(ValueError, match=f"^{named} must be on the device of input"):
+        PROJECTED(*(GOOD | {name: GOOD[name].to("meta")}).values())
+
+
+def test_good_arguments_are_accepted():
+    for values in (GOOD, GOOD | PACKED):
+        PROJECTED(*values.values())
+        PROJECTED(*(x.to("meta") if isinstance(x, Tensor) else x for x in values.values()))
+
+
+def test_without_save_it_says_that_it_has_no_backward():
+    values = arguments(gradients=True) | {"save": False}
+    with pytest.raises(RuntimeError, match="save=False"):
+        PROJECTED(*values.values())[0].sum().backward()

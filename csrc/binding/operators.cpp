@@ -1,5 +1,5 @@
 // The operators as PyTorch knows them. Adding one: its schema here, its CPU and Meta function, its
-// autograd formula and its only caller in rnnkernels/_ops.py.
+// autograd formula and, if Python calls it, its name in rnnkernels/_ops.py.
 #include <torch/library.h>
 
 #include "binding/optimizer.h"
@@ -92,8 +92,9 @@ TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCPU, m) {
   m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
 }
 
-// Formulas for second derivatives of the recurrence are in rnnkernels/_autograd.py. The optimizers have
-// nothing to differentiate: straight on to the kernel.
+// First derivatives in C++; those of the recurrence's backward and of the linear walk are Python's, in
+// rnnkernels/_autograd.py and _derivatives.py. The optimizers have nothing to differentiate: straight on to
+// the kernel.
 TORCH_LIBRARY_IMPL(rnnkernels, Autograd, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_autograd);
   m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_autograd);

@@ -1,5 +1,5 @@
-// The operators of the recurrence as C++ functions: rnnkernels::leaky_recurrence, its backward
-// and the linear walk that derivatives of higher order are made of.
+// The operators of the recurrence as C++ functions: rnnkernels::leaky_recurrence, the same with its input
+// projection, the backward of both, and the linear walk that derivatives of higher order are made of.
 // Their schemas, and what each argument means, stand in operators.cpp.
 #pragma once
 

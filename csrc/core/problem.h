@@ -92,7 +92,7 @@ struct ForwardProblem : Recurrence {
 // With g_t the incoming gradient of h_t and c_t the one carried down from step t+1:
 //   rate:     delta_t = g_t + c_t;  u_t = (1-d) f'(z_t) delta_t;  c_{t-1} = d delta_t + W^T u_t
 //   current:  delta_t = g_t + c_t;  u_t = (1-d) delta_t;  c_{t-1} = d delta_t + f'(h_{t-1}) W^T u_t
-// d_pre is u; the sums over all steps (dW) are one GEMM and the caller's.
+// d_pre is u; the sums over all steps (dW) are products (core/product.h) and the caller's.
 struct BackwardProblem : Recurrence {
   Sequence grad_output;  // g, read only; null: zero
   Rows grad_h_n;         // read only; null: zero

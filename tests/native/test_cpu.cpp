@@ -13,7 +13,7 @@
 
 #include "core/cells.h"
 #include "cpu/kernels.h"
-#include "expect.h"
+#include "native.h"
 
 using namespace rnnkernels;
 
@@ -230,11 +230,6 @@ Results<T> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<T>
   const auto rows = [&](const std::vector<T>& v) { return Rows{const_cast<T*>(v.data()), c.batch * H, H}; };
   const cpu::Threads threads{promised, true, &run_threads, 256 * 1024};
   const cpu::Plan plan = cpu::make_plan(c.networks, c.steps, c.batch, H, sizeof(T), threads);
-  const auto with_memory = [](int64_t bytes, const auto& run) {
-    std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64),
-                                                       &std::free);
-    run(memory.get());
-  };
 
   ForwardProblem forward;
   fill_common(forward, c, data, r);

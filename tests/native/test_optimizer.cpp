@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "expect.h"
+#include "native.h"
 
 using namespace rnnkernels;
 
