@@ -16,7 +16,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo at once
 from torch.nn import Parameter
+from torch.optim import optimizer as torch_optimizer
 
 NONFINITE = ("skip", "raise", "apply")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -156,6 +158,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     # --- The step --------------------------------------------------------------------------------
 
+    # Traced, it would be compiled again for every new learning rate, around a call that stays as it is.
+    @_disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Clip by the norm of all gradients and update all parameters. Gradients are not changed.
 
@@ -169,6 +173,23 @@ class ClippedOptimizer(torch.optim.Optimizer):
             FloatingPointError: ``nonfinite="raise"``, and a gradient is infinite or NaN.
             ValueError: A gradient is sparse, or does not fit its parameter; nothing was changed.
         """
+        given = () if closure is None else (closure,)
+        return self._watched_step(*given) if self._is_watched() else self._step(*given)
+
+    # torch wraps every other step in a profiler's record, which takes a third of a small step's time.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _is_watched(self) -> bool:
+        """Whether there are hooks, or a profiler, for torch to call around the step."""
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or torch._C._autograd._profiler_enabled()
+        )
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -199,6 +220,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if self.nonfinite == "raise" and bool(self._record[3]):
             self._raise_nonfinite()
         return loss
+
+    _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def _masters(self, params: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
         if not self.master_weights:

@@ -1,5 +1,6 @@
 """What nvcc makes of the sources, wherever it is installed; nothing here needs a GPU."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NVCC = shutil.which("nvcc")
+ARCHITECTURES = ("sm_80", "sm_90a")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 # Every cell of the list, in both directions, as one thread of a GPU would run it.
@@ -37,21 +39,28 @@ void launch_all(float* f, double* g) { launch(Nonlinearities{}, f, g); }
 """
 
 
-def compile_cuda(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [NVCC, "-std=c++20", "-arch=sm_90a", "-Werror=all-warnings", f"-I{ROOT / 'csrc'}", "-c"]
+def compile_cuda(source: Path, folder: Path, arch: str) -> subprocess.CompletedProcess[str]:
+    command = [NVCC, "-std=c++20", f"-arch={arch}", "-Werror=all-warnings", f"-I{ROOT / 'csrc'}", "-c"]
+    command += ["-Xptxas", "-v"]
     return subprocess.run(
         [*command, str(source), "-o", str(folder / "out.o")], capture_output=True, text=True
     )
 
 
-def test_every_cell_compiles_for_the_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_cell_compiles_for_the_gpu(tmp_path: Path, arch: str) -> None:
     source = tmp_path / "cells.cu"
     source.write_text(ALL_CELLS)
-    done = compile_cuda(source, tmp_path)
+    done = compile_cuda(source, tmp_path, arch)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_cuda_source_compiles(tmp_path: Path) -> None:
-    for source in sorted((ROOT / "csrc").rglob("*.cu")):
-        done = compile_cuda(source, tmp_path)
-        assert done.returncode == 0, f"{source.name}: {done.stderr}"
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("*.cu")), ids=lambda path: path.stem)
+def test_every_cuda_source_compiles_and_keeps_to_its_registers(
+    tmp_path: Path, source: Path, arch: str
+) -> None:
+    done = compile_cuda(source, tmp_path, arch)
+    assert done.returncode == 0, done.stderr
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
+    assert spills and set(spills) == {"0"}, done.stderr

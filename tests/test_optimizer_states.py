@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from optimizer_helpers import clip_and_step, one
+from torch._dynamo.testing import CompileCounter
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from rnnkernels import ClippedAdamW, ClippedNesterov, MomentumSchedule
 
@@ -264,6 +266,44 @@ def test_a_group_added_later_and_closures_and_hooks():
     optimizer.param_groups[1]["lr"] = 1.0
     optimizer.step()
     torch.testing.assert_close(optimizer.state[second]["velocity"], expected)
+
+
+def test_every_kind_of_hook_is_called_and_a_profiler_sees_the_step():
+    _, optimizer = one()
+    seen = []
+    hooks = [
+        optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append(("own", o, len(args)))),
+        register_optimizer_step_pre_hook(lambda o, args, kwargs: seen.append(("pre", o, len(args)))),
+        register_optimizer_step_post_hook(lambda o, args, kwargs: seen.append(("post", o, len(args)))),
+    ]
+    for hook in hooks:
+        optimizer.step()
+        hook.remove()
+    optimizer.step()
+    names = ["pre", "own", "post", "pre", "post", "post"]
+    assert seen == [(name, optimizer, 1) for name in names]
+    assert int(optimizer.taken_steps) == 4
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    assert any(event.name == "Optimizer.step#ClippedNesterov.step" for event in profile.events())
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_compiled_step_is_the_step(cls):
+    """Nothing is traced, so nothing is compiled again when a schedule moves."""
+    compiled = CompileCounter()
+    (net, ours), (other, judge) = [(m, cls(m.parameters())) for m in (model(), model())]
+    step = torch.compile(ours.step, backend=compiled)
+    for number in range(12):
+        for optimizer, m in ((ours, net), (judge, other)):
+            optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
+            optimizer.zero_grad()
+            m(torch.full((9, 5), math.nan if number == 4 else 0.1 * number)).square().sum().backward()
+        step()
+        judge.step()
+    assert same(values(net), values(other))
+    assert (int(ours.taken_steps), int(ours.skipped_steps)) == (11, 1)
+    assert compiled.frame_count == 0
 
 
 def test_autograd_sees_that_a_parameter_has_changed():

@@ -1,10 +1,12 @@
 // The clipped optimizers on a GPU; the rules are those of core/update_rules.h.
 //
-//   norm pass     a block a chunk: sum of |g|^p in float64, in a fixed tree; the last block to arrive adds
-//                 the chunks' sums in order and leaves norm and verdict on the device
+//   norm pass     a block a chunk: sum of |g|^p in float64, in a fixed tree, and max |g|; the last block to
+//                 arrive joins the chunks' and leaves norm and verdict on the device
 //   update pass   a block a chunk: coefficient from the norm, then the rule
 //
-// Fixed chunks and fixed trees: the same bits on every run, whatever the number of blocks.
+// Fixed chunks and fixed trees: the same bits on every run, whatever the number of blocks. max |g| costs no
+// memory traffic and tells a gradient that is not finite from powers that left float64's range; only for
+// the latter does the last block read all gradients again, by itself.
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -15,6 +17,7 @@ namespace rnnkernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 2;  // on a multiprocessor at least; asked for more, the compiler spills registers
 
 template <class E>
 struct NumberOf {
@@ -73,40 +76,62 @@ __device__ double join_block(double mine, bool largest, double* shared) {
   return result;
 }
 
-__device__ double power(double x, double p, bool largest) {
-  if (p == 2) return x * x;
-  if (p == 1 || largest) return fabs(x);
-  return pow(fabs(x), p);
-}
+// A thread's part of one chunk: sum of (|g| / unit)^p and max |g|.
+struct Sums {
+  double powers = 0, largest = 0;
+};
 
-__device__ void sum_chunk(const DeviceStep& step, int64_t chunk, double* shared) {
-  const bool largest = isinf(step.norm_type);
+__device__ void add_chunk(const DeviceStep& step, int64_t chunk, double unit, Sums& sums) {
+  const double p = step.norm_type;
   const DeviceLeaf& leaf = leaf_of(step, chunk);
   const int64_t begin = (chunk - leaf.first_chunk) * kChunk;
   const int64_t end = min(begin + kChunk, leaf.size);
-  double mine = 0;
   with_element(leaf.grad_type, [&](auto element) {
     const auto* grad = static_cast<const decltype(element)*>(leaf.grad);
     for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-      mine = join(mine, power(number(grad[i]), step.norm_type, largest), largest);
+      const double magnitude = fabs(static_cast<double>(number(grad[i])));
+      sums.largest = join(sums.largest, magnitude, true);
+      if (isinf(p)) continue;
+      const double x = unit == 1 ? magnitude : magnitude / unit;
+      sums.powers += p == 2 ? x * x : p == 1 ? x : pow(x, p);
     }
   });
-  const double sum = join_block(mine, largest, shared);
-  if (threadIdx.x == 0) step.partial[chunk] = sum;
 }
 
-// By one block, when all chunks' sums are there.
-__device__ void decide(const DeviceStep& step, double* shared) {
-  const bool largest = isinf(step.norm_type);
-  double mine = 0;
-  for (int64_t i = threadIdx.x; i < step.chunks; i += kThreads) mine = join(mine, step.partial[i], largest);
-  const double total = join_block(mine, largest, shared);
-  if (threadIdx.x != 0) return;
+// Joined over the block, for all of its threads.
+__device__ Sums join_block(const Sums& mine, double* shared) {
+  const double powers = join_block(mine.powers, false, shared);
+  return {powers, join_block(mine.largest, true, shared)};
+}
+
+// The norm, by one block, when all chunks' sums are there.
+__device__ double find_norm(const DeviceStep& step, double* shared) {
+  if (step.norm) return *step.norm;
   const double p = step.norm_type;
-  const double norm = p == 2 ? sqrt(total) : p == 1 || largest ? total : pow(total, 1 / p);
-  const bool skip = (step.found_inf && *step.found_inf != 0) || (!isfinite(total) && !step.apply_nonfinite);
-  step.record[0] = step.grad_scale ? norm / *step.grad_scale : norm;
-  step.record[skip ? 1 : 2] += 1;
+  Sums mine;
+  for (int64_t i = threadIdx.x; i < step.chunks; i += kThreads) {
+    mine.powers += step.partial[2 * i];
+    mine.largest = join(mine.largest, step.partial[2 * i + 1], true);
+  }
+  const Sums all = join_block(mine, shared);
+  if (isinf(p) || all.largest == 0 || !isfinite(all.largest)) return all.largest;
+  if (in_range(all.powers, p)) return norm_of(all.powers, p, 1.0);
+  Sums again;
+  for (int64_t chunk = 0; chunk < step.chunks; ++chunk) add_chunk(step, chunk, all.largest, again);
+  return norm_of(join_block(again, shared).powers, p, all.largest);
+}
+
+// By the block that came last: what this step does, as in binding/optimizer.cpp.
+__device__ void decide(const DeviceStep& step, double* shared) {
+  const double norm = find_norm(step, shared) / (step.grad_scale ? *step.grad_scale : 1.0);
+  if (threadIdx.x != 0) return;
+  const bool found_inf = step.found_inf && *step.found_inf != 0;
+  const bool skip = found_inf || (!isfinite(norm) && !step.apply_nonfinite);
+  const bool raises = skip && !found_inf && step.raise_nonfinite;
+  step.record[0] = norm;
+  step.record[1] += skip && !raises;
+  step.record[2] += !skip;
+  step.record[3] = raises;
   *step.skip = skip;
 }
 
@@ -131,11 +156,11 @@ template <class Rule, class P, class G>
 __device__ void update_run(const DeviceLeaf& leaf, int64_t begin, int64_t end,
                            const typename Rule::template Factors<typename NumberOf<P>::type>& factors) {
   using T = typename NumberOf<P>::type;
-  P* param = static_cast<P*>(leaf.param);
-  const G* grad = static_cast<const G*>(leaf.grad);
-  T* first = static_cast<T*>(leaf.state[0]);
-  T* second = static_cast<T*>(leaf.state[1]);
-  T* master = static_cast<T*>(leaf.master);
+  P* __restrict__ param = static_cast<P*>(leaf.param);
+  const G* __restrict__ grad = static_cast<const G*>(leaf.grad);
+  T* __restrict__ first = static_cast<T*>(leaf.state[0]);
+  T* __restrict__ second = static_cast<T*>(leaf.state[1]);
+  T* __restrict__ master = static_cast<T*>(leaf.master);
   for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
     T state[2] = {first[i], T(0)};
     if constexpr (Rule::kStates > 1) state[1] = second[i];
@@ -148,27 +173,35 @@ __device__ void update_run(const DeviceLeaf& leaf, int64_t begin, int64_t end,
   }
 }
 
+// One thread works out the factors, because AdamW's powers of beta cost more than a thread's elements.
+template <class Rule, class P>
+__device__ void update_chunk_of(const DeviceStep& step, const DeviceLeaf& leaf, int64_t chunk) {
+  using T = typename NumberOf<P>::type;
+  __shared__ typename Rule::template Factors<T> shared;
+  if (threadIdx.x == 0) {
+    const DeviceGroup& group = step.groups[leaf.group];
+    const double scale = step.grad_scale ? *step.grad_scale : 1.0;
+    const double c =
+        clip_coefficient(step.record[0], value_of(group.max_norm)) / (group.maximize ? -scale : scale);
+    const double t = leaf.step_count ? *leaf.step_count + 1.0 : 0.0;
+    shared = Rule::template factors<T>(settings_of<Rule>(group), c, t);
+  }
+  __syncthreads();
+  const auto factors = shared;
+  __syncthreads();  // before the next chunk's are written
+  const int64_t begin = (chunk - leaf.first_chunk) * kChunk;
+  const int64_t end = min(begin + kChunk, leaf.size);
+  if (leaf.grad_type == leaf.type) {
+    update_run<Rule, P, P>(leaf, begin, end, factors);
+  } else {
+    update_run<Rule, P, float>(leaf, begin, end, factors);
+  }
+}
+
 template <class Rule>
 __device__ void update_chunk(const DeviceStep& step, int64_t chunk) {
   const DeviceLeaf& leaf = leaf_of(step, chunk);
-  const DeviceGroup& group = step.groups[leaf.group];
-  const int64_t begin = (chunk - leaf.first_chunk) * kChunk;
-  const int64_t end = min(begin + kChunk, leaf.size);
-  const double scale = step.grad_scale ? *step.grad_scale : 1.0;
-  const double c =
-      clip_coefficient(step.record[0], value_of(group.max_norm)) / (group.maximize ? -scale : scale);
-  const auto settings = settings_of<Rule>(group);
-  const double t = leaf.step_count ? *leaf.step_count + 1.0 : 0.0;
-  with_element(leaf.type, [&](auto element) {
-    using P = decltype(element);
-    using T = typename NumberOf<P>::type;
-    const auto factors = Rule::template factors<T>(settings, c, t);
-    if (leaf.grad_type == leaf.type) {
-      update_run<Rule, P, P>(leaf, begin, end, factors);
-    } else {
-      update_run<Rule, P, float>(leaf, begin, end, factors);
-    }
-  });
+  with_element(leaf.type, [&](auto element) { update_chunk_of<Rule, decltype(element)>(step, leaf, chunk); });
 }
 
 // Whether this block is the last of all to come here. The count is back at zero afterwards.
@@ -198,7 +231,14 @@ __device__ void finish(const DeviceStep& step) {
 }
 
 __device__ void norm_pass(const DeviceStep& step, double* shared) {
-  for (int64_t chunk = blockIdx.x; chunk < step.chunks; chunk += gridDim.x) sum_chunk(step, chunk, shared);
+  for (int64_t chunk = blockIdx.x; !step.norm && chunk < step.chunks; chunk += gridDim.x) {
+    Sums mine;
+    add_chunk(step, chunk, 1.0, mine);
+    const Sums sums = join_block(mine, shared);
+    if (threadIdx.x != 0) continue;
+    step.partial[2 * chunk] = sums.powers;
+    step.partial[2 * chunk + 1] = sums.largest;
+  }
   if (last_to_arrive(step.arrived)) decide(step, shared);
 }
 
@@ -211,18 +251,18 @@ __device__ void update_pass(const DeviceStep& step) {
   if (last_to_arrive(step.arrived)) finish<Rule>(step);
 }
 
-__global__ void __launch_bounds__(kThreads) norm_kernel(const DeviceStep step) {
+__global__ void __launch_bounds__(kThreads, kBlocks) norm_kernel(const DeviceStep step) {
   __shared__ double shared[kThreads];
   norm_pass(step, shared);
 }
 
 template <class Rule>
-__global__ void __launch_bounds__(kThreads) update_kernel(const DeviceStep step) {
+__global__ void __launch_bounds__(kThreads, kBlocks) update_kernel(const DeviceStep step) {
   update_pass<Rule>(step);
 }
 
 template <class Rule>
-__global__ void __launch_bounds__(kThreads) step_kernel(const DeviceStep step) {
+__global__ void __launch_bounds__(kThreads, kBlocks) step_kernel(const DeviceStep step) {
   __shared__ double shared[kThreads];
   norm_pass(step, shared);
   cooperative_groups::this_grid().sync();

@@ -47,9 +47,10 @@ struct DeviceStep {
   double norm_type;
   const float* grad_scale;  // or null
   const float* found_inf;   // or null
-  bool apply_nonfinite;
-  double* partial;    // [chunks]
-  double* record;     // [norm, steps skipped, steps taken, unused]
+  const double* norm;       // of the gradients as they come, or null: from these gradients
+  bool apply_nonfinite, raise_nonfinite;
+  double* partial;    // [2 chunks] workspace
+  double* record;     // [norm, steps skipped, steps taken, whether to raise]
   int* skip;          // one number, the verdict of the norm pass for the update pass
   unsigned* arrived;  // one number, 0 between steps: blocks that are done
 };
