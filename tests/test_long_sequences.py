@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from helpers import KINDS, clear_problem, distance
@@ -151,6 +153,22 @@ def test_the_recomputation_in_backward_holds_one_segment_at_a_time():
         output.sum().backward()
     # One segment is recomputed, differentiated and let go before the next one.
     assert calls == ["forward", "backward"] * (steps // every)
+
+
+@pytest.mark.parametrize("with_drive", [False, True])  # either operator
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_nothing_that_was_recomputed_outlives_its_segment(nonlinearity, with_drive):
+    every = 13
+    layer = LeakyRNN(4, 8, nonlinearity=nonlinearity, decay=0.9, checkpoint_every=every)
+    x, drive = torch.randn(10 * every, 3, 4), torch.randn(10 * every, 3, 8)
+
+    def segments_alive() -> int:
+        return sum(type(x) is Tensor and x.shape == (every, 3, 8) for x in gc.get_objects())
+
+    before = segments_alive()
+    loss = layer(x, drive=drive if with_drive else None)[1].sum()
+    loss.backward()
+    assert segments_alive() == before  # while the loss, and so its graph, is still there
 
 
 @pytest.mark.parametrize(

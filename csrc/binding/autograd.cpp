@@ -42,14 +42,35 @@ OptionalTensor if_defined(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
 }
 
+// A call whose output autograd may already know.
+struct Begun {
+  AutogradContext* context = nullptr;
+  at::Tensor output;
+};
+
+// Hooks that pack what is kept may throw; activation checkpointing ends each recomputation so. The output
+// then has its node, and the node has not let go of the output, which it is to keep: neither would ever be
+// freed.
+template <class Function, class... Arguments>
+variable_list apply(const Arguments&... arguments) {
+  Begun begun;
+  try {
+    return Function::apply(arguments..., &begun);
+  } catch (...) {
+    if (begun.output.defined() && begun.output.grad_fn()) begun.context->save_for_backward({});
+    throw;
+  }
+}
+
 // What is kept of a call, in this order; the last two by projected_recurrence only.
 enum Kept { kOutput, kSaved, kH0, kWeightHh, kDecay, kBatchSizes, kInput, kWeightIh };
 
 void keep(AutogradContext* context, const ForwardResult& result, const OptionalTensor& h0,
           const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
           const std::string& nonlinearity, const std::string& form, bool reverse, bool save,
-          const variable_list& others) {
+          const variable_list& others, Begun* begun) {
   const auto& [output, h_n, saved] = result;
+  *begun = {context, output};
   context->set_materialize_grads(false);
   if (!saved.is_floating_point() || saved.sym_numel() == 0) context->mark_non_differentiable({saved});
   variable_list kept = {output,    saved, h0.value_or(at::Tensor()),
@@ -108,16 +129,16 @@ class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
   static variable_list forward(AutogradContext* context, const at::Tensor& pre, const OptionalTensor& h0,
                                const at::Tensor& weight_hh, const at::Tensor& decay,
                                const OptionalTensor& batch_sizes, const std::string& nonlinearity,
-                               const std::string& form, bool reverse, bool save) {
+                               const std::string& form, bool reverse, bool save, Begun* begun) {
     static const auto op = find_operator<decltype(leaky_recurrence_cpu)>("rnnkernels::leaky_recurrence");
     const ForwardResult result =
         call(op, false, pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save);
-    keep(context, result, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save, {});
+    keep(context, result, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save, {}, begun);
     return {std::get<0>(result), std::get<1>(result), std::get<2>(result)};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(9);
+    variable_list result(10);
     if (has_none(grads)) return result;
     const variable_list kept = context->get_saved_variables();
     Needs needs(context);
@@ -138,19 +159,19 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
                                const at::Tensor& weight_ih, const at::Tensor& weight_hh,
                                const OptionalTensor& bias, const at::Tensor& decay,
                                const OptionalTensor& batch_sizes, const std::string& nonlinearity,
-                               const std::string& form, bool reverse, bool save) {
+                               const std::string& form, bool reverse, bool save, Begun* begun) {
     static const auto op =
         find_operator<decltype(projected_recurrence_cpu)>("rnnkernels::projected_recurrence");
     const ForwardResult result = call(op, false, input, h0, weight_ih, weight_hh, bias, decay, batch_sizes,
                                       nonlinearity, form, reverse, save);
     keep(context, result, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save,
-         {input, weight_ih});
+         {input, weight_ih}, begun);
     context->saved_data["has_bias"] = bias.has_value();
     return {std::get<0>(result), std::get<1>(result), std::get<2>(result)};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(11);
+    variable_list result(12);
     if (has_none(grads)) return result;
     const variable_list kept = context->get_saved_variables();
     Needs needs(context);
@@ -207,7 +228,7 @@ ForwardResult leaky_recurrence_autograd(const at::Tensor& pre, const OptionalTen
                                         const OptionalTensor& batch_sizes, std::string nonlinearity,
                                         std::string form, bool reverse, bool save) {
   const variable_list results =
-      LeakyRecurrence::apply(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save);
+      apply<LeakyRecurrence>(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save);
   return {results[0], results[1], results[2]};
 }
 
@@ -216,7 +237,7 @@ ForwardResult projected_recurrence_autograd(const at::Tensor& input, const Optio
                                             const OptionalTensor& bias, const at::Tensor& decay,
                                             const OptionalTensor& batch_sizes, std::string nonlinearity,
                                             std::string form, bool reverse, bool save) {
-  const variable_list results = ProjectedRecurrence::apply(input, h0, weight_ih, weight_hh, bias, decay,
+  const variable_list results = apply<ProjectedRecurrence>(input, h0, weight_ih, weight_hh, bias, decay,
                                                            batch_sizes, nonlinearity, form, reverse, save);
   return {results[0], results[1], results[2]};
 }
