@@ -83,15 +83,9 @@ void keep(AutogradContext* context, const ForwardResult& result, const OptionalT
   context->saved_data["save"] = save;
 }
 
-void check_saves(AutogradContext* context) {
-  TORCH_CHECK(context->saved_data["save"].toBool(),
-              "the recurrence was called with save=False, so it has no backward");
-}
-
 // The gradients of pre, h0, weight_hh and decay, from those of output, h_n and saved.
 BackwardResult recurrence_gradients(AutogradContext* context, const variable_list& kept,
                                     const variable_list& grads, const std::array<bool, 4>& wanted) {
-  check_saves(context);
   const std::string& nonlinearity = context->saved_data["nonlinearity"].toStringRef();
   const std::string& form = context->saved_data["form"].toStringRef();
   const bool reverse = context->saved_data["reverse"].toBool();
@@ -109,8 +103,11 @@ BackwardResult recurrence_gradients(AutogradContext* context, const variable_lis
               kept[kWeightHh], kept[kDecay], batch_sizes, nonlinearity, form, reverse, wanted);
 }
 
-bool has_none(const variable_list& grads) {
-  return !grads[0].defined() && !grads[1].defined() && !grads[2].defined();
+// Whether there is anything to do in backward; raises where the call was not made for one.
+bool has_any(AutogradContext* context, const variable_list& grads) {
+  TORCH_CHECK(context->saved_data["save"].toBool(),
+              "the recurrence was called with save=False, so it has no backward");
+  return grads[0].defined() || grads[1].defined() || grads[2].defined();
 }
 
 // Whether the arguments of a call need gradients. Those that are absent have no place in autograd's count.
@@ -139,7 +136,7 @@ class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     variable_list result(10);
-    if (has_none(grads)) return result;
+    if (!has_any(context, grads)) return result;
     const variable_list kept = context->get_saved_variables();
     Needs needs(context);
     const bool pre = needs.next(), h0 = needs.next(kept[kH0].defined()), weight = needs.next();
@@ -172,7 +169,7 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     variable_list result(12);
-    if (has_none(grads)) return result;
+    if (!has_any(context, grads)) return result;
     const variable_list kept = context->get_saved_variables();
     Needs needs(context);
     std::array<bool, 6> wanted;
@@ -195,7 +192,6 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
                                const variable_list& grads, const std::array<bool, 6>& wanted) {
     static const auto op = find_operator<decltype(projected_recurrence_backward_cpu)>(
         "rnnkernels::projected_recurrence_backward");
-    check_saves(context);
     const auto [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] =
         call(op, false, if_defined(grads[0]), if_defined(grads[1]), kept[kOutput], kept[kSaved], kept[kInput],
              if_defined(kept[kH0]), kept[kWeightIh], kept[kWeightHh], kept[kDecay],

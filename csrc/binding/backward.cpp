@@ -11,16 +11,13 @@
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"
+#include "cpu/split.h"
 
 namespace rnnkernels::binding {
 
 namespace {
 
 enum Wanted { kPre, kH0, kWeight, kDecay };
-
-struct Range {
-  int64_t first, last;
-};
 
 struct Checked {
   Sizes sizes;
@@ -207,12 +204,11 @@ BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
     WeightGradient(sizes, kind, layout.layout, output_units, h0_units, d_pre, d_weight).compute();
   }
   if (wanted[kDecay]) {
-    const at::Tensor ones = ones_for(d_decay_rows);
-    std::vector<int64_t> shape = ones.sizes().vec();
-    shape.back() = d_decay_rows.size(-1);
+    std::vector<int64_t> shape = d_decay_rows.sizes().vec();
+    shape.erase(shape.end() - 2);
     const at::Tensor sum = at::empty(shape, d_decay_rows.options());
-    multiply(sum, ones, d_decay_rows);
-    const at::Tensor per_unit = sum.squeeze(-2).div(at::rsub(decay, 1));
+    sum_over_rows(sum, d_decay_rows);
+    const at::Tensor per_unit = sum.div(at::rsub(decay, 1));
     d_decay.copy_(per_unit.sum_to_size(decay.sizes()));
   }
   return result;
@@ -261,12 +257,10 @@ ProjectedBackwardResult empty_projected(const at::Tensor& input, const OptionalT
 // About how much memory u, the gradient of pre, may take at a time.
 constexpr int64_t kBytesAtOnce = int64_t{16} << 20;
 
-// The walk, a block of steps at a time, and with each block's u the gradients of the projection; so u never
-// exists for all steps.
-class ProjectedBackward {
+// The steps of a walk in blocks, so that u never exists for all of them.
+class StepBlocks {
  public:
-  ProjectedBackward(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse,
-                    const at::Tensor& output)
+  StepBlocks(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse, const at::Tensor& output)
       : storage_(sizes, batch_sizes, reverse), layout_(storage_.layout), packed_(sizes.packed) {
     const int64_t row_bytes = output.size(-1) * static_cast<int64_t>(output.element_size());
     const int64_t rows = std::max<int64_t>(1024, kBytesAtOnce / row_bytes);
@@ -321,11 +315,12 @@ class ProjectedBackward {
   }
 };
 
-void add_or_copy(const at::Tensor& sum, const at::Tensor& part, bool add) {
-  if (add) {
-    sum.add_(part);
+// The first part is the sum so far.
+void add_part(at::Tensor& sum, const at::Tensor& part, bool is_first) {
+  if (is_first) {
+    sum = part;
   } else {
-    sum.copy_(part);
+    sum.add_(part);
   }
 }
 
@@ -340,11 +335,14 @@ ProjectedBackwardResult projected_recurrence_backward_cpu(
                                             batch_sizes, nonlinearity, form);
   check_projection(input, weight_ih, output);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "output");
-  const ProjectedBackwardResult result = empty_projected(input, h0, weight_ih, weight_hh, decay, wanted);
-  const auto& [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] = result;
+  // The recurrence's own gradients come with their memory.
+  ProjectedBackwardResult result =
+      empty_projected(input, h0, weight_ih, weight_hh, decay,
+                      {wanted[kInput], false, wanted[kWeightIh], false, wanted[kBias], false});
+  auto& [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] = result;
   const bool wants_u = wanted[kInput] || wanted[kWeightIh] || wanted[kBias];
 
-  const ProjectedBackward walk(sizes, batch_sizes, reverse, output);
+  const StepBlocks walk(sizes, batch_sizes, reverse, output);
   const int64_t blocks = walk.blocks();
   at::Tensor carried;  // the gradient of the state between two blocks
   if (blocks > 1) {
@@ -366,16 +364,16 @@ ProjectedBackwardResult projected_recurrence_backward_cpu(
         sizes_block, nonlinearity, form, reverse,
         {wants_u, blocks > 1 || wanted[kInitial], wanted[kWeightHh], wanted[kProjectedDecay]});
     if (blocks > 1) carried.narrow(0, 0, batch).copy_(d_state);
-    if (wanted[kInitial] && i + 1 == blocks) d_h0.copy_(blocks > 1 ? carried : d_state);
-    if (wanted[kWeightHh]) add_or_copy(d_weight_hh, d_hh, i > 0);
-    if (wanted[kProjectedDecay]) add_or_copy(d_decay, d_share, i > 0);
+    if (wanted[kInitial] && i + 1 == blocks) d_h0 = blocks > 1 ? carried.contiguous() : d_state;
+    if (wanted[kWeightHh]) add_part(d_weight_hh, d_hh, i == 0);
+    if (wanted[kProjectedDecay]) add_part(d_decay, d_share, i == 0);
     if (!wants_u) continue;
     const at::Tensor rows = all_rows(u);
     if (wanted[kInput]) multiply(all_rows(walk.cut(d_input, steps)), rows, weight_ih);
     if (wanted[kWeightIh]) {
       multiply(d_weight_ih, rows.t(), all_rows(walk.cut(input, steps)), {}, i > 0);
     }
-    if (wanted[kBias]) multiply(d_bias.unsqueeze(0), ones_for(rows), rows, {}, i > 0);
+    if (wanted[kBias]) sum_over_rows(d_bias, rows, i > 0);
   }
   return result;
 }

@@ -2,6 +2,7 @@
 #include "binding/product.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
 
 #include "binding/machine.h"
 
@@ -46,6 +47,13 @@ void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& r
   const at::Tensor workspace =
       at::empty({kernels.product_workspace(product, plan)}, out.options().dtype(at::kByte));
   kernels.product(product, plan, threads, workspace.data_ptr());
+}
+
+void sum_over_rows(const at::Tensor& out, const at::Tensor& rows, bool accumulate) {
+  std::vector<int64_t> shape = rows.sizes().vec();
+  shape.back() = rows.size(-2);
+  shape[shape.size() - 2] = 1;
+  multiply(out.unsqueeze(-2), at::ones({1}, rows.options()).expand(shape), rows, {}, accumulate);
 }
 
 }  // namespace rnnkernels::binding
