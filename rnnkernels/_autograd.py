@@ -1,12 +1,12 @@
-"""The recurrence's autograd formulas. Two doors lead to its operator:
+"""The recurrence in autograd. Two doors lead to its operator:
 
 - the operator itself, whose formula is in csrc/binding/autograd.cpp: the fastest, and the one that
   torch.compile traces;
-- :class:`Recurrence`, a Function, wherever torch.func's transforms or forward-mode differentiation
-  are at work, which the first door does not know. It is not the only one because Dynamo refuses a
-  Function with a jvp.
+- a Function, wherever torch.func's transforms or forward-mode differentiation are at work, which the
+  first door does not know. It is not the only one because Dynamo refuses a Function with a jvp.
 
-Both lead to the same backward operator, and derivatives of that one are in ``_derivatives``.
+Both lead to the same backward operator (``_autograd_backward``). The recurrence with its input projection
+has two such doors as well.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from rnnkernels import _derivatives, _ops
+from rnnkernels._autograd_backward import projected_vjp, recurrence_vjp
 from rnnkernels._checks import autocasts
 from rnnkernels._derivatives import Kind, forward_mode_stays_on, primals_of
+from rnnkernels._modes import in_forward_mode, in_torch_func
 from rnnkernels._networks import Networks
 
 
@@ -43,18 +45,14 @@ def leaky_recurrence(
     return output, h_n
 
 
-def can_project(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether the operator of projection and recurrence together has a door for these: not for half
-    precision, other devices than the CPU, autocast, torch.func's transforms and forward mode.
+def can_project(input: Tensor) -> bool:
+    """Whether the operator of projection and recurrence together knows these: not half precision, other
+    devices than the CPU, and autocast.
     """
-    input = tensors[0]
-    assert input is not None
     return (
         input.device.type == "cpu"
         and input.dtype in (torch.float32, torch.float64)
         and not autocasts(input.device)
-        and not in_torch_func()
-        and not in_forward_mode(tensors)
     )
 
 
@@ -72,103 +70,31 @@ def projected_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Call the operator, after :func:`can_project`."""
     tensors = (input, h0, weight_ih, weight_hh, bias, decay)
+    others = (batch_sizes, nonlinearity, form, reverse)
+    if in_torch_func() or in_forward_mode(tensors):
+        output, h_n, _ = ProjectedRecurrence.apply(*tensors, *others, True)  # type: ignore[no-untyped-call]
+        return output, h_n
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    output, h_n, _ = _ops.projected_recurrence(*tensors, batch_sizes, nonlinearity, form, reverse, save)
+    output, h_n, _ = _ops.projected_recurrence(*tensors, *others, save)
     return output, h_n
 
 
-def in_torch_func() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def in_forward_mode(tensors: tuple[Tensor | None, ...]) -> bool:
-    if torch.autograd.forward_ad._current_level < 0 or not any(map(_has_tangent, tensors)):
-        return False
-    if torch.compiler.is_compiling():  # the operator would answer with a zero tangent
-        raise NotImplementedError("forward-mode differentiation inside torch.compile is not available")
-    return True
-
-
-def _has_tangent(x: Tensor | None) -> bool:
-    if x is None:
-        return False
-    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
-
-
-def _vjp(
-    grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None, *others: Any
-) -> tuple[Tensor, ...]:
-    """The backward operator in all circumstances; ``others`` are its other arguments."""
-    saved, kind, needs = others[:6], Kind(*others[6:9]), others[9]
-    grads: Any
-    if in_torch_func() and grad_saved is None:
-        grads = RecurrenceBackward.apply(grad_output, grad_h_n, *saved, *kind, needs)  # type: ignore[no-untyped-call]
-    elif grad_saved is not None or in_forward_mode((grad_output, grad_h_n, *saved)):
-        # f(z) itself is seen by second derivatives only.
-        grads = _derivatives.backward(kind, grad_output, grad_h_n, grad_saved, *saved)
-    else:
-        grads = _ops.leaky_recurrence_backward(grad_output, grad_h_n, *saved, *kind, needs)
-    return tuple(grads)
-
-
-# Under torch.func's transforms as itself, too, before they would take it for an operator to loop over.
-for _key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
-    torch.library.impl("rnnkernels::leaky_recurrence_vjp", _key, _vjp)
-
-
-class _Differentiated:
-    """The backward operator's differentiable twin as a function of its floating-point arguments."""
-
-    def __init__(self, inputs: tuple[Any, ...]) -> None:
-        self.inputs = inputs  # the operator's, all 12
-        self.made = (True, *inputs[11][1:])  # the operator makes d_pre in any case
-        self.places = [i for i, x in enumerate(inputs[:7]) if isinstance(x, Tensor) and x.is_floating_point()]
-
-    def primals(self) -> tuple[Tensor, ...]:
-        return tuple(self.inputs[i] for i in self.places)
-
-    def __call__(self, *primals: Tensor) -> tuple[Tensor, ...]:
-        tensors = list(self.inputs[:8])
-        for i, x in zip(self.places, primals, strict=True):
-            tensors[i] = x
-        grad_output, grad_h_n, *others = tensors
-        rest: tuple[Any, ...] = tuple(others)
-        grads = _derivatives.backward(Kind(*self.inputs[8:11]), grad_output, grad_h_n, None, *rest)
-        return tuple(g if made else g.new_zeros(0) for g, made in zip(grads, self.made, strict=True))
-
-    def vjp(self, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        both: Any = torch.func.vjp(self, *self.primals())
-        results, vjp = both
-        full = tuple(torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True))
-        out: list[Tensor | None] = [None] * 12
-        for i, grad in zip(self.places, vjp(full), strict=True):
-            out[i] = grad
-        return tuple(out)
-
-    def jvp(self, tangents: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-        primals = self.primals()
-        full = tuple(
-            torch.zeros_like(x) if tangents[i] is None else tangents[i]
-            for i, x in zip(self.places, primals, strict=True)
-        )
-        moved: tuple[Tensor, ...] = torch.func.jvp(self, primals, full)[1]
-        return moved
-
-
-def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep(ctx: Any, output: tuple[Tensor, ...], tensors: tuple[Any, ...], kind: list[Any]) -> None:
+    """Keep what the operators' own formulas keep."""
+    ctx.kind = Kind(*kind)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:8])
-    ctx.save_for_forward(*inputs[:8])
-    ctx.others = inputs[8:]
+    states, _, saved = output
+    ctx.saved_is_differentiable = saved.is_floating_point() and saved.numel() > 0
+    if not ctx.saved_is_differentiable:
+        ctx.mark_non_differentiable(saved)
+    ctx.save_for_backward(states, saved, *tensors)
+    ctx.save_for_forward(*ctx.to_save)
 
 
-def _second_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    return _Differentiated((*ctx.saved_tensors, *ctx.others)).vjp(grads)
-
-
-torch.library.register_autograd(
-    "rnnkernels::leaky_recurrence_backward", _second_backward, setup_context=_setup_backward_context
-)
+def _needed(grads: tuple[Tensor, ...], needs: tuple[bool, ...], inputs: int) -> tuple[Tensor | None, ...]:
+    """The gradients of all inputs: of the first as they are needed, of the others none."""
+    first = (g if need else None for g, need in zip(grads, needs, strict=True))
+    return (*first, *(None,) * (inputs - len(needs)))
 
 
 class Recurrence(torch.autograd.Function):
@@ -183,14 +109,7 @@ class Recurrence(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what the operator's own formula keeps."""
         _, h0, weight_hh, decay, batch_sizes, *kind, _ = inputs
-        ctx.kind = Kind(*kind)
-        ctx.set_materialize_grads(False)
-        states, _, saved = output
-        ctx.saved_is_differentiable = saved.is_floating_point() and saved.numel() > 0
-        if not ctx.saved_is_differentiable:
-            ctx.mark_non_differentiable(saved)
-        ctx.save_for_backward(states, saved, h0, weight_hh, decay, batch_sizes)
-        ctx.save_for_forward(*ctx.to_save)
+        _keep(ctx, output, (h0, weight_hh, decay, batch_sizes), kind)
 
     @staticmethod
     def backward(
@@ -200,9 +119,8 @@ class Recurrence(torch.autograd.Function):
         needs = ctx.needs_input_grad[:4]
         if grad_output is None and grad_h_n is None and grad_saved is None:
             return (None,) * 9
-        saved: tuple[Any, ...] = ctx.saved_tensors
-        grads = _vjp(grad_output, grad_h_n, grad_saved, *saved, *ctx.kind, needs)
-        return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 5)
+        grads = recurrence_vjp(grad_output, grad_h_n, grad_saved, *ctx.saved_tensors, *ctx.kind, needs)
+        return _needed(grads, needs, 9)
 
     @staticmethod
     def jvp(ctx: Any, d_pre: Any, d_h0: Any, d_weight: Any, d_decay: Any, *_: Any) -> Any:
@@ -218,7 +136,9 @@ class Recurrence(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
         """All examples in one walk."""
         pre, h0, weight, decay, batch_sizes, *others = inputs
-        networks = Networks(info.batch_size, weight, in_dims[2], decay, in_dims[3], batch_sizes, in_dims[4])
+        networks = Networks(
+            info.batch_size, (weight, in_dims[2]), (decay, in_dims[3]), (batch_sizes, in_dims[4])
+        )
         output, h_n, saved = Recurrence.apply(  # type: ignore[no-untyped-call]
             networks.sequence(pre, in_dims[0]),
             networks.state(h0, in_dims[1]),
@@ -227,58 +147,70 @@ class Recurrence(torch.autograd.Function):
             batch_sizes,
             *others,
         )
-        results = [networks.split_sequence(output), networks.split_state(h_n)]
-        results.append((saved, None) if saved.numel() == 0 else networks.split_sequence(saved))  # type: ignore[arg-type]
-        return tuple(zip(*results, strict=True))
+        return networks.split_results(output, h_n, saved)
 
 
-class RecurrenceBackward(torch.autograd.Function):
-    """The backward operator for torch.func's transforms and for forward mode."""
+class ProjectedRecurrence(torch.autograd.Function):
+    """Projection and recurrence together, for torch.func's transforms and for forward mode."""
 
     @staticmethod
     def forward(*inputs: Any) -> Any:
         """Call the operator."""
-        return _ops.leaky_recurrence_backward(*inputs)
-
-    setup_context = staticmethod(_setup_backward_context)
-    backward = staticmethod(_second_backward)
+        return _ops.projected_recurrence(*inputs)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        """Through the differentiable twin."""
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the operator's own formula keeps."""
+        input, h0, weight_ih, weight_hh, _, decay, batch_sizes, *kind, _ = inputs
+        _keep(ctx, output, (input, h0, weight_ih, weight_hh, decay, batch_sizes), kind)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The backward operator, or its differentiable twin."""
+        needs = ctx.needs_input_grad[:6]
+        if grad_output is None and grad_h_n is None and grad_saved is None:
+            return (None,) * 11
+        grads = projected_vjp(grad_output, grad_h_n, grad_saved, *ctx.saved_tensors, *ctx.kind, needs)
+        return _needed(grads, needs, 11)
+
+    @staticmethod
+    def jvp(
+        ctx: Any, d_input: Any, d_h0: Any, d_weight_ih: Any, d_weight_hh: Any, d_bias: Any, d_decay: Any,
+        *_: Any,
+    ) -> Any:  # fmt: skip
+        """One linear walk."""
         with forward_mode_stays_on(True):
-            return _Differentiated((*primals_of(ctx), *ctx.others)).jvp(tangents)
+            primals: tuple[Any, ...] = primals_of(ctx)
+            output, saved, input, h0, weight_ih, weight_hh, decay, batch_sizes = primals
+            d_pre = _derivatives.projection_tangent(
+                d_input, d_weight_ih, d_bias, input, h0, weight_ih, batch_sizes
+            )
+            d_output, d_h_n, d_saved = _derivatives.tangent(
+                ctx.kind, d_pre, d_h0, d_weight_hh, d_decay, output, saved, h0, weight_hh, decay, batch_sizes
+            )
+        return d_output, d_h_n, d_saved if ctx.saved_is_differentiable else None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        """All examples in one walk; each has its own gradient of the weights."""
-        grad_output, grad_h_n, output, saved, h0, weight, decay, batch_sizes, *others, wanted = inputs
-        share = not (wanted[2] or wanted[3])
+        """All examples in one call."""
+        input, h0, weight_ih, weight_hh, bias, decay, batch_sizes, *others = inputs
         networks = Networks(
-            info.batch_size,
-            weight,
-            in_dims[5],
-            decay,
-            in_dims[6],
-            batch_sizes,
-            in_dims[7],
-            share_weights=share,
-        )
-        kept: Any = saved if saved.numel() == 0 else networks.sequence(saved, in_dims[3])
-        d_pre, d_h0, d_weight, d_decay = RecurrenceBackward.apply(  # type: ignore[no-untyped-call]
-            networks.sequence(grad_output, in_dims[0]),
-            networks.state(grad_h_n, in_dims[1]),
-            networks.sequence(output, in_dims[2]),
-            kept.contiguous(),
-            networks.state(h0, in_dims[4]),
+            info.batch_size, (weight_hh, in_dims[3]), (decay, in_dims[5]), (batch_sizes, in_dims[6]),
+            others=(in_dims[2], in_dims[4]),
+        )  # fmt: skip
+        arguments = (
+            networks.sequence(input, in_dims[0]),
+            networks.state(h0, in_dims[1]),
+            networks.parameter(weight_ih, in_dims[2]),
             networks.weight,
+            networks.parameter(bias, in_dims[4]),
             networks.decay,
             batch_sizes,
             *others,
-            wanted,
         )
-        results: list[Any] = [networks.split_sequence(d_pre)]
-        results.append(networks.split_state(d_h0) if wanted[1] else (d_h0, None))
-        results.append(networks.split_weight(d_weight) if wanted[2] else (d_weight, None))
-        results.append(networks.split_decay(d_decay) if wanted[3] else (d_decay, None))
-        return tuple(zip(*results, strict=True))
+        # Where this was the only transform, autograd takes the shorter door.
+        around = in_torch_func() or in_forward_mode(arguments[:6])
+        call: Any = ProjectedRecurrence.apply if around else _ops.projected_recurrence
+        return networks.split_results(*call(*arguments))

@@ -28,7 +28,17 @@ from rnnkernels._networks import Networks
 from rnnkernels._nonlinearities import NONLINEARITIES
 from rnnkernels._steps import Steps
 
-__all__ = ["Kind", "LinearRecurrence", "backward", "forward_mode_stays_on", "primals_of", "tangent"]
+__all__ = [
+    "Kind",
+    "LinearRecurrence",
+    "backward",
+    "forward_mode_stays_on",
+    "primals_of",
+    "projected_backward",
+    "projection_backward",
+    "projection_tangent",
+    "tangent",
+]
 
 
 class Kind(NamedTuple):
@@ -109,7 +119,9 @@ class LinearRecurrence(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
         """All examples in one walk."""
         drive, h0, weight, decay, alpha, beta, batch_sizes, reverse = inputs
-        networks = Networks(info.batch_size, weight, in_dims[2], decay, in_dims[3], batch_sizes, in_dims[6])
+        networks = Networks(
+            info.batch_size, (weight, in_dims[2]), (decay, in_dims[3]), (batch_sizes, in_dims[6])
+        )
         y = LinearRecurrence.apply(  # type: ignore[no-untyped-call]
             networks.sequence(drive, in_dims[0]),
             networks.state(h0, in_dims[1]),
@@ -260,3 +272,49 @@ def backward(
         d_h0 = d_h0 + grad_h_n
     d_decay = steps.sum_per_unit(delta * (around.before - output) / around.share, decay)
     return u, d_h0, steps.outer(u, around.x), d_decay
+
+
+def projection_tangent(
+    d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, input: Tensor, h0: Tensor | None,
+    weight: Tensor, batch_sizes: Tensor | None,
+) -> Tensor | None:  # fmt: skip
+    """``dp_t = W_ih dx_t + dW_ih x_t + db``, the tangent of the projection; None for zero."""
+    steps = Steps(input, h0, batch_sizes, False)
+    parts = []
+    if d_input is not None:
+        parts.append(steps.times(d_input, weight.mT))
+    if d_weight is not None:
+        parts.append(steps.times(input, d_weight.mT))
+    if d_bias is not None:
+        shape = (*input.shape[:-1], weight.shape[-2])
+        parts.append(steps.per_unit(d_bias, input).expand(shape))
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def projection_backward(
+    u: Tensor, input: Tensor, h0: Tensor | None, weight: Tensor, batch_sizes: Tensor | None,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """The gradients of the input, of ``weight_ih`` and of the bias, where ``wanted`` (as the operator has
+    it) asks for them; ``u`` is the gradient of the projection.
+    """
+    steps = Steps(input, h0, batch_sizes, False)
+    return (
+        steps.times(u, weight) if wanted[0] else None,
+        steps.outer(u, input) if wanted[2] else None,
+        steps.rows(u).sum(-2) if wanted[4] else None,
+    )
+
+
+def projected_backward(
+    kind: Kind, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None,
+    output: Tensor, saved: Tensor, input: Tensor, h0: Tensor | None, weight_ih: Tensor, weight_hh: Tensor,
+    decay: Tensor, batch_sizes: Tensor | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """:func:`backward` with the input projection: as its operator, all six gradients."""
+    u, d_h0, d_weight_hh, d_decay = backward(
+        kind, grad_output, grad_h_n, grad_saved, output, saved, h0, weight_hh, decay, batch_sizes
+    )
+    d_input, d_weight_ih, d_bias = projection_backward(u, input, h0, weight_ih, batch_sizes, (True,) * 6)
+    assert d_input is not None and d_weight_ih is not None and d_bias is not None
+    return d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay

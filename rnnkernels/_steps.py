@@ -76,7 +76,7 @@ class Steps:
 
     def times(self, x: Tensor, matrix: Tensor) -> Tensor:
         """``x_t matrix`` for every row."""
-        return (self.rows(x) @ matrix).reshape(x.shape)
+        return (self.rows(x) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
     def outer(self, u: Tensor, x: Tensor) -> Tensor:
         """The sum of ``u_t^T x_t`` over all rows."""

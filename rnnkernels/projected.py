@@ -168,8 +168,7 @@ def _fused(
     where that operator cannot serve.
     """
     weight_ih, weight_hh, bias, decay = weights
-    tensors = (input, h0, weight_ih, weight_hh, bias, decay if isinstance(decay, Tensor) else None)
-    if not _autograd.can_project(tensors):
+    if not _autograd.can_project(input):
         return None
     if batch_sizes is not None and h0 is None:
         h0 = zero_h0(batch_sizes, input, weight_hh)

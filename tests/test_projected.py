@@ -292,6 +292,10 @@ GOOD: Arguments = {
     "reverse": False, "save": True,
 }  # fmt: skip
 PACKED: Arguments = {"input": zeros(5, 2), "batch_sizes": torch.tensor([3, 2])}
+GROUPED: Arguments = {
+    "input": zeros(2, 5, 3, 2), "h0": zeros(2, 3, 4), "weight_ih": zeros(2, 4, 2),
+    "weight_hh": zeros(2, 4, 4), "bias": zeros(2, 4),
+}  # fmt: skip
 DOUBLE = torch.float64
 
 # Sizes, ranks and dtypes, which meta tensors have too; then values.
@@ -304,7 +308,15 @@ WRONG = [
     ({"weight_ih": zeros(4)}, r"^weight_ih must be \[H, I\]"),
     ({"weight_ih": zeros(0, 2)}, "^weight_ih must be .* with at least one hidden unit"),
     ({"weight_ih": zeros(4, 2, dtype=DOUBLE)}, "^weight_ih must have the dtype of input, Float, got Double"),
-    ({"weight_hh": zeros(1, 4, 4)}, r"^weight_hh must be \[H, H\], got \[1, 4, 4\]"),
+    ({"weight_hh": zeros(4)}, r"^weight_hh must be \[H, H\] \(or \[G, H, H\]\), got \[4\]"),
+    ({"weight_hh": zeros(1, 4, 4)}, r"^input must be \[G, T, B, I\], got \[5, 3, 2\]"),
+    (GROUPED | {"weight_ih": zeros(4, 2)}, r"^weight_ih must be \[G, H, I\]"),
+    (
+        GROUPED | {"weight_ih": zeros(3, 4, 2)},
+        r"^weight_ih must be \[G, H, I\] = \[2, 4, 2\], got \[3, 4, 2\]",
+    ),
+    (GROUPED | {"bias": zeros(4)}, r"^bias must be \[G, H\] = \[2, 4\], got \[4\]"),
+    (GROUPED | {"h0": zeros(3, 4)}, r"^h0 must be \[G, B, H\] = \[2, 3, 4\], got \[3, 4\]"),
     ({"weight_hh": zeros(4, 5)}, r"^weight_hh must be \[H, H\] = \[4, 4\], got \[4, 5\]"),
     ({"weight_hh": zeros(4, 4, dtype=DOUBLE)}, "^weight_hh must have the dtype of input"),
     ({"bias": zeros(1)}, r"^bias must be \[H\] = \[4\], got \[1\]"),
@@ -348,7 +360,7 @@ def test_one_meta_tensor_among_real_ones_is_refused(name):
 
 
 def test_good_arguments_are_accepted():
-    for values in (GOOD, GOOD | PACKED):
+    for values in (GOOD, GOOD | PACKED, GOOD | GROUPED):
         PROJECTED(*values.values())
         PROJECTED(*(x.to("meta") if isinstance(x, Tensor) else x for x in values.values()))
 

@@ -1,13 +1,12 @@
 // The backward formulas of rnnkernels::leaky_recurrence and rnnkernels::projected_recurrence. They live here
 // rather than in Python because a short sequence would otherwise cost more for its formula than for its
-// kernels; whatever is rare is Python's, by way of rnnkernels::leaky_recurrence_vjp.
+// kernels; whatever is rare is Python's, by way of rnnkernels::leaky_recurrence_vjp and its like.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 
-#include "binding/product.h"
 #include "binding/recurrence.h"
 
 namespace rnnkernels::binding {
@@ -200,20 +199,16 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
     return {d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay};
   }
 
-  // The same of differentiable operations. With u the gradient of pre:
-  //   d_input = u W_ih,  d_W_ih = u^T input,  d_bias = sum over rows of u
   static variable_list differentiable(AutogradContext* context, const variable_list& kept,
                                       const variable_list& grads, const std::array<bool, 6>& wanted) {
-    const auto [input, h0, weight_ih, weight_hh, bias, decay] = wanted;
-    const auto [u, d_h0, d_weight_hh, d_decay] =
-        recurrence_gradients(context, kept, grads, {input || weight_ih || bias, h0, weight_hh, decay});
-    const at::Tensor rows = input || weight_ih || bias ? all_rows(u) : u;
-    return {input ? u.matmul(kept[kWeightIh]) : at::Tensor(),
-            d_h0,
-            weight_ih ? rows.t().matmul(all_rows(kept[kInput])) : at::Tensor(),
-            d_weight_hh,
-            bias ? rows.sum(0) : at::Tensor(),
-            d_decay};
+    static const auto op =
+        find_operator<decltype(projected_recurrence_vjp)>("rnnkernels::projected_recurrence_vjp");
+    const auto [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] =
+        op.call(if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]), kept[kOutput], kept[kSaved],
+                kept[kInput], if_defined(kept[kH0]), kept[kWeightIh], kept[kWeightHh], kept[kDecay],
+                if_defined(kept[kBatchSizes]), context->saved_data["nonlinearity"].toStringRef(),
+                context->saved_data["form"].toStringRef(), context->saved_data["reverse"].toBool(), wanted);
+    return {d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay};
   }
 };
 

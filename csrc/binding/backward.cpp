@@ -1,17 +1,16 @@
 // rnnkernels::leaky_recurrence_backward and rnnkernels::projected_recurrence_backward: check, allocate, run
 // the walk, then the sums over all steps (dW_hh as products, d_decay over the batch).
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/rsub.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
+#include "binding/blocks.h"
 #include "binding/machine.h"
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"
-#include "cpu/split.h"
 
 namespace rnnkernels::binding {
 
@@ -230,14 +229,17 @@ namespace {
 
 enum ProjectedWanted { kInput, kInitial, kWeightIh, kWeightHh, kBias, kProjectedDecay };
 
-void check_projection(const at::Tensor& input, const at::Tensor& weight_ih, const at::Tensor& output) {
+void check_projection(const at::Tensor& input, const at::Tensor& weight_ih, const at::Tensor& output,
+                      const Sizes& sizes) {
   TORCH_CHECK_VALUE(is_computed(output), "output must be float32 or float64, got ", output.scalar_type());
-  TORCH_CHECK_VALUE(weight_ih.dim() == 2, "weight_ih must be [H, I], got ", weight_ih.sym_sizes());
-  const c10::SymInt inputs = weight_ih.sym_size(1);
-  check_like("weight_ih", weight_ih, {output.sym_size(-1), inputs}, "[H, I]", output, "output");
-  std::vector<c10::SymInt> shape = output.sym_sizes().vec();
-  shape.back() = inputs;
-  check_like("input", input, shape, "the shape of output but for I", output, "output");
+  const char* expected = sizes.grouped ? "[G, H, I]" : "[H, I]";
+  TORCH_CHECK_VALUE(weight_ih.dim() == (sizes.grouped ? 3 : 2), "weight_ih must be ", expected, ", got ",
+                    weight_ih.sym_sizes());
+  const c10::SymInt inputs = weight_ih.sym_size(-1);
+  std::vector<c10::SymInt> matrix = {sizes.hidden, inputs};
+  if (sizes.grouped) matrix.insert(matrix.begin(), sizes.networks);
+  check_like("weight_ih", weight_ih, matrix, expected, output, "output");
+  check_like("input", input, sizes.sequence(inputs), "the shape of output but for I", output, "output");
 }
 
 ProjectedBackwardResult empty_projected(const at::Tensor& input, const OptionalTensor& h0,
@@ -250,68 +252,36 @@ ProjectedBackwardResult empty_projected(const at::Tensor& input, const OptionalT
           if_wanted(kInitial, h0 ? h0->sym_sizes() : c10::SymIntArrayRef()),
           if_wanted(kWeightIh, weight_ih.sym_sizes()),
           if_wanted(kWeightHh, weight_hh.sym_sizes()),
-          if_wanted(kBias, weight_hh.sym_sizes().slice(0, 1)),
+          if_wanted(kBias, weight_hh.sym_sizes().slice(0, weight_hh.dim() - 1)),
           if_wanted(kProjectedDecay, decay.sym_sizes())};
 }
 
-// About how much memory u, the gradient of pre, may take at a time.
-constexpr int64_t kBytesAtOnce = int64_t{16} << 20;
+// The arguments of the call.
+struct Projected {
+  OptionalTensor grad_output, grad_h_n;
+  at::Tensor output, saved, input;
+  OptionalTensor h0;
+  at::Tensor weight_ih, weight_hh, decay;
+  OptionalTensor batch_sizes;
+  const std::string &nonlinearity, &form;
+  bool reverse;
+  std::array<bool, 6> wanted;
 
-// The steps of a walk in blocks, so that u never exists for all of them.
-class StepBlocks {
- public:
-  StepBlocks(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse, const at::Tensor& output)
-      : storage_(sizes, batch_sizes, reverse), layout_(storage_.layout), packed_(sizes.packed) {
-    const int64_t row_bytes = output.size(-1) * static_cast<int64_t>(output.element_size());
-    const int64_t rows = std::max<int64_t>(1024, kBytesAtOnce / row_bytes);
-    steps_at_once_ = std::max<int64_t>(1, rows / std::max<int64_t>(1, layout_.batch));
-  }
-
-  int64_t blocks() const {
-    return std::max<int64_t>(1, (layout_.steps + steps_at_once_ - 1) / steps_at_once_);
-  }
-
-  // In the order of the backward walk.
-  Range block(int64_t i) const {
-    const int64_t place = layout_.reverse ? i : blocks() - 1 - i;
-    return {place * steps_at_once_, std::min(layout_.steps, (place + 1) * steps_at_once_)};
-  }
-
-  // The rows of a block of a sequence; undefined stays undefined.
-  at::Tensor cut(const at::Tensor& sequence, const Range& steps) const {
-    if (!sequence.defined()) return sequence;
-    const int64_t first = packed_ ? offset(steps.first) : steps.first;
-    return sequence.narrow(0, first, (packed_ ? offset(steps.last) : steps.last) - first);
-  }
-  OptionalTensor cut(const OptionalTensor& sequence, const Range& steps) const {
-    return sequence ? OptionalTensor(cut(*sequence, steps)) : sequence;
-  }
-
-  // How many rows a block has at most.
-  int64_t batch(const Range& steps) const {
-    return layout_.steps == 0 ? layout_.batch : layout_.rows_at(steps.first);
-  }
-
-  // The state before a block, for the forward walk: of the step before, where a row has one, else h0.
-  OptionalTensor state_before(const Range& steps, const at::Tensor& output, const OptionalTensor& h0) const {
-    const int64_t before = layout_.reverse ? steps.last : steps.first - 1, rows = batch(steps);
-    const bool exists = before >= 0 && before < layout_.steps;
-    const int64_t carried = exists ? std::min(rows, layout_.rows_at(before)) : 0;
-    if (carried == 0) return h0 ? OptionalTensor(h0->narrow(0, 0, rows)) : h0;
-    const at::Tensor states = packed_ ? output.narrow(0, offset(before), carried) : output.select(0, before);
-    if (carried == rows) return states;
-    return at::cat({states, h0->narrow(0, carried, rows - carried)});
-  }
-
- private:
-  LayoutStorage storage_;
-  const Layout& layout_;
-  bool packed_;
-  int64_t steps_at_once_;
-
-  int64_t offset(int64_t t) const {
-    if (t == 0) return 0;
-    return layout_.offsets[t - 1] + layout_.rows[t - 1];
+  Projected of(const Networks& some) const {
+    return {some.of(grad_output),
+            some.of(grad_h_n),
+            some.of(output),
+            some.of(saved),
+            some.of(input),
+            some.of(h0),
+            some.of(weight_ih),
+            some.of(weight_hh),
+            some.of(decay),
+            batch_sizes,
+            nonlinearity,
+            form,
+            reverse,
+            wanted};
   }
 };
 
@@ -324,6 +294,53 @@ void add_part(at::Tensor& sum, const at::Tensor& part, bool is_first) {
   }
 }
 
+// Writes d_input, d_weight_ih and d_bias where they are; the recurrence's own gradients come with their
+// memory.
+void walk_back(const Projected& call, const Sizes& sizes, ProjectedBackwardResult& result) {
+  auto& [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] = result;
+  const auto& wanted = call.wanted;
+  const bool wants_u = wanted[kInput] || wanted[kWeightIh] || wanted[kBias];
+  const Steps walk(sizes, call.batch_sizes, call.reverse, call.output);
+  const int64_t blocks = walk.blocks();
+  at::Tensor carried;  // the gradient of the state between two blocks
+  if (blocks > 1) {
+    carried = call.grad_h_n ? call.grad_h_n->clone() : at::zeros_symint(sizes.state(), call.output.options());
+  } else if (call.grad_h_n) {
+    carried = *call.grad_h_n;
+  }
+  for (int64_t i = 0; i < blocks; ++i) {
+    const Block steps = walk.block(i);
+    const int64_t batch = walk.batch(steps);
+    const at::Tensor saved = call.saved.dim() > 1 ? walk.cut(call.saved, steps).contiguous() : call.saved;
+    const OptionalTensor batch_sizes =
+        call.batch_sizes ? OptionalTensor(call.batch_sizes->narrow(0, steps.first, steps.size()))
+                         : call.batch_sizes;
+    const auto [u, d_state, d_hh, d_share] = leaky_recurrence_backward_cpu(
+        walk.cut(call.grad_output, steps),
+        carried.defined() ? OptionalTensor(carried.narrow(-2, 0, batch)) : OptionalTensor(),
+        walk.cut(call.output, steps), saved, walk.state_before(steps, call.output, call.h0), call.weight_hh,
+        call.decay, batch_sizes, call.nonlinearity, call.form, call.reverse,
+        {wants_u, blocks > 1 || wanted[kInitial], wanted[kWeightHh], wanted[kProjectedDecay]});
+    if (blocks > 1) carried.narrow(-2, 0, batch).copy_(d_state);
+    if (wanted[kInitial] && i + 1 == blocks) d_h0 = blocks > 1 ? carried.contiguous() : d_state;
+    if (wanted[kWeightHh]) add_part(d_weight_hh, d_hh, i == 0);
+    if (wanted[kProjectedDecay]) add_part(d_decay, d_share, i == 0);
+    if (!wants_u) continue;
+    const at::Tensor rows = all_rows(u, sizes);
+    if (wanted[kInput]) multiply(all_rows(walk.cut(d_input, steps), sizes), rows, call.weight_ih);
+    if (wanted[kWeightIh]) {
+      multiply(d_weight_ih, rows.transpose(-2, -1), all_rows(walk.cut(call.input, steps), sizes), {}, i > 0);
+    }
+    if (wanted[kBias]) sum_over_rows(d_bias, rows, i > 0);
+  }
+}
+
+// Networks that share a decay add their gradients in one order, however they are cut.
+at::Tensor for_each_network(const at::Tensor& decay, const Sizes& sizes) {
+  if (!sizes.grouped || decay.dim() == 2) return decay;
+  return decay.expand_symint({sizes.networks, sizes.hidden});
+}
+
 }  // namespace
 
 ProjectedBackwardResult projected_recurrence_backward_cpu(
@@ -333,48 +350,31 @@ ProjectedBackwardResult projected_recurrence_backward_cpu(
     std::string nonlinearity, std::string form, bool reverse, std::array<bool, 6> wanted) {
   const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
                                             batch_sizes, nonlinearity, form);
-  check_projection(input, weight_ih, output);
+  check_projection(input, weight_ih, output, sizes);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "output");
-  // The recurrence's own gradients come with their memory.
+  const at::Tensor decays = for_each_network(decay, sizes);
+  const Projected call = {grad_output, grad_h_n, output,      saved,        input, h0,      weight_ih,
+                          weight_hh,   decays,   batch_sizes, nonlinearity, form,  reverse, wanted};
+  const std::vector<Networks> blocks = Networks::blocks(sizes, output);
+  const bool at_once = blocks.size() == 1;
   ProjectedBackwardResult result =
-      empty_projected(input, h0, weight_ih, weight_hh, decay,
-                      {wanted[kInput], false, wanted[kWeightIh], false, wanted[kBias], false});
+      empty_projected(input, h0, weight_ih, weight_hh, decays,
+                      {wanted[kInput], wanted[kInitial] && !at_once, wanted[kWeightIh],
+                       wanted[kWeightHh] && !at_once, wanted[kBias], wanted[kProjectedDecay] && !at_once});
   auto& [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] = result;
-  const bool wants_u = wanted[kInput] || wanted[kWeightIh] || wanted[kBias];
-
-  const StepBlocks walk(sizes, batch_sizes, reverse, output);
-  const int64_t blocks = walk.blocks();
-  at::Tensor carried;  // the gradient of the state between two blocks
-  if (blocks > 1) {
-    carried = grad_h_n ? grad_h_n->clone() : at::zeros_symint(sizes.state(), output.options());
-  } else if (grad_h_n) {
-    carried = *grad_h_n;
-  }
-  for (int64_t i = 0; i < blocks; ++i) {
-    const Range steps = walk.block(i);
-    const int64_t batch = walk.batch(steps);
-    const at::Tensor saved_block = saved.numel() > 0 ? walk.cut(saved, steps) : saved;
-    const OptionalTensor sizes_block =
-        batch_sizes ? OptionalTensor(batch_sizes->narrow(0, steps.first, steps.last - steps.first))
-                    : batch_sizes;
-    const auto [u, d_state, d_hh, d_share] = leaky_recurrence_backward_cpu(
-        walk.cut(grad_output, steps),
-        carried.defined() ? OptionalTensor(carried.narrow(0, 0, batch)) : OptionalTensor(),
-        walk.cut(output, steps), saved_block, walk.state_before(steps, output, h0), weight_hh, decay,
-        sizes_block, nonlinearity, form, reverse,
-        {wants_u, blocks > 1 || wanted[kInitial], wanted[kWeightHh], wanted[kProjectedDecay]});
-    if (blocks > 1) carried.narrow(0, 0, batch).copy_(d_state);
-    if (wanted[kInitial] && i + 1 == blocks) d_h0 = blocks > 1 ? carried.contiguous() : d_state;
-    if (wanted[kWeightHh]) add_part(d_weight_hh, d_hh, i == 0);
-    if (wanted[kProjectedDecay]) add_part(d_decay, d_share, i == 0);
-    if (!wants_u) continue;
-    const at::Tensor rows = all_rows(u);
-    if (wanted[kInput]) multiply(all_rows(walk.cut(d_input, steps)), rows, weight_ih);
-    if (wanted[kWeightIh]) {
-      multiply(d_weight_ih, rows.t(), all_rows(walk.cut(input, steps)), {}, i > 0);
+  if (at_once) {
+    walk_back(call, sizes, result);
+  } else {
+    for (const Networks& some : blocks) {
+      ProjectedBackwardResult part = {some.of(d_input), d_h0,   some.of(d_weight_ih), d_weight_hh,
+                                      some.of(d_bias),  d_decay};
+      walk_back(call.of(some), some.sizes(), part);
+      if (wanted[kInitial]) some.of(d_h0).copy_(std::get<kInitial>(part));
+      if (wanted[kWeightHh]) some.of(d_weight_hh).copy_(std::get<kWeightHh>(part));
+      if (wanted[kProjectedDecay]) some.of(d_decay).copy_(std::get<kProjectedDecay>(part));
     }
-    if (wanted[kBias]) sum_over_rows(d_bias, rows, i > 0);
   }
+  if (wanted[kProjectedDecay]) d_decay = d_decay.sum_to_size(decay.sizes());
   return result;
 }
 
@@ -383,8 +383,9 @@ ProjectedBackwardResult projected_recurrence_backward_meta(
     const at::Tensor& saved, const at::Tensor& input, const OptionalTensor& h0, const at::Tensor& weight_ih,
     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
     std::string nonlinearity, std::string form, bool /*reverse*/, std::array<bool, 6> wanted) {
-  check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes, nonlinearity, form);
-  check_projection(input, weight_ih, output);
+  const auto checked = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes,
+                                      nonlinearity, form);
+  check_projection(input, weight_ih, output, checked.sizes);
   return empty_projected(input, h0, weight_ih, weight_hh, decay, wanted);
 }
 

@@ -1,6 +1,7 @@
 // rnnkernels::leaky_recurrence and rnnkernels::projected_recurrence: check, allocate, run.
 #include <ATen/ops/empty.h>
 
+#include "binding/blocks.h"
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"
@@ -38,17 +39,24 @@ void walk(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& wei
 // An empty tensor for p, and later h.
 at::Tensor empty_pre(const at::Tensor& input, const at::Tensor& weight_ih, const at::Tensor& weight_hh,
                      const OptionalTensor& bias, const OptionalTensor& batch_sizes) {
-  const bool packed = batch_sizes.has_value();
-  TORCH_CHECK_VALUE(input.dim() == (packed ? 2 : 3), "input must be ",
-                    packed ? "[sum(batch_sizes), I]" : "[T, B, I]", ", got ", input.sym_sizes());
+  TORCH_CHECK_VALUE(weight_hh.dim() == 2 || weight_hh.dim() == 3,
+                    "weight_hh must be [H, H] (or [G, H, H]), got ", weight_hh.sym_sizes());
+  const bool packed = batch_sizes.has_value(), grouped = weight_hh.dim() == 3;
+  const char* groups = grouped ? "[G, " : "[";
+  TORCH_CHECK_VALUE(input.dim() == (grouped ? 1 : 0) + (packed ? 2 : 3), "input must be ", groups,
+                    packed ? "sum(batch_sizes), I]" : "T, B, I]", ", got ", input.sym_sizes());
   TORCH_CHECK_VALUE(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
                     "input must be float32 or float64, got ", input.scalar_type());
-  TORCH_CHECK_VALUE(weight_ih.dim() == 2 && weight_ih.sym_size(0) > 0,
-                    "weight_ih must be [H, I] with at least one hidden unit, got ", weight_ih.sym_sizes());
-  const c10::SymInt hidden = weight_ih.sym_size(0);
-  check_like("weight_ih", weight_ih, {hidden, input.sym_size(-1)}, "[H, I]", input, "input");
-  TORCH_CHECK_VALUE(weight_hh.dim() == 2, "weight_hh must be [H, H], got ", weight_hh.sym_sizes());
-  if (bias) check_like("bias", *bias, {hidden}, "[H]", input, "input");
+  TORCH_CHECK_VALUE(weight_ih.dim() == weight_hh.dim() && weight_ih.sym_size(-2) > 0, "weight_ih must be ",
+                    groups, "H, I] with at least one hidden unit, got ", weight_ih.sym_sizes());
+  const c10::SymInt hidden = weight_ih.sym_size(-2);
+  std::vector<c10::SymInt> matrix = {hidden, input.sym_size(-1)}, units = {hidden};
+  if (grouped) {
+    matrix.insert(matrix.begin(), input.sym_size(0));
+    units.insert(units.begin(), input.sym_size(0));
+  }
+  check_like("weight_ih", weight_ih, matrix, grouped ? "[G, H, I]" : "[H, I]", input, "input");
+  if (bias) check_like("bias", *bias, units, grouped ? "[G, H]" : "[H]", input, "input");
   std::vector<c10::SymInt> shape = input.sym_sizes().vec();
   shape.back() = hidden;
   return at::empty_symint(shape, input.options());
@@ -93,9 +101,14 @@ ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTe
   const Sizes sizes = check_forward("input", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "input");
-  multiply(all_rows(pre), all_rows(input), weight_ih.t(), bias);
   const ForwardResult result = with_output(pre, sizes, kind, save);
-  walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
+  const auto& [output, h_n, saved] = result;
+  for (const Networks& some : Networks::blocks(sizes, pre)) {
+    const at::Tensor h = some.of(output), weight = some.of(weight_ih);
+    multiply(all_rows(h, sizes), all_rows(some.of(input), sizes), weight.transpose(-2, -1), some.of(bias));
+    walk(h, some.of(h0), some.of(weight_hh), some.of(decay), batch_sizes, some.sizes(), kind, reverse, save,
+         {h, some.of(h_n), some.of(saved)});
+  }
   return result;
 }
 

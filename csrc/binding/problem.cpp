@@ -25,7 +25,12 @@ LayoutStorage::LayoutStorage(const Sizes& sizes, const OptionalTensor& batch_siz
 
 at::Tensor with_contiguous_units(const at::Tensor& tensor) {
   if (!tensor.defined() || tensor.stride(-1) == 1) return tensor;
-  return tensor.contiguous();
+  // What is expanded stays so, as the gradients of a sum or a mean are.
+  at::Tensor once = tensor;
+  for (int64_t dim = 0; dim < tensor.dim() - 1; ++dim) {
+    if (tensor.stride(dim) == 0 && tensor.size(dim) > 1) once = once.narrow(dim, 0, 1);
+  }
+  return once.contiguous().expand(tensor.sizes());
 }
 
 Sequence sequence_of(const at::Tensor& tensor, const Sizes& sizes) {

@@ -2,6 +2,7 @@
 #include "binding/product.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
 
 #include "binding/machine.h"
@@ -20,10 +21,23 @@ Rows rows_of(const at::Tensor& tensor, int64_t dimensions) {
           dimensions > 2 ? tensor.stride(-2) : 0};
 }
 
+// The register tile has columns in blocks of 16 and rows one by one, so a narrow result is made lying down.
+constexpr int64_t kFewColumns = 9;
+
 }  // namespace
 
 void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right,
               const OptionalTensor& bias, bool accumulate) {
+  if (out.size(-1) < kFewColumns && out.size(-2) >= kFewColumns && !bias) {
+    const at::Tensor transposed = at::empty_like(out.transpose(-2, -1), at::MemoryFormat::Contiguous);
+    multiply(transposed, right.transpose(-2, -1), left.transpose(-2, -1));
+    if (accumulate) {
+      out.add_(transposed.transpose(-2, -1));
+    } else {
+      out.copy_(transposed.transpose(-2, -1));
+    }
+    return;
+  }
   Product product;
   product.scalar = out.scalar_type() == at::kFloat ? Scalar::kFloat32 : Scalar::kFloat64;
   product.networks = out.dim() > 2 ? out.size(0) : 1;

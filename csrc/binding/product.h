@@ -5,12 +5,10 @@
 
 namespace rnnkernels::binding {
 
-// [..., n] as a matrix of all its rows; a copy if they do not lie evenly. Not by flatten, which batched
-// gradients (is_grads_batched) do not know.
-inline at::Tensor all_rows(const at::Tensor& tensor) {
-  c10::SymInt rows = 1;
-  for (int64_t dim = 0; dim < tensor.dim() - 1; ++dim) rows *= tensor.sym_size(dim);
-  return tensor.reshape_symint({rows, tensor.sym_size(-1)});
+// A sequence as the matrix of all its rows, or as one for each of G networks; a copy if they do not lie
+// evenly.
+inline at::Tensor all_rows(const at::Tensor& sequence, const Sizes& sizes) {
+  return sizes.packed ? sequence : sequence.flatten(-3, -2);
 }
 
 // out = left right (+ bias), or out += left right: [m, k] and [k, n], each perhaps with a leading G, of any

@@ -70,13 +70,21 @@ ProjectedBackwardResult projected_recurrence_backward_meta(
     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
     std::string nonlinearity, std::string form, bool reverse, std::array<bool, 6> wanted);
 
-// Not defined in C++: the signature of what rnnkernels/_autograd.py implements.
+// Not defined in C++: the signatures of what rnnkernels/_autograd.py implements.
 BackwardResult leaky_recurrence_vjp(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                                     const OptionalTensor& grad_saved, const at::Tensor& output,
                                     const at::Tensor& saved, const OptionalTensor& h0,
                                     const at::Tensor& weight_hh, const at::Tensor& decay,
                                     const OptionalTensor& batch_sizes, std::string nonlinearity,
                                     std::string form, bool reverse, std::array<bool, 4> wanted);
+ProjectedBackwardResult projected_recurrence_vjp(const OptionalTensor& grad_output,
+                                                 const OptionalTensor& grad_h_n,
+                                                 const OptionalTensor& grad_saved, const at::Tensor& output,
+                                                 const at::Tensor& saved, const at::Tensor& input,
+                                                 const OptionalTensor& h0, const at::Tensor& weight_ih,
+                                                 const at::Tensor& weight_hh, const at::Tensor& decay,
+                                                 const OptionalTensor& batch_sizes, std::string nonlinearity,
+                                                 std::string form, bool reverse, std::array<bool, 6> wanted);
 
 at::Tensor linear_recurrence_cpu(const at::Tensor& drive, const OptionalTensor& h0,
                                  const at::Tensor& weight_hh, const at::Tensor& decay,

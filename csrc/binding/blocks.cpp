@@ -1,0 +1,67 @@
+#include "binding/blocks.h"
+
+#include <ATen/ops/cat.h>
+
+#include "binding/machine.h"
+
+namespace rnnkernels::binding {
+
+namespace {
+
+// About how much memory a sequence may take at a time: some networks', for each thread; some steps' of one.
+constexpr int64_t kNetworkBytes = int64_t{512} << 10;
+// Steps are cut alike however many networks walk together: where sums are cut must not depend on threads.
+constexpr int64_t kStepBytes = int64_t{16} << 20;
+
+int64_t bytes_of(const at::Tensor& tensor) {
+  return tensor.numel() * static_cast<int64_t>(tensor.element_size());
+}
+
+}  // namespace
+
+Networks::Networks(const Sizes& sizes, const Block& block) : block_(block), sizes_(sizes) {
+  if (sizes.grouped) sizes_.networks = block.size();
+}
+
+std::vector<Networks> Networks::blocks(const Sizes& sizes, const at::Tensor& sequence) {
+  if (!sizes.grouped) return {Networks(sizes, {0, 1})};
+  const int64_t networks = sequence.size(0), threads = torch_threads().count;
+  const int64_t bytes = std::max<int64_t>(1, bytes_of(sequence) / std::max<int64_t>(1, networks));
+  const int64_t at_once = threads * std::max<int64_t>(1, kNetworkBytes / bytes);
+  const int64_t count = std::max<int64_t>(1, (networks + at_once - 1) / at_once);
+  std::vector<Networks> blocks;
+  for (int64_t i = 0; i < count; ++i) {
+    blocks.push_back(Networks(sizes, {networks * i / count, networks * (i + 1) / count}));
+  }
+  return blocks;
+}
+
+Steps::Steps(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse, const at::Tensor& output)
+    : storage_(sizes, batch_sizes, reverse),
+      layout_(storage_.layout),
+      packed_(sizes.packed),
+      dim_(sizes.grouped ? 1 : 0) {
+  const int64_t row_bytes = output.size(-1) * static_cast<int64_t>(output.element_size());
+  const int64_t rows = std::max<int64_t>(1024, kStepBytes / std::max<int64_t>(1, row_bytes));
+  steps_at_once_ = std::max<int64_t>(1, rows / std::max<int64_t>(1, layout_.batch));
+}
+
+at::Tensor Steps::cut(const at::Tensor& sequence, const Block& steps) const {
+  if (!sequence.defined()) return sequence;
+  const int64_t first = packed_ ? offset(steps.first) : steps.first;
+  return sequence.narrow(dim_, first, (packed_ ? offset(steps.last) : steps.last) - first);
+}
+
+OptionalTensor Steps::state_before(const Block& steps, const at::Tensor& output,
+                                   const OptionalTensor& h0) const {
+  const int64_t before = layout_.reverse ? steps.last : steps.first - 1, rows = batch(steps);
+  const bool exists = before >= 0 && before < layout_.steps;
+  const int64_t carried = exists ? std::min(rows, layout_.rows_at(before)) : 0;
+  if (carried == 0) return h0 ? OptionalTensor(h0->narrow(-2, 0, rows)) : h0;
+  const at::Tensor states =
+      packed_ ? output.narrow(dim_, offset(before), carried) : output.select(dim_, before);
+  if (carried == rows) return states;
+  return at::cat({states, h0->narrow(-2, carried, rows - carried)}, -2);
+}
+
+}  // namespace rnnkernels::binding

@@ -1,0 +1,24 @@
+"""What is at work around a call: torch.func's transforms, or forward-mode differentiation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def in_torch_func() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def in_forward_mode(tensors: tuple[Tensor | None, ...]) -> bool:
+    if torch.autograd.forward_ad._current_level < 0 or not any(map(_has_tangent, tensors)):
+        return False
+    if torch.compiler.is_compiling():  # the operator would answer with a zero tangent
+        raise NotImplementedError("forward-mode differentiation inside torch.compile is not available")
+    return True
+
+
+def _has_tangent(x: Tensor | None) -> bool:
+    if x is None:
+        return False
+    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
