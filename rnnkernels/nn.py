@@ -231,7 +231,12 @@ class LeakyRNN(LeakyModule):
         if hx is None and not self.learn_h0:
             states: tuple[Tensor | None, ...] = (None,) * len(weights)
         else:
-            batch = sequence.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
+            if batch_sizes is None:
+                batch = sequence.shape[0 if batch_first else 1]
+            elif torch.compiler.is_compiling() and isinstance(hx, Tensor) and hx.dim() == 3:
+                batch = hx.shape[1]  # a traced value cannot be compared; the operator checks when it runs
+            else:
+                batch = int(batch_sizes[0])
             states = self._initial_states(hx, sequence, batch, unbatched, order)
         output, h_n = self._run(sequence, states, weights, drive, batch_sizes, batch_first)
         if unbatched:

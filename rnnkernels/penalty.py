@@ -40,9 +40,9 @@ def activity_penalty(
     the same for any T, B and H. A packed sequence has no padding, and so none is counted. The gradient
     of ``|a|`` at 0 is 0.
 
-    In the rate form the states are the rates. In the current form the rates are ``f`` of the states, and
-    rates are what a penalty on activity is about (Song, Yang and Wang 2016, doi
-    10.1371/journal.pcbi.1004792): there, ``nonlinearity=rnn.nonlinearity``.
+    In the rate form the states are the rates. In the current form the rates are ``f`` of the states:
+    ``nonlinearity=rnn.nonlinearity``. The code of Song, Yang and Wang 2016 (doi
+    10.1371/journal.pcbi.1004792) has that form, and its penalty is the mean of the squared rates.
 
         output, h_n = rnn(x)
         loss = task(output) + rnnkernels.activity_penalty(output, l2=1e-3)

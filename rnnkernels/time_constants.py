@@ -98,8 +98,8 @@ def draw_decay(
 
     .. math:: 1 - d \sim U(low, high) \qquad \text{or} \qquad \log(1 - d) \sim U(\log low, \log high)
 
-    The default range is that of Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901). In
-    Euler's form the new share is ``dt / tau``, so the log-uniform draw is that of ``tau`` too.
+    In Euler's form the new share is ``dt / tau``: the default range is a ``tau`` of 5 to 50 steps, and the
+    log-uniform draw is that of ``tau`` too.
 
     Args:
         size: Shape, ``H`` for one for each unit, ``(N, H)`` for one for each of every layer and direction.

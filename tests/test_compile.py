@@ -67,8 +67,24 @@ def test_every_variant_compiles_without_a_graph_break(name):
 def test_a_packed_batch_compiles_without_a_graph_break(arguments, enforce_sorted):
     lengths = (4, 2, 1) if enforce_sorted else (2, 4, 1)
     packed = pack_sequence([torch.randn(n, 3) for n in lengths], enforce_sorted)
-    with torch._dynamo.config.patch(capture_scalar_outputs=True):
-        check_same(LeakyRNN(3, 5, **arguments), packed)
+    layer = LeakyRNN(3, 5, **arguments)
+    check_same(layer, packed)
+    hx = torch.randn(layer.num_layers * (2 if layer.bidirectional else 1), 3, 5, requires_grad=True)
+    drive = torch.randn(7, 10 if layer.bidirectional else 5)
+    check_same(layer, packed, hx, drive=drive)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with pytest.raises((RuntimeError, ValueError)):  # when it runs: a graph does not know the rows
+        compiled(packed, hx[:, :2])
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_without_fullgraph_a_packed_batch_is_one_graph_only_if_dynamo_may_capture_numbers(capture):
+    layer, packed = LeakyRNN(3, 5), pack_sequence([torch.randn(n, 3) for n in (4, 2, 1)])
+    counter = CompileCounterWithBackend("aot_eager")
+    with torch._dynamo.config.patch(capture_scalar_outputs=capture):
+        output = torch.compile(layer, backend=counter)(packed)[0]
+    assert distance(output.data, layer(packed)[0].data) < 1e-6
+    assert (counter.frame_count == 1) is capture
 
 
 def test_the_cell_compiles_without_a_graph_break():

@@ -1,4 +1,4 @@
-"""With the tools that people have: fixed points, profilers, training loops, several processes."""
+"""With the tools that people have: fixed points, profilers, several processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from helpers import distance
-from torch import nn
 from torch.func import functional_call, jacrev
 from torch.profiler import ProfilerActivity, profile
 
@@ -66,56 +65,6 @@ def test_the_profiler_shows_the_operator_with_its_shapes():
     for event, inputs in zip(forward, (3, 5), strict=True):
         assert event.input_shapes[0] == [7, 2, inputs]  # input
         assert event.input_shapes[2:4] == [[5, inputs], [5, 5]]  # weight_ih, weight_hh
-
-
-class Regression(nn.Module):
-    """A module as people write them for training frameworks."""
-
-    def __init__(self, hidden=16, layers=2):
-        super().__init__()
-        self.rnn = LeakyRNN(2, hidden, layers, batch_first=True, dropout=0.1, decay=0.5, learn_decay=True)
-        self.readout = nn.Linear(hidden, 1)
-
-    def forward(self, x):
-        self.rnn.flatten_parameters()  # people's code calls it
-        output, _ = self.rnn(x)
-        return self.readout(output[:, -1])
-
-    def training_step(self, batch, index):
-        x, y = batch
-        return nn.functional.mse_loss(self(x), y)
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.02)
-
-
-def test_a_training_framework_s_loop_needs_nothing_of_its_own(tmp_path):
-    # What Lightning and skorch do with a module: train and eval, batches of a loader, a checkpoint.
-    x = torch.randn(128, 10, 2)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x[..., :1].mean(1)), batch_size=32)
-    module = Regression()
-    optimizer = module.configure_optimizers()
-    epochs = []
-    for _ in range(15):
-        module.train()
-        losses = []
-        for index, batch in enumerate(loader):
-            loss = module.training_step(batch, index)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            losses.append(loss.item())
-        epochs.append(sum(losses))
-    assert epochs[-1] < 0.5 * epochs[0]
-    torch.save({"model": module.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "last.ckpt")
-    saved = torch.load(tmp_path / "last.ckpt")  # weights_only, as by default
-    other = Regression()
-    other.load_state_dict(saved["model"])
-    other.configure_optimizers().load_state_dict(saved["optimizer"])
-    module.eval(), other.eval()
-    with torch.inference_mode():
-        assert torch.equal(module(x), other(x))
 
 
 def test_functional_call_replaces_any_parameter():
