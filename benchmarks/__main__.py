@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import layer, optimizer, options, recurrence, show
+from . import layer, memory, optimizer, options, recurrence, show
 
 
 class Benchmark(NamedTuple):
@@ -27,6 +27,7 @@ BENCHMARKS = {
         "the leaky recurrent layer against its peers", recurrence.add_arguments, recurrence.run
     ),
     "layer": Benchmark("what packing, vmap and torch.compile save or cost", options.add_arguments, layer.run),
+    "memory": Benchmark("what checkpoint_every saves on a long sequence", memory.add_arguments, memory.run),
     "optimizer": Benchmark(
         "the clipped optimizers against torch's clipping and update", options.add_arguments, optimizer.run
     ),

@@ -10,6 +10,11 @@ def in_torch_func() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def is_batched(*tensors: Tensor | None) -> bool:
+    """Whether these are gradients of ``torch.autograd.grad(is_grads_batched=True)``."""
+    return any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
+
+
 def in_forward_mode(tensors: tuple[Tensor | None, ...]) -> bool:
     if torch.autograd.forward_ad._current_level < 0 or not any(map(_has_tangent, tensors)):
         return False

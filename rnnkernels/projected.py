@@ -2,21 +2,19 @@
 
     p_t = W_ih x_t + b (+ drive_t),  then the recurrence of rnnkernels.functional over p
 
-This is the one place that says which dtype runs where under autocast, and the one place that trades
-computation for memory (Chen et al. 2016, arXiv 1604.06174: keep every k-th state, recompute the rest).
+This is the one place that says which dtype runs where under autocast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rnnkernels import _autograd
 from rnnkernels._checks import autocasts, check_sizes
+from rnnkernels._segments import Walk, in_segments
 from rnnkernels.functional import decay_tensor, leaky_recurrence, zero_h0
 
 __all__ = ["projected_recurrence"]
@@ -59,11 +57,12 @@ def projected_recurrence(
         \text{rate:}\quad    h_t &= d\, h_{t-1} + (1-d)\, f(p_t + W_{hh} h_{t-1}) \\
         \text{current:}\quad h_t &= d\, h_{t-1} + (1-d)\, (p_t + W_{hh} f(h_{t-1}))
 
-    With ``checkpoint_every=k`` the steps run in segments of ``k``. Backward then keeps the state between
-    two segments, and nothing else, and recomputes a segment (its projection too) when it gets there:
-    memory for ``T/k + k`` steps instead of ``T``, for one more forward pass. The gradients are the same
-    derivatives; those of the weights are sums that are added up segment by segment, so they agree to
-    rounding, and to the bit with the same segments run without recomputation.
+    With ``checkpoint_every=k`` every k-th state is kept for backward, and nothing else; it recomputes the
+    ``k`` steps that follow (their projection too) when it gets there: memory for ``T/k + k`` steps instead
+    of ``T``, for one more forward pass. The output of all steps is returned anyway, and lives as long as
+    the caller keeps it. Results are the same to the bit. Gradients are the same derivatives; those of the
+    weights are sums that are added up segment by segment, so they agree to rounding. In half precision the
+    recomputed steps begin from the rounded state. Under ``torch.func``'s transforms nothing is recomputed.
 
     Under autocast the projection runs in autocast's dtype and the recurrence in float32 (float64 if
     ``weight_hh`` is): a state that is carried over many steps must not be rounded at each of them.
@@ -98,40 +97,17 @@ def projected_recurrence(
     weights = _Weights(weight_ih, weight_hh, bias, decay)
     kind = _Kind(nonlinearity, form, reverse, batch_first)
     if checkpoint_every is None:
-        return _segment(input, h0, drive, batch_sizes, weights, kind)
+        return _run(input, h0, drive, batch_sizes, weights, kind)
     check_sizes(checkpoint_every=checkpoint_every)
 
-    def segment(x: Tensor, state: Tensor | None, p: Tensor | None, sizes: Tensor | None) -> list[Tensor]:
-        arguments = (x, state, p, sizes, weights, kind)
-        output, h_n = checkpoint(_segment, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return [output, h_n]
+    def call(x: Tensor, h0: Tensor | None, p: Tensor | None, sizes: Tensor | None, w: Any) -> Any:
+        return _run(x, h0, p, sizes, _Weights(*w), kind)
 
-    # split has one backward for all of its pieces; a slice for each segment would add up T/k full tensors.
-    time = 1 if batch_first else 0
-    lengths: list[int] | int = checkpoint_every
-    step_sizes: Sequence[Tensor | None] = ()
-    if batch_sizes is not None:
-        pieces = torch.split(batch_sizes, checkpoint_every)
-        step_sizes, lengths = pieces, [int(piece.sum()) for piece in pieces]
-        if h0 is None:
-            h0 = input.new_zeros(int(batch_sizes[0]), weight_hh.shape[-1])
-    rows = torch.split(input, lengths, time)
-    drives = [None] * len(rows) if drive is None else torch.split(drive, lengths, time)
-    segments = list(zip(rows, drives, step_sizes or [None] * len(rows), strict=True))
-    outputs, state = [], h0
-    for x, p, s in segments[::-1] if reverse else segments:
-        if s is None or state is None:
-            output, state = segment(x, state, p, s)
-        else:  # rows that have ended, or in reverse not begun, keep their state
-            active = int(s[0])
-            output, after = segment(x, state[:active], p, s)
-            state = after if active == len(state) else torch.cat([after, state[active:]])
-        outputs.append(output)
-    assert state is not None
-    return torch.cat(outputs[::-1] if reverse else outputs), state
+    walk = Walk(checkpoint_every, reverse, 1 if batch_first else 0)
+    return in_segments(call, walk, input, h0, drive, batch_sizes, weights)
 
 
-def _segment(
+def _run(
     input: Tensor, h0: Tensor | None, drive: Tensor | None, batch_sizes: Tensor | None, weights: _Weights,
     kind: _Kind,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip

@@ -318,3 +318,14 @@ def test_layer_benchmark_times_its_pairs(tmp_path, capsys):
     assert "packed" in capsys.readouterr().out
     document = json.loads((tmp_path / "layer.json").read_text())
     assert all(cell["asked"]["median_s"] > 0 and cell["plain"]["median_s"] > 0 for cell in document["cells"])
+
+
+def test_memory_is_measured_in_a_process_for_each_case(tmp_path: Path) -> None:
+    assert main(["memory", "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
+    document = json.loads((tmp_path / "memory.json").read_text())
+    peaks = {(c["nonlinearity"], c["way"]): c["peak_bytes"] / c["output_bytes"] for c in document["cells"]}
+    # Kept are the output and f; backward has a block of gradients, 16 MiB of the output's 20.
+    for nonlinearity, kept in (("relu", 1.8), ("tanh", 2.8)):
+        assert peaks[nonlinearity, "kept"] > kept - 0.1
+        assert peaks[nonlinearity, "every"] < 1.5
+        assert peaks[nonlinearity, "truncated"] < 0.5

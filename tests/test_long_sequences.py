@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import itertools
 
 import pytest
 import torch
 from helpers import KINDS, clear_problem, distance
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.rnn import pack_sequence
+from torch.profiler import ProfilerActivity, profile
 
-from rnnkernels import LeakyRNN, functional, projected_recurrence, truncated_bptt
+from rnnkernels import LeakyRNN, _segments, functional, projected, projected_recurrence, truncated_bptt
+from rnnkernels._segments import one_by_one
 
 # --- Every k-th state --------------------------------------------------------------------------------
 
@@ -54,13 +58,14 @@ def test_keeping_every_kth_state_changes_no_gradient(form, nonlinearity, reverse
 
 
 @pytest.mark.parametrize("every", [1, 4, 50])
-def test_recomputing_changes_no_bit_of_the_same_segments(every, monkeypatch):
-    import rnnkernels.projected as projected
-
-    kind = {"form": "rate", "nonlinearity": "relu", "reverse": False}
-    arguments = arguments_of(6, packed=False, **kind)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_recomputing_changes_no_bit_of_the_same_segments(reverse, packed, every, monkeypatch):
+    kind = {"form": "rate", "nonlinearity": "relu", "reverse": reverse}
+    arguments = arguments_of(6, packed=packed, **kind)
     found = derivatives(arguments, **kind, checkpoint_every=every)
-    monkeypatch.setattr(projected, "checkpoint", lambda f, *args, **options: f(*args))
+    monkeypatch.setattr(projected, "in_segments", one_by_one)
+    monkeypatch.setattr(_segments, "checkpoint", lambda f, *args, **options: f(*args))
     kept = derivatives(arguments, **kind, checkpoint_every=every)
     for name, value in kept.items():
         assert torch.equal(found[name], value), name
@@ -131,28 +136,89 @@ def test_the_memory_for_backward_grows_with_the_number_of_segments_only():
 
 def test_the_recomputation_in_backward_holds_one_segment_at_a_time():
     steps, every = 400, 20
-    layer, x = (
-        LeakyRNN(4, 8, nonlinearity="tanh", decay=0.9, checkpoint_every=every),
-        torch.randn(steps, 1, 4),
-    )
-    calls = []
+    layer = LeakyRNN(4, 8, nonlinearity="tanh", decay=0.9, checkpoint_every=every)
+    x, calls = torch.randn(steps, 1, 4), []
 
     class Calls(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             if "recurrence" in str(function):
                 backward = "backward" in str(function)
-                calls.append("backward" if backward else "forward")
-                sequence = args[2] if backward else args[0]
-                assert sequence.shape[0] == every
+                calls.append(("backward" if backward else "forward", len(args[2] if backward else args[0])))
             return function(*args, **(kwargs or {}))
 
     with Calls():
         output = layer(x)[0]
-        assert calls == ["forward"] * (steps // every)
+        assert calls == [("forward", steps)]
         calls.clear()
         output.sum().backward()
     # One segment is recomputed, differentiated and let go before the next one.
-    assert calls == ["forward", "backward"] * (steps // every)
+    assert calls == [("forward", every), ("backward", every)] * (steps // every)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_batched_gradients_and_transforms_pass_through_the_segments(packed):
+    kind = {"form": "rate", "nonlinearity": "tanh", "reverse": False}
+    arguments = arguments_of(9, packed=packed, **kind)
+    sizes = arguments.pop("batch_sizes")
+    found = []
+    for every in (None, 4):
+
+        def output(*tensors, every=every):
+            named = dict(zip(arguments, tensors, strict=True))
+            return projected_recurrence(**named, batch_sizes=sizes, **kind, checkpoint_every=every)[0]
+
+        leaves = tuple(arguments.values())
+        result = output(*leaves)
+        many = torch.linspace(-1, 1, 2 * result.numel(), dtype=result.dtype).view(2, *result.shape)
+        batched = torch.autograd.grad(result, leaves, many, is_grads_batched=True)
+        transformed = torch.func.grad(lambda *x, f=output: f(*x).square().sum(), tuple(range(7)))(*leaves)
+        found.append([*batched, *transformed])
+    for a, b in zip(*found, strict=True):
+        assert distance(a, b) < 1e-13
+
+
+def test_autocast_is_in_force_where_segments_are_recomputed():
+    layer, x = LeakyRNN(4, 8, nonlinearity="tanh", decay=0.9), torch.randn(50, 3, 4)
+    grads = []
+    for every in (None, 50):
+        layer.checkpoint_every = every
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = layer(x)[0].square().mean()
+        grads.append(torch.autograd.grad(loss, list(layer.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_derivatives_of_every_mode_pass_through_the_segments(reverse):
+    kind = {"form": "rate", "nonlinearity": "tanh", "reverse": reverse}
+    arguments = arguments_of(8, packed=False, **kind)
+    named = {name: x for name, x in arguments.items() if name != "batch_sizes"}
+    tangents = [torch.randn_like(x) for x in named.values()]
+    found = []
+    for every in (None, 4):
+        output, h_n = projected_recurrence(**arguments, **kind, checkpoint_every=every)
+        grads = torch.autograd.grad(output.sin().sum() + h_n.sum(), list(named.values()), create_graph=True)
+        product = sum((g * t).sum() for g, t in zip(grads, tangents, strict=True))
+        second = torch.autograd.grad(product, list(named.values()))
+        with forward_ad.dual_level():
+            moved = (
+                forward_ad.make_dual(x.detach(), t) for x, t in zip(named.values(), tangents, strict=True)
+            )
+            duals = dict(zip(named, moved, strict=True))
+            output, _ = projected_recurrence(**duals, **kind, checkpoint_every=every)
+            found.append([*second, forward_ad.unpack_dual(output).tangent])
+    for a, b in zip(*found, strict=True):
+        assert distance(a, b) < 1e-12
+
+
+def test_forward_makes_the_output_and_little_else():
+    layer, x = LeakyRNN(4, 64, decay=0.9, checkpoint_every=50), torch.randn(2000, 4, 4)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        output = layer(x)[0]
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = list(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+    size = output.numel() * output.element_size()
+    assert size <= held[-1] and max(held) < 1.2 * size
 
 
 @pytest.mark.parametrize("with_drive", [False, True])  # either operator
