@@ -12,7 +12,8 @@ from rnnkernels._version import __version__
 
 check_torch()
 
-from rnnkernels import functional  # noqa: E402  (needs the check first)
+from rnnkernels import _flops as _flops  # noqa: E402  (needs the check first)
+from rnnkernels import functional  # noqa: E402
 from rnnkernels.cell import LeakyRNNCell  # noqa: E402
 from rnnkernels.decompositions import decompositions  # noqa: E402
 from rnnkernels.nn import LeakyRNN  # noqa: E402

@@ -10,6 +10,7 @@ import torch
 from helpers import distance
 from torch.func import functional_call, jacrev
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from rnnkernels import LeakyRNN
 
@@ -113,3 +114,19 @@ def test_two_processes_train_one_network(tmp_path):
     for i, parameter in enumerate(layer.parameters()):
         assert torch.equal(parts[0]["grads"][i], parts[1]["grads"][i])
         assert distance(parts[0]["grads"][i], parameter.grad) < 1e-5
+
+
+@pytest.mark.parametrize("with_drive", [False, True])  # either operator
+def test_flops_are_counted_as_those_of_nn_rnn(with_drive):
+    layers = LeakyRNN(3, 5, 2, bidirectional=True), torch.nn.RNN(3, 5, 2, bidirectional=True)
+    x, hx = torch.randn(7, 2, 3), torch.randn(4, 2, 5, requires_grad=True)
+    counts = []
+    for layer in layers:
+        drive = {"drive": torch.zeros(7, 2, 10)} if with_drive and layer is layers[0] else {}
+        with FlopCounterMode(display=False) as counter:
+            output, h_n = layer(x, hx, **drive)
+        forward = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            (output.sum() + h_n.sum()).backward()
+        counts.append((forward, counter.get_total_flops()))
+    assert counts[0] == counts[1]

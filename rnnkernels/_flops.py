@@ -1,0 +1,53 @@
+"""What the operators compute, for ``torch.utils.flop_counter`` and what builds on it: matrix products, two
+operations for each multiply-add, as torch counts its own.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from torch.utils.flop_counter import register_flop_formula
+
+from rnnkernels import _ops
+
+Shape = tuple[int, ...]
+
+
+def _flops(sequence: Shape, weight: Shape) -> int:
+    """A product with ``weight`` ``[H, n]`` for each row of a sequence."""
+    return 2 * prod(sequence[:-1]) * prod(weight[-2:])
+
+
+@register_flop_formula(_ops.leaky_recurrence)
+def _forward(pre: Shape, h0: Any, weight_hh: Shape, *_: Any, **__: Any) -> int:
+    return _flops(pre, weight_hh)
+
+
+@register_flop_formula(_ops.projected_recurrence)
+def _projected(input: Shape, h0: Any, weight_ih: Shape, weight_hh: Shape, *_: Any, **__: Any) -> int:
+    return _flops(input, weight_ih) + _flops(input, weight_hh)
+
+
+@register_flop_formula(_ops.leaky_recurrence_backward)
+def _backward(
+    grad_output: Any, grad_h_n: Any, output: Shape, saved: Any, h0: Any, weight_hh: Shape, *rest: Any,
+    **_: Any,
+) -> int:  # fmt: skip
+    wanted: list[bool] = rest[-1]
+    return (1 + wanted[2]) * _flops(output, weight_hh)
+
+
+@register_flop_formula(_ops.projected_recurrence_backward)
+def _projected_backward(
+    grad_output: Any, grad_h_n: Any, output: Shape, saved: Any, input: Any, h0: Any, weight_ih: Shape,
+    weight_hh: Shape, *rest: Any, **_: Any,
+) -> int:  # fmt: skip
+    wanted: list[bool] = rest[-1]
+    projection = (wanted[0] + wanted[2]) * _flops(output, weight_ih)
+    return projection + (1 + wanted[3]) * _flops(output, weight_hh)
+
+
+@register_flop_formula(_ops.linear_recurrence)
+def _linear(drive: Shape, h0: Any, weight_hh: Shape, *_: Any, **__: Any) -> int:
+    return _flops(drive, weight_hh)
