@@ -45,6 +45,24 @@ class Gemm:
         return torch.mm(self._a, self._b, out=self._out)
 
 
+class CacheRead:
+    """One thread reads what a recurrence of H units multiplies with, at every step: its cache's own rate."""
+
+    def __init__(self, hidden: int, steps: int, element_size: int) -> None:
+        import rnnkernels._C
+
+        self.bytes, self.steps = matrix_bytes(hidden, element_size), steps
+        self._read = rnnkernels._C.read_memory
+
+    def __call__(self) -> float:
+        return self._read(self.bytes, self.steps)
+
+
+def matrix_bytes(hidden: int, element_size: int) -> int:
+    """The recurrent matrix as the walk has it, in columns by the 16."""
+    return element_size * hidden * (-(-hidden // 16) * 16)
+
+
 class OtherLoad:
     """How many cores other processes kept busy, on average, since this was made.
 

@@ -1,9 +1,10 @@
-"""`python -m benchmarks memory`: what a training step on a long sequence takes at its most, with and without
-`checkpoint_every`.
+"""`python -m benchmarks memory`: what a training step takes at its most: on a long sequence, with and without
+`checkpoint_every`; and on a large batch, beside the peers.
 
 Each row runs in a process of its own: the kernel's record of the largest resident size (VmHWM) cannot be
 taken back. From it goes what was resident before the step: Python, torch, the layer and its input. The
-loss looks at the last state, so the caller keeps no output.
+loss on the long sequence looks at the last state, so the caller keeps no output; the large batch has a
+gradient for every output, which is there before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import options, report
+from . import options, peers, report
 from .machine import OtherLoad, environment
 from .timing import Plan
 
@@ -29,19 +30,21 @@ MEGABYTE = 2**20
 
 class Case(NamedTuple):
     nonlinearity: str
-    way: str  # "kept", "every" or "truncated"
-    segment: int
+    way: str  # of WAYS
+    segment: int  # also the steps of the call before, which loads and sets up what is there once
     steps: int
     batch: int
     inputs: int
     hidden: int
 
 
+# How a long sequence is trained on; and who trains on a large batch.
 WAYS = {
     "kept": "everything kept",
     "every": "checkpoint_every={segment}",
     "truncated": "truncated_bptt, {segment} steps",
 }
+CONTENDERS = (peers.OURS, "rnn", "loop")
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -49,6 +52,9 @@ def cases(quick: bool) -> Iterator[Case]:
     for nonlinearity in ("relu", "tanh"):
         for way in WAYS:
             yield Case(nonlinearity, way, *sizes)
+    large = (2, 100, 20, 4, 50) if quick else (2, 300, 450, 4, 1000)
+    for way in CONTENDERS:
+        yield Case("relu", way, *large)
 
 
 def resident(field: str) -> int:
@@ -59,6 +65,8 @@ def resident(field: str) -> int:
 
 def step(case: Case, steps: int) -> int:
     """Bytes that a training step over this many steps adds at its most."""
+    if case.way in CONTENDERS:
+        return contender_step(case, steps)
     import rnnkernels  # not before __main__ has settled which one
 
     every = case.segment if case.way == "every" else None
@@ -72,6 +80,16 @@ def step(case: Case, steps: int) -> int:
             h_n.square().mean().backward()
     else:
         rnn(x)[1].square().mean().backward()
+    return resident("VmHWM") - before
+
+
+def contender_step(case: Case, steps: int) -> int:
+    cell = peers.Cell(case.batch, steps, case.inputs, case.hidden)
+    problem = peers.make_problem(cell, torch.float32, DECAY, 0)
+    make = peers.make_ours if case.way == peers.OURS else peers.PEERS[case.way].make
+    contender = make(problem)
+    before = resident("VmRSS")
+    contender.forward_backward()
     return resident("VmHWM") - before
 
 
@@ -107,7 +125,9 @@ def measured(case: Case, threads: int) -> int:
 def measure_cases(quick: bool, plan: Plan) -> report.Document:
     cells, threads = [], torch.get_num_threads()
     for case in cases(quick):
-        way = WAYS[case.way].format(segment=case.segment)
+        way = (
+            report.label(case.way) if case.way in CONTENDERS else WAYS[case.way].format(segment=case.segment)
+        )
         print(case.nonlinearity, way, file=sys.stderr, flush=True)
         load = OtherLoad()
         cells.append(

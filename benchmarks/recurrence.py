@@ -2,7 +2,8 @@
 
 Each cell of the grid is a new problem. Every contender's answer is checked first, against the
 leaky loop; a wrong one ends the run. Then all contenders, the recurrence without its input
-projection, and a large matrix product are timed interleaved (timing.py).
+projection, and a large matrix product are timed interleaved (timing.py). With one row there is
+nothing to reuse, and the cache that holds the matrix is the limit: there its rate is measured, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from . import peers, report
-from .machine import Gemm, OtherLoad, environment
+from .machine import CacheRead, Gemm, OtherLoad, environment, matrix_bytes
 from .peers import OURS, PEERS, Cell, Contender, Problem, Results
 from .timing import Plan, Task, Timing, measure
 
@@ -36,6 +37,7 @@ GRID = (
 QUICK_GRID = (Cell(1, 200, 16, 50), Cell(16, 100, 8, 64), Cell(16, 100, 88, 200))
 DECAY = 0.8
 GEMM = "gemm"
+CACHE = "cache"
 GEMM_SIZE = 2048
 
 # Largest relative error (Frobenius) of outputs and of gradients. A unit whose input rounds to
@@ -168,7 +170,10 @@ def measure_grid(settings: Settings) -> report.Document:
         figures: report.Document = dict(cell._asdict())
         for name in report.PASSES:
             figures[name] = report.pass_figures(cell, name, timing, rate)
-        cells.append(figures | {GEMM: timing[GEMM, GEMM].figures(), "cores_of_others": other})
+        figures |= {GEMM: timing[GEMM, GEMM].figures(), "cores_of_others": other}
+        if (CACHE, CACHE) in timing:
+            figures[CACHE] = cache_figures(cell, dtype, timing)
+        cells.append(figures)
     plan = settings.plan
     return {
         "benchmark": "recurrence",
@@ -199,10 +204,26 @@ def measure_cell(
     contenders[report.RECURRENCE] = peers.Recurrence(problem)
     check(problem, contenders)
     tasks: dict[tuple[str, str], Task] = {(GEMM, GEMM): gemm}
+    if problem.cell.B == 1:
+        cell = problem.cell
+        tasks[CACHE, CACHE] = CacheRead(cell.H, cell.T, problem.x.element_size())
     for name, contender in contenders.items():
         tasks[name, "forward"] = contender.forward
         tasks[name, "forward_backward"] = contender.forward_backward
     return measure(tasks, plan, seed=seed)
+
+
+def cache_figures(cell: Cell, dtype: torch.dtype, timing: dict[tuple[str, str], Timing]) -> report.Document:
+    """Bytes of the matrix for each second, of the forward walk and of reading alone."""
+    size = cell.T * matrix_bytes(cell.H, dtype.itemsize)
+    read = timing[CACHE, CACHE]
+    walk = size / timing[report.RECURRENCE, "forward"].median
+    rate = size / read.median
+    return {
+        "read": read.figures(),
+        "read_bytes_per_s": rate,
+        "walk_bytes_per_s": walk,
+    }
 
 
 def check(problem: Problem, contenders: dict[str, Contender]) -> None:

@@ -154,6 +154,14 @@ def _notes(document: Document) -> list[str]:
         f" {gemm['best_flops_per_s'] / 1e9:.0f} GFLOP/s at {gemm['size']} x {gemm['size']},"
         " the best of this run.",
     ]
+    for cell in document["cells"]:
+        if "cache" in cell:
+            cache, sizes = cell["cache"], Cell(*(cell[size] for size in Cell._fields))
+            walk, read = (cache[name] / 1e9 for name in ("walk_bytes_per_s", "read_bytes_per_s"))
+            notes.append(
+                f"{sizes}: the forward recurrence goes through its matrix at {walk:.0f} GB/s,"
+                f" {_percent(walk / read)} of the {read:.0f} GB/s at which one thread reads its cache."
+            )
     if any(
         timing["slow"]
         for cell in document["cells"]

@@ -83,6 +83,18 @@ def test_ratios_follow_from_the_medians(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[-1].startswith("forward + backward")
 
 
+def test_with_one_row_the_walk_is_compared_with_reading_its_matrix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny_run(tmp_path, "--peers", "none") == 0
+    many, one = load(tmp_path)["cells"]
+    assert "cache" not in many
+    size = one["T"] * 6 * 16 * 4  # H 6 in columns by the 16, float32
+    assert one["cache"]["read_bytes_per_s"] == pytest.approx(size / one["cache"]["read"]["median_s"])
+    assert one["cache"]["walk_bytes_per_s"] == pytest.approx(size / one["forward"]["recurrence"]["median_s"])
+    assert "one thread reads its cache" in " ".join(capsys.readouterr().out.split())
+
+
 def test_environment_names_what_the_figures_depend_on(tmp_path: Path) -> None:
     assert tiny_run(tmp_path, "--peers", "none") == 0
     found = load(tmp_path)["environment"]
@@ -329,3 +341,4 @@ def test_memory_is_measured_in_a_process_for_each_case(tmp_path: Path) -> None:
         assert peaks[nonlinearity, "kept"] > kept - 0.1
         assert peaks[nonlinearity, "every"] < 1.5
         assert peaks[nonlinearity, "truncated"] < 0.5
+    assert all(peaks["relu", way] > 0 for way in ("rnnkernels", "rnn", "loop"))

@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -33,6 +36,24 @@ py::object active_instruction_set() {
   return set ? py::object(py::str(set->name)) : py::object(py::none());
 }
 
+// Seconds.
+double read_memory(int64_t bytes, int64_t times) {
+  const auto* set = rnnkernels::cpu::active_instruction_set();
+  if (!set) throw std::runtime_error("RNNKERNELS_ISA names a set that was not built or does not run here");
+  if (bytes < 0 || times < 0) throw py::value_error("bytes and times must not be negative");
+  const py::gil_scoped_release released;
+  constexpr size_t kLine = 64;
+  std::vector<float> memory(bytes / sizeof(float) + kLine / sizeof(float), 1.0F);
+  const auto begin = (reinterpret_cast<uintptr_t>(memory.data()) + kLine - 1) / kLine * kLine;
+  const auto* numbers = reinterpret_cast<const float*>(begin);
+  const auto count = static_cast<int64_t>(bytes / sizeof(float));
+  volatile float sum = set->kernels->read(numbers, count, 1);
+  const auto start = std::chrono::steady_clock::now();
+  sum = set->kernels->read(numbers, count, times);
+  (void)sum;
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -46,4 +67,7 @@ PYBIND11_MODULE(_C, m) {
         "The CPU instruction sets that were built, fastest first, and whether each runs here.");
   m.def("active_instruction_set", &active_instruction_set,
         "The one in use, or None if RNNKERNELS_ISA names one that was not built or does not run here.");
+  m.def(
+      "read_memory", &read_memory, py::arg("bytes"), py::arg("times"),
+      "Seconds to read that much memory so many times with one thread: what the cache that holds it gives.");
 }

@@ -78,6 +78,22 @@ void activate(NonlinearityIndex nonlinearity, Scalar scalar, const void* in, voi
   });
 }
 
+float read(const float* data, int64_t n, int64_t times) {
+  constexpr int kChains = 8;  // more than an addition takes cycles
+  Vec<float> sums[kChains] = {};
+  for (int64_t t = 0; t < times; ++t) {
+    for (int64_t i = 0; i + kChains * kLanes<float> <= n; i += kChains * kLanes<float>) {
+      RNNKERNELS_UNROLL
+      for (int c = 0; c < kChains; ++c) sums[c] += load(data + i + c * kLanes<float>);
+    }
+  }
+  float total = 0;
+  for (const Vec<float>& sum : sums) {
+    for (int lane = 0; lane < kLanes<float>; ++lane) total += sum[lane];
+  }
+  return total;
+}
+
 constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>,
                                    &run<ForwardSweep, ForwardProblem>,
                                    &workspace_bytes<BackwardProblem>,
@@ -89,7 +105,8 @@ constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>,
                                    &activate,
                                    &optimizer_step<NesterovRule>,
                                    &optimizer_step<AdamWRule>,
-                                   &power_sum};
+                                   &power_sum,
+                                   &read};
 
 }  // namespace
 

@@ -28,6 +28,9 @@ struct Kernels {
   Verdict (*nesterov)(const OptimizerStep<NesterovRule>&, const Threads&);
   Verdict (*adamw)(const OptimizerStep<AdamWRule>&, const Threads&);
   double (*power_sum)(const PowerSum&, const Threads&);
+  // Reads n numbers so many times over, as fast as this set can with one thread, and returns a sum of them:
+  // the rate at which a cache gives a matrix away, for benchmarks to compare with.
+  float (*read)(const float* data, int64_t n, int64_t times);
 };
 
 struct InstructionSet {
