@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import layer, memory, optimizer, options, recurrence, show
+from . import call, layer, memory, optimizer, options, recurrence, scaling, show
 
 
 class Benchmark(NamedTuple):
@@ -26,11 +26,15 @@ BENCHMARKS = {
     "recurrence": Benchmark(
         "the leaky recurrent layer against its peers", recurrence.add_arguments, recurrence.run
     ),
+    "call": Benchmark("where the microseconds of a tiny call go", options.add_arguments, call.run),
     "layer": Benchmark("what packing, vmap and torch.compile save or cost", options.add_arguments, layer.run),
-    "memory": Benchmark("what checkpoint_every saves on a long sequence", memory.add_arguments, memory.run),
+    "memory": Benchmark(
+        "what a training step takes, long sequences and large batches", memory.add_arguments, memory.run
+    ),
     "optimizer": Benchmark(
         "the clipped optimizers against torch's clipping and update", options.add_arguments, optimizer.run
     ),
+    "scaling": Benchmark("how a step grows with T, B, H and threads", options.add_arguments, scaling.run),
     "show": Benchmark("table and picture of a saved run", show.add_arguments, show.run, False),
 }
 

@@ -26,16 +26,21 @@ def run(
     measure: Callable[[bool, Plan], report.Document],
     rows: Callable[[report.Document], list[list[str]]],
     plan: Plan,
+    picture: Callable[[report.Document, Path], None] | None = None,
 ) -> int:
-    """Measure, write, and print the rows (two columns of text, then figures) with the notes."""
+    """Measure, write, draw, and print the rows (two columns of text, then figures) with the notes."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     document = measure(arguments.quick, Plan(seconds=1.0, rounds=5) if arguments.quick else plan)
     path = arguments.output / f"{document['benchmark']}.json"
     report.save_json(document, path)
+    written = [path]
+    if picture and report.can_draw():
+        written.append(path.with_suffix(".png"))
+        picture(document, written[-1])
     lines = (report.markdown_rows if arguments.markdown else report.plain)(rows(document), 2)
     busiest = max(cell["cores_of_others"] or 0.0 for cell in document["cells"])
     lines += ["", *document.get("notes", []), f"other processes used up to {busiest:.2f} cores"]
     print("\n".join([*lines, environment_line(document["environment"])]))
-    print("written:", path, file=sys.stderr)
+    print("written:", ", ".join(map(str, written)), file=sys.stderr)
     return 0

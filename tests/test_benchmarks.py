@@ -342,3 +342,25 @@ def test_memory_is_measured_in_a_process_for_each_case(tmp_path: Path) -> None:
         assert peaks[nonlinearity, "every"] < 1.5
         assert peaks[nonlinearity, "truncated"] < 0.5
     assert all(peaks["relu", way] > 0 for way in ("rnnkernels", "rnn", "loop"))
+
+
+def test_scaling_varies_one_size_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    assert main(["scaling", "--quick", "--threads", "2", "--output", str(tmp_path)]) == 0
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    cells = json.loads((tmp_path / "scaling.json").read_text())["cells"]
+    for cell in cells:
+        sizes = cell["cell"] | {"threads": cell["threads"]}
+        middle = {"B": 16, "T": 100, "I": 32, "H": 128, "threads": 2}
+        assert sizes == middle | {cell["axis"]: cell["value"]}
+        assert cell["step"]["median_s"] > 0
+    assert {cell["axis"] for cell in cells} == {"T", "B", "H", "threads"}
+    assert (tmp_path / "scaling.png").exists() == report.can_draw()
+
+
+def test_a_tiny_call_is_taken_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["call", "--quick", "--output", str(tmp_path)]) == 0
+    cells = json.loads((tmp_path / "call.json").read_text())["cells"]
+    assert len(cells) == 10 and all(cell["call"]["median_s"] > 0 for cell in cells)
+    assert "LeakyRNN, forward and backward" in capsys.readouterr().out
