@@ -1,4 +1,4 @@
-"""`python -m benchmarks call`: where the microseconds of a tiny call go: T 1, B 1, H 32, forward and backward.
+"""`python -m benchmarks call`: where the microseconds of a tiny call go (T 1, B 1, H 32).
 
 Every row is a call that has one more layer around it than the row above, all timed interleaved (timing.py);
 the differences are what the layers cost. The last rows are for comparison.
