@@ -21,7 +21,7 @@ from rnnkernels._autograd_backward import projected_vjp, recurrence_vjp
 from rnnkernels._checks import autocasts
 from rnnkernels._derivatives import Kind, forward_mode_stays_on, primals_of
 from rnnkernels._modes import in_forward_mode, in_torch_func
-from rnnkernels._networks import Networks
+from rnnkernels._networks import Networks, is_nothing
 
 
 def leaky_recurrence(
@@ -84,7 +84,7 @@ def _keep(ctx: Any, output: tuple[Tensor, ...], tensors: tuple[Any, ...], kind: 
     ctx.kind = Kind(*kind)
     ctx.set_materialize_grads(False)
     states, _, saved = output
-    ctx.saved_is_differentiable = saved.is_floating_point() and saved.numel() > 0
+    ctx.saved_is_differentiable = saved.is_floating_point() and not is_nothing(saved)
     if not ctx.saved_is_differentiable:
         ctx.mark_non_differentiable(saved)
     ctx.save_for_backward(states, saved, *tensors)

@@ -295,8 +295,8 @@ def projection_backward(
     u: Tensor, input: Tensor, h0: Tensor | None, weight: Tensor, batch_sizes: Tensor | None,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """The gradients of the input, of ``weight_ih`` and of the bias, where ``wanted`` (as the operator has
-    it) asks for them; ``u`` is the gradient of the projection.
+    """``d_input = u W_ih``, ``d_W_ih = u^T input`` and ``d_bias``, the sum over rows of ``u``, the gradient
+    of the projection; where ``wanted`` (as the operator has it) asks for them.
     """
     steps = Steps(input, h0, batch_sizes, False)
     return (

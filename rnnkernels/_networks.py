@@ -1,14 +1,21 @@
 """``torch.vmap`` over the recurrence: the examples become batch rows, or networks of one call.
 
-Where all examples share the weights, they are rows of a larger batch. Where they do not, the kernels
-run G networks at once, and an example is a network (or G of them, if it was a call of G networks).
+Where all examples share the weights, they are rows of a larger batch. Where they do not, and in packed
+sequences, the kernels run G networks at once, and an example is a network (or G of them, if it was a call
+of G networks).
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from torch import Tensor
+
+
+def is_nothing(saved: Tensor) -> bool:
+    """Whether forward had nothing to save. What it saves of no steps or rows is empty, but a sequence."""
+    return saved.dim() == 1
 
 
 class Networks:
@@ -39,10 +46,10 @@ class Networks:
         hidden = self.weight.shape[-1]
         if self.grouped:
             if d.dim() < 3:
-                d = d.reshape(count, 1, -1)
+                d = d.reshape(count, 1, prod(d.shape[1:]))
             self.decay = d.expand(count, self.weight.shape[0] // count, hidden).flatten(0, 1)
         else:
-            self.decay = d.reshape(count, -1).expand(count, hidden)
+            self.decay = d.reshape(count, prod(d.shape[1:])).expand(count, hidden)
 
     def _in_front(self, x: Tensor, dim: int | None) -> Tensor:
         x = x.expand(self.count, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -67,7 +74,7 @@ class Networks:
 
     def saved(self, x: Tensor, dim: int | None) -> Tensor:
         """What forward saved of all examples: a sequence of its own kind, or nothing."""
-        kept = x if x.numel() == 0 else self.sequence(x, dim)
+        kept = x if is_nothing(x) else self.sequence(x, dim)
         assert kept is not None
         return kept.contiguous()
 
@@ -92,7 +99,7 @@ class Networks:
     def split_results(self, output: Tensor, h_n: Tensor, saved: Tensor) -> Any:
         """The examples of all that a forward operator returns, and their dimensions."""
         empty: tuple[Tensor, int | None] = (saved, None)
-        kept = empty if saved.numel() == 0 else self.split_sequence(saved)
+        kept = empty if is_nothing(saved) else self.split_sequence(saved)
         return tuple(zip(self.split_sequence(output), self.split_state(h_n), kept, strict=True))
 
     def split_weight(self, x: Tensor) -> tuple[Tensor, int]:

@@ -11,12 +11,14 @@ in compiled functions, :func:`one_by_one` does the same with torch's checkpoints
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rnnkernels._checks import autocasts
 from rnnkernels._modes import in_forward_mode, in_torch_func, is_batched
 
 # (input, h0, drive, batch_sizes, weights) -> (output, h_n)
@@ -75,8 +77,6 @@ class Segment(NamedTuple):
 def in_segments(call: Call, walk: Walk, input: Tensor, h0: Tensor | None, drive: Tensor | None,
                 batch_sizes: Tensor | None, weights: tuple[Any, ...]) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The call, with the memory for backward of a few segments."""
-    if batch_sizes is not None and h0 is None:
-        h0 = input.new_zeros(int(batch_sizes[0]), weights[1].shape[-1])
     tensors = tuple(x if isinstance(x, Tensor) else None for x in (input, h0, drive, *weights))
     if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in tensors):
         return call(input, h0, drive, batch_sizes, weights)
@@ -134,12 +134,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(kept, batch_sizes, *(x if isinstance(x, Tensor) else None for x in arguments))
         ctx.set_materialize_grads(False)
         device = input.device.type
-        ctx.autocast = {
-            "device_type": device,
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-            "cache_enabled": torch.is_autocast_cache_enabled(),
-        }
+        ctx.autocast = torch.get_autocast_dtype(device) if autocasts(input.device) else None
         return output, h_n
 
     @staticmethod
@@ -150,7 +145,11 @@ class _Recomputed(torch.autograd.Function):
         if grad_output is None and grad_h_n is None:
             return (None,) * (3 + len(needs))
         arguments = [other if x is None else x for x, other in zip(tensors, ctx.others, strict=True)]
-        with torch.autocast(**ctx.autocast):
+        # Without its cache, which would keep a rounded copy of the leaves of every backward.
+        autocast: AbstractContextManager[object] = nullcontext()
+        if ctx.autocast is not None:
+            autocast = torch.autocast(kept.device.type, ctx.autocast, cache_enabled=False)
+        with autocast:
             if torch.is_grad_enabled() or in_torch_func() or is_batched(grad_output, grad_h_n):
                 grads = _differentiable(ctx, arguments, batch_sizes, needs, grad_output, grad_h_n)
             else:
@@ -164,6 +163,8 @@ def _differentiable(
 ) -> list[Tensor | None]:  # fmt: skip
     again = torch.is_grad_enabled()
     with torch.enable_grad():
+        # As views, or gradients would also come by way of what the arguments were themselves made of.
+        arguments = [x.view_as(x) if need else x for x, need in zip(arguments, needs, strict=True)]
         input, h0, drive, *weights = arguments
         results = one_by_one(ctx.call, ctx.walk, input, h0, drive, batch_sizes, tuple(weights))
         pairs = [(y, g) for y, g in zip(results, (grad_output, grad_h_n), strict=True) if g is not None]
@@ -189,8 +190,8 @@ class _Backward:
             for x, need in zip(self.weights, needs[3:], strict=True)
         ]
         self.sums: list[Tensor | None] = [None] * len(self.weights)
-        self.d_input = torch.empty_like(self.input) if needs[0] else None
-        self.d_drive = torch.empty_like(self.drive) if needs[2] else None
+        self.d_input = torch.zeros_like(self.input) if needs[0] else None
+        self.d_drive = torch.zeros_like(self.drive) if needs[2] else None
 
     def walk(self, kept: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None) -> list[Tensor | None]:
         segments: list[Segment] = self.ctx.segments
@@ -202,7 +203,11 @@ class _Backward:
         for i in reversed(range(len(segments))):
             self._segment(segments[i], self.h0 if i == 0 else states[i - 1], grad_output, carried)
         d_h0 = carried.to(self.h0.dtype) if self.needs[1] else None
-        return [self.d_input, d_h0, self.d_drive, *self.sums]
+        sums = [
+            total if total is None else total.to(weight.dtype)
+            for total, weight in zip(self.sums, self.weights, strict=True)
+        ]
+        return [self.d_input, d_h0, self.d_drive, *sums]
 
     def _segment(
         self, segment: Segment, state: Tensor | None, grad_output: Tensor | None, carried: Tensor
@@ -238,6 +243,7 @@ class _Backward:
         if grads[1] is not None:
             rows.copy_(grads[1])
         for i, part in enumerate(grads[3:]):
-            if part is not None:
+            if part is not None:  # half precision would lose what is added to a large sum
                 total = self.sums[i]
+                part = part.to(torch.promote_types(part.dtype, torch.float32))
                 self.sums[i] = part if total is None else total.add_(part)

@@ -57,12 +57,13 @@ def projected_recurrence(
         \text{rate:}\quad    h_t &= d\, h_{t-1} + (1-d)\, f(p_t + W_{hh} h_{t-1}) \\
         \text{current:}\quad h_t &= d\, h_{t-1} + (1-d)\, (p_t + W_{hh} f(h_{t-1}))
 
-    With ``checkpoint_every=k`` every k-th state is kept for backward, and nothing else; it recomputes the
-    ``k`` steps that follow (their projection too) when it gets there: memory for ``T/k + k`` steps instead
-    of ``T``, for one more forward pass. The output of all steps is returned anyway, and lives as long as
-    the caller keeps it. Results are the same to the bit. Gradients are the same derivatives; those of the
-    weights are sums that are added up segment by segment, so they agree to rounding. In half precision the
-    recomputed steps begin from the rounded state. Under ``torch.func``'s transforms nothing is recomputed.
+    With ``checkpoint_every=k`` every k-th state is kept for backward, besides the arguments; it recomputes
+    the ``k`` steps that follow (their projection too) when it gets there: memory for ``T/k + k`` steps
+    instead of ``T``, for one more forward pass. The output of all steps is returned anyway, and lives as
+    long as the caller keeps it. Results are the same to the bit. Gradients are the same derivatives; those
+    of the weights are sums that are added up segment by segment, so they agree to rounding. In half
+    precision the recomputed steps begin from the rounded state, and the gradient that is carried from one
+    segment to the next is rounded. Under ``torch.func``'s transforms nothing is recomputed.
 
     Under autocast the projection runs in autocast's dtype and the recurrence in float32 (float64 if
     ``weight_hh`` is): a state that is carried over many steps must not be rounded at each of them.
@@ -94,11 +95,17 @@ def projected_recurrence(
     """
     if batch_first and batch_sizes is not None:
         raise ValueError("batch_first must be False with batch_sizes: packed rows have no batch dimension")
+    if drive is not None and drive.shape != (expected := (*input.shape[:-1], weight_hh.shape[-1])):
+        raise ValueError(
+            f"drive must be {list(expected)}, as the input and weight_hh say, got {list(drive.shape)}"
+        )
     weights = _Weights(weight_ih, weight_hh, bias, decay)
     kind = _Kind(nonlinearity, form, reverse, batch_first)
     if checkpoint_every is None:
         return _run(input, h0, drive, batch_sizes, weights, kind)
     check_sizes(checkpoint_every=checkpoint_every)
+    if batch_sizes is not None and h0 is None:
+        h0 = zero_h0(batch_sizes, input, weight_hh)
 
     def call(x: Tensor, h0: Tensor | None, p: Tensor | None, sizes: Tensor | None, w: Any) -> Any:
         return _run(x, h0, p, sizes, _Weights(*w), kind)

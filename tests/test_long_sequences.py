@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
+import sys
 
 import pytest
 import torch
@@ -175,6 +177,82 @@ def test_batched_gradients_and_transforms_pass_through_the_segments(packed):
         found.append([*batched, *transformed])
     for a, b in zip(*found, strict=True):
         assert distance(a, b) < 1e-13
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_gradients_do_not_go_past_the_arguments(every):
+    """Where one argument is made of another, or is another, each way counts once."""
+    layer = LeakyRNN(5, 5, nonlinearity="tanh", decay=0.5, dtype=torch.float64, checkpoint_every=every)
+    x = torch.randn(7, 2, 5).double()
+    parameters = list(layer.parameters())
+    output, h_n = layer(x)
+    carried = layer(x, h_n)[0].square().sum() + output.sum()
+    weight = torch.randn(5, 5).double().div(2).requires_grad_()
+    y = x.clone().requires_grad_()
+    tied = projected_recurrence(y, None, weight, weight, None, 0.5, drive=y, checkpoint_every=every)[0]
+    for result, leaves in ((carried, parameters), (tied.square().sum(), [weight, y])):
+        plain = torch.autograd.grad(result, leaves, retain_graph=True)
+        again = torch.autograd.grad(result, leaves, retain_graph=True, create_graph=True)
+        batched = torch.autograd.grad(result, leaves, torch.ones(1).double(), True, is_grads_batched=True)
+        for a, b, c in zip(plain, again, batched, strict=True):
+            assert distance(b.detach(), a) < 1e-14 and distance(c[0], a) < 1e-14
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what is resident there")
+def test_training_within_one_autocast_keeps_nothing_of_a_step():
+    layer = LeakyRNN(1024, 1024, nonlinearity="tanh", decay=0.5, checkpoint_every=5)
+    x = torch.randn(5, 1, 1024)
+    with torch.autocast("cpu", torch.bfloat16):
+        for step in range(40):
+            layer(x)[0].sum().backward()
+            layer.zero_grad()
+            if step == 9:
+                before = resident()
+    assert resident() - before < 20 * 2**20  # a copy of a matrix in bfloat16 has 2 MiB
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_over_many_segments_are_not_lost_in_half_precision(dtype):
+    steps, errors = 2000, {}
+    torch.manual_seed(3)
+    exact = LeakyRNN(4, 8, nonlinearity="sigmoid", decay=0.5).to(dtype)
+    x = torch.randn(steps, 1, 4).to(dtype)
+    grads = {}
+    for every in ("float64", None, 1):
+        layer = copy.deepcopy(exact)
+        layer.checkpoint_every = None if every == "float64" else every
+        if every == "float64":
+            layer, x = layer.double(), x.double()
+        layer(x)[0].sum().mul(1e-2).backward()
+        grads[every], x = layer.weight_hh_l0.grad.double(), x.to(dtype)
+    errors = {every: distance(grads[every], grads["float64"]) for every in (None, 1)}
+    assert errors[1] < 2 * errors[None] + 1e-2
+
+
+def test_a_layer_on_meta_has_its_shapes():
+    layer = LeakyRNN(3, 5, device="meta", checkpoint_every=3)
+    output, _ = layer(torch.randn(4, 2, 3, device="meta"))
+    output.sum().backward()
+    assert output.shape == (4, 2, 5) and layer.weight_hh_l0.grad.shape == (5, 5)
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_bad_arguments_are_named_with_segments_as_without(every):
+    x, w, u = torch.randn(3, 3), torch.randn(5, 3), torch.randn(5, 5)
+
+    def call(**others):
+        projected_recurrence(others.pop("input", x), None, w, u, None, 0.5, checkpoint_every=every, **others)
+
+    for sizes in ([], [-1, 2], [[2, 1]]):
+        with pytest.raises(ValueError, match=r"^batch_sizes must"):
+            call(batch_sizes=torch.tensor(sizes, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^drive must be \[4, 2, 5\], .*, got \[2, 5\]"):
+        call(input=torch.randn(4, 2, 3), drive=torch.randn(2, 5))
 
 
 def test_autocast_is_in_force_where_segments_are_recomputed():

@@ -77,9 +77,11 @@ def test_networks_are_to_the_bit_what_they_are_alone(form, nonlinearity, reverse
             assert torch.equal(a[network], b), name
 
 
+# The second has more numbers than torch's own sum shares out among threads.
+@pytest.mark.parametrize("sizes", [(7, 9, 100, 128), (2048, 1, 1, 32)])
 @pytest.mark.parametrize("decay", ["[H]", "scalar"])
-def test_a_decay_that_all_share_has_the_sum_of_their_gradients(decay):
-    tensors, _ = networks(7, 9, 100, 128, decay=decay)
+def test_a_decay_that_all_share_has_the_sum_of_their_gradients(decay, sizes):
+    tensors, _ = networks(*sizes, decay=decay)
     kind = ("relu", "rate", False)
     threads, found = torch.get_num_threads(), []
     for n in (1, 2):
@@ -87,7 +89,7 @@ def test_a_decay_that_all_share_has_the_sum_of_their_gradients(decay):
         found.append(results(tensors, None, kind)[-1])
     torch.set_num_threads(threads)
     assert torch.equal(*found)
-    each = tensors | {"decay": tensors["decay"].expand(7, 128)}
+    each = tensors | {"decay": tensors["decay"].expand(sizes[0], sizes[3])}
     torch.testing.assert_close(found[0], results(each, None, kind)[-1].sum_to_size(tensors["decay"].shape))
 
 
@@ -143,3 +145,16 @@ def test_vmap_of_derivatives_is_a_loop(form, nonlinearity, packed, names):
             )
             for a, b in zip(together, function(*single), strict=True):
                 torch.testing.assert_close(a[i], b)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(0, 2), (4, 0)])
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+@pytest.mark.parametrize("names", EXAMPLES, ids="+".join)
+def test_vmap_of_no_steps_and_of_no_rows(names, nonlinearity, steps, batch):
+    many, _ = networks(3, steps, batch, 5)
+    tensors = [x if name in names else x[0] for name, x in many.items()]
+    dims = [0 if name in names else None for name in many]
+    kind = {"form": "rate", "nonlinearity": nonlinearity}
+    grads = vmap(grad(lambda *x: loss(kind, None, *x), tuple(range(6))), tuple(dims))(*tensors)
+    for found, x, dim in zip(grads, tensors, dims, strict=True):
+        assert found.shape == (x.shape if dim == 0 else (3, *x.shape))

@@ -208,7 +208,7 @@ BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
     const at::Tensor sum = at::empty(shape, d_decay_rows.options());
     sum_over_rows(sum, d_decay_rows);
     const at::Tensor per_unit = sum.div(at::rsub(decay, 1));
-    d_decay.copy_(per_unit.sum_to_size(decay.sizes()));
+    d_decay.copy_(sum_like(decay, per_unit));
   }
   return result;
 }
@@ -267,7 +267,7 @@ struct Projected {
   bool reverse;
   std::array<bool, 6> wanted;
 
-  Projected of(const Networks& some) const {
+  Projected of(const NetworkBlock& some) const {
     return {some.of(grad_output),
             some.of(grad_h_n),
             some.of(output),
@@ -294,13 +294,13 @@ void add_part(at::Tensor& sum, const at::Tensor& part, bool is_first) {
   }
 }
 
-// Writes d_input, d_weight_ih and d_bias where they are; the recurrence's own gradients come with their
-// memory.
+// With u the gradient of pre:  d_input = u W_ih,  d_W_ih = u^T input,  d_bias = the sum over rows of u.
+// These three are written where they are; the recurrence's own gradients come with their memory.
 void walk_back(const Projected& call, const Sizes& sizes, ProjectedBackwardResult& result) {
   auto& [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] = result;
   const auto& wanted = call.wanted;
   const bool wants_u = wanted[kInput] || wanted[kWeightIh] || wanted[kBias];
-  const Steps walk(sizes, call.batch_sizes, call.reverse, call.output);
+  const StepBlocks walk(sizes, call.batch_sizes, call.reverse, call.output);
   const int64_t blocks = walk.blocks();
   at::Tensor carried;  // the gradient of the state between two blocks
   if (blocks > 1) {
@@ -335,7 +335,7 @@ void walk_back(const Projected& call, const Sizes& sizes, ProjectedBackwardResul
   }
 }
 
-// Networks that share a decay add their gradients in one order, however they are cut.
+// NetworkBlock that share a decay add their gradients in one order, however they are cut.
 at::Tensor for_each_network(const at::Tensor& decay, const Sizes& sizes) {
   if (!sizes.grouped || decay.dim() == 2) return decay;
   return decay.expand_symint({sizes.networks, sizes.hidden});
@@ -355,7 +355,7 @@ ProjectedBackwardResult projected_recurrence_backward_cpu(
   const at::Tensor decays = for_each_network(decay, sizes);
   const Projected call = {grad_output, grad_h_n, output,      saved,        input, h0,      weight_ih,
                           weight_hh,   decays,   batch_sizes, nonlinearity, form,  reverse, wanted};
-  const std::vector<Networks> blocks = Networks::blocks(sizes, output);
+  const std::vector<NetworkBlock> blocks = NetworkBlock::blocks(sizes, output);
   const bool at_once = blocks.size() == 1;
   ProjectedBackwardResult result =
       empty_projected(input, h0, weight_ih, weight_hh, decays,
@@ -365,7 +365,7 @@ ProjectedBackwardResult projected_recurrence_backward_cpu(
   if (at_once) {
     walk_back(call, sizes, result);
   } else {
-    for (const Networks& some : blocks) {
+    for (const NetworkBlock& some : blocks) {
       ProjectedBackwardResult part = {some.of(d_input), d_h0,   some.of(d_weight_ih), d_weight_hh,
                                       some.of(d_bias),  d_decay};
       walk_back(call.of(some), some.sizes(), part);
@@ -374,7 +374,7 @@ ProjectedBackwardResult projected_recurrence_backward_cpu(
       if (wanted[kProjectedDecay]) some.of(d_decay).copy_(std::get<kProjectedDecay>(part));
     }
   }
-  if (wanted[kProjectedDecay]) d_decay = d_decay.sum_to_size(decay.sizes());
+  if (wanted[kProjectedDecay] && decay.dim() < decays.dim()) d_decay = sum_like(decay, d_decay);
   return result;
 }
 

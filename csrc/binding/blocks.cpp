@@ -10,7 +10,8 @@ namespace {
 
 // About how much memory a sequence may take at a time: some networks', for each thread; some steps' of one.
 constexpr int64_t kNetworkBytes = int64_t{512} << 10;
-// Steps are cut alike however many networks walk together: where sums are cut must not depend on threads.
+// StepBlocks are cut alike however many networks walk together: where sums are cut must not depend on
+// threads.
 constexpr int64_t kStepBytes = int64_t{16} << 20;
 
 int64_t bytes_of(const at::Tensor& tensor) {
@@ -19,24 +20,25 @@ int64_t bytes_of(const at::Tensor& tensor) {
 
 }  // namespace
 
-Networks::Networks(const Sizes& sizes, const Block& block) : block_(block), sizes_(sizes) {
+NetworkBlock::NetworkBlock(const Sizes& sizes, const Block& block) : block_(block), sizes_(sizes) {
   if (sizes.grouped) sizes_.networks = block.size();
 }
 
-std::vector<Networks> Networks::blocks(const Sizes& sizes, const at::Tensor& sequence) {
-  if (!sizes.grouped) return {Networks(sizes, {0, 1})};
+std::vector<NetworkBlock> NetworkBlock::blocks(const Sizes& sizes, const at::Tensor& sequence) {
+  if (!sizes.grouped) return {NetworkBlock(sizes, {0, 1})};
   const int64_t networks = sequence.size(0), threads = torch_threads().count;
   const int64_t bytes = std::max<int64_t>(1, bytes_of(sequence) / std::max<int64_t>(1, networks));
   const int64_t at_once = threads * std::max<int64_t>(1, kNetworkBytes / bytes);
   const int64_t count = std::max<int64_t>(1, (networks + at_once - 1) / at_once);
-  std::vector<Networks> blocks;
+  std::vector<NetworkBlock> blocks;
   for (int64_t i = 0; i < count; ++i) {
-    blocks.push_back(Networks(sizes, {networks * i / count, networks * (i + 1) / count}));
+    blocks.push_back(NetworkBlock(sizes, {networks * i / count, networks * (i + 1) / count}));
   }
   return blocks;
 }
 
-Steps::Steps(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse, const at::Tensor& output)
+StepBlocks::StepBlocks(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse,
+                       const at::Tensor& output)
     : storage_(sizes, batch_sizes, reverse),
       layout_(storage_.layout),
       packed_(sizes.packed),
@@ -46,14 +48,14 @@ Steps::Steps(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse
   steps_at_once_ = std::max<int64_t>(1, rows / std::max<int64_t>(1, layout_.batch));
 }
 
-at::Tensor Steps::cut(const at::Tensor& sequence, const Block& steps) const {
+at::Tensor StepBlocks::cut(const at::Tensor& sequence, const Block& steps) const {
   if (!sequence.defined()) return sequence;
   const int64_t first = packed_ ? offset(steps.first) : steps.first;
   return sequence.narrow(dim_, first, (packed_ ? offset(steps.last) : steps.last) - first);
 }
 
-OptionalTensor Steps::state_before(const Block& steps, const at::Tensor& output,
-                                   const OptionalTensor& h0) const {
+OptionalTensor StepBlocks::state_before(const Block& steps, const at::Tensor& output,
+                                        const OptionalTensor& h0) const {
   const int64_t before = layout_.reverse ? steps.last : steps.first - 1, rows = batch(steps);
   const bool exists = before >= 0 && before < layout_.steps;
   const int64_t carried = exists ? std::min(rows, layout_.rows_at(before)) : 0;

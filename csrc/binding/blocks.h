@@ -16,10 +16,10 @@ struct Block {
 };
 
 // Some of the networks of a call; of a call without G all there is.
-class Networks {
+class NetworkBlock {
  public:
   // As many at a time as leave every thread its own, and more while `sequence`, [G, ...], stays small.
-  static std::vector<Networks> blocks(const Sizes& sizes, const at::Tensor& sequence);
+  static std::vector<NetworkBlock> blocks(const Sizes& sizes, const at::Tensor& sequence);
 
   // Their part of [G, ...]. What has no G, as a decay of [H] or bits that were not saved, is everyone's.
   at::Tensor of(const at::Tensor& tensor) const {
@@ -34,16 +34,16 @@ class Networks {
   const Sizes& sizes() const { return sizes_; }
 
  private:
-  Networks(const Sizes& sizes, const Block& block);
+  NetworkBlock(const Sizes& sizes, const Block& block);
 
   Block block_;
   Sizes sizes_;
 };
 
 // The steps of a walk in blocks, so that u, the gradient of pre, never exists for all of them.
-class Steps {
+class StepBlocks {
  public:
-  Steps(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse, const at::Tensor& output);
+  StepBlocks(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse, const at::Tensor& output);
 
   int64_t blocks() const {
     return std::max<int64_t>(1, (layout_.steps + steps_at_once_ - 1) / steps_at_once_);

@@ -103,7 +103,7 @@ ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTe
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "input");
   const ForwardResult result = with_output(pre, sizes, kind, save);
   const auto& [output, h_n, saved] = result;
-  for (const Networks& some : Networks::blocks(sizes, pre)) {
+  for (const NetworkBlock& some : NetworkBlock::blocks(sizes, pre)) {
     const at::Tensor h = some.of(output), weight = some.of(weight_ih);
     multiply(all_rows(h, sizes), all_rows(some.of(input), sizes), weight.transpose(-2, -1), some.of(bias));
     walk(h, some.of(h0), some.of(weight_hh), some.of(decay), batch_sizes, some.sizes(), kind, reverse, save,

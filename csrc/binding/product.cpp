@@ -70,4 +70,16 @@ void sum_over_rows(const at::Tensor& out, const at::Tensor& rows, bool accumulat
   multiply(out.unsqueeze(-2), at::ones({1}, rows.options()).expand(shape), rows, {}, accumulate);
 }
 
+at::Tensor sum_like(const at::Tensor& decay, at::Tensor per_unit) {
+  if (per_unit.dim() == 2 && decay.dim() < 2) {
+    const at::Tensor sum = at::empty({per_unit.size(1)}, per_unit.options());
+    sum_over_rows(sum, per_unit);
+    per_unit = sum;
+  }
+  if (decay.dim() > 0) return per_unit;
+  const at::Tensor sum = at::empty({1}, per_unit.options());
+  sum_over_rows(sum, per_unit.unsqueeze(-1));
+  return sum.squeeze(0);
+}
+
 }  // namespace rnnkernels::binding

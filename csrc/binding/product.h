@@ -20,4 +20,7 @@ void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& r
 // since torch's own sum gives other bits with other numbers of threads.
 void sum_over_rows(const at::Tensor& out, const at::Tensor& rows, bool accumulate = false);
 
+// The sum of [H] or [G, H] that a decay of this shape is owed: a scalar, [H], or [G, H].
+at::Tensor sum_like(const at::Tensor& decay, at::Tensor per_unit);
+
 }  // namespace rnnkernels::binding
