@@ -60,10 +60,16 @@ def _check_param(name: str, param: Any) -> None:
         raise NotImplementedError(f"{name} is on {param.device}: only the CPU is available yet")
 
 
+def _first_not_finite(grads: list[Tensor | None]) -> int | None:
+    bad = (i for i, grad in enumerate(grads) if grad is not None and not bool(torch.isfinite(grad).all()))
+    return next(bad, None)
+
+
 class ClippedOptimizer(torch.optim.Optimizer):
     """The base of :class:`ClippedNesterov` and :class:`ClippedAdamW`; it has no rule of its own."""
 
-    _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves grad_scale and found_inf to step()
+    # torch.amp.GradScaler leaves grad_scale and found_inf to step(); torch documents no other way to say so.
+    _step_supports_amp_scaling = True
 
     state_names: tuple[str, ...] = ()  # the rule's numbers an element, as in `optimizer.state[param]`
 
@@ -211,14 +217,24 @@ class ClippedOptimizer(torch.optim.Optimizer):
             tensors = []
         grads = [param.grad for param in params]
         states = self._states_of(params, grads)
-        norm = None
+        norm = spread = None
         if not _PLAIN.issuperset(map(type, params)):
-            norm, params, grads, states = self._localized(params, grads, states)
+            from rnnkernels import _sharded
+
+            spread = _sharded.Gradients(grads, params)
+            norm, grads = spread.norm(self.norm_type), spread.local
+            params = [_sharded.local(param) for param in params]
+            states = [{name: _sharded.local(x) for name, x in state.items()} for state in states]
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         common = (ends, numbers, tensors, maximize, self._record, self.norm_type, self.nonfinite)
-        self._call(params, states, (grads, *common, scale, found_inf, norm))
+        try:
+            self._call(params, states, (grads, *common, scale, found_inf, norm))
+        except RuntimeError:
+            for group in groups:  # torch does not name a setting that is no number
+                self._check_group(group)
+            raise
         if self.nonfinite == "raise" and bool(self._record[3]):
-            self._raise_nonfinite()
+            self._raise_nonfinite(spread.first_not_finite() if spread else _first_not_finite(grads))
         return loss
 
     _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -228,32 +244,22 @@ class ClippedOptimizer(torch.optim.Optimizer):
             return params
         return [state.get("master", param) for param, state in zip(params, states, strict=True)]
 
-    def _localized(
-        self, params: list[Tensor], grads: list[Tensor | None], states: list[dict[str, Tensor]]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor | None], list[dict[str, Tensor]]]:
-        from rnnkernels import _sharded
-
-        local = _sharded.local
-        placed = [
-            None if grad is None else _sharded.placed_like(grad, param)
-            for grad, param in zip(grads, params, strict=True)
-        ]
-        norm = _sharded.norm(placed, self.norm_type)
-        local_grads = [None if grad is None else local(grad) for grad in placed]
-        local_states = [{name: local(x) for name, x in state.items()} for state in states]
-        return norm, [local(param) for param in params], local_grads, local_states
-
-    def _raise_nonfinite(self) -> None:
-        for number, group in enumerate(self.param_groups):
-            names = group.get("param_names")
-            for i, param in enumerate(group["params"]):
-                if param.grad is not None and not bool(torch.isfinite(param.grad).all()):
-                    name = f"'{names[i]}' (" if names else "("
-                    raise FloatingPointError(
-                        f"the gradient of parameter {name}params[{i}] of group {number}, shape"
-                        f" {list(param.shape)}) must be finite; nothing was updated"
-                    )
-        raise FloatingPointError("the gradients must be finite on every rank; nothing was updated")
+    def _raise_nonfinite(self, first: int | None) -> None:
+        if first is None:  # all are finite
+            norm = float(self._record[0])
+            raise FloatingPointError(
+                f"the norm of the gradients must be finite, got {norm}; nothing was updated"
+            )
+        number, i = 0, first
+        while i >= len(self.param_groups[number]["params"]):
+            i -= len(self.param_groups[number]["params"])
+            number += 1
+        group = self.param_groups[number]
+        name = f"'{group['param_names'][i]}' (" if "param_names" in group else "("
+        raise FloatingPointError(
+            f"the gradient of parameter {name}params[{i}] of group {number}, shape"
+            f" {list(group['params'][i].shape)}) must be finite; nothing was updated"
+        )
 
     # --- What a step leaves behind ---------------------------------------------------------------
 
