@@ -9,14 +9,14 @@ with ``nonfinite="raise"``). No list of tensors outlives a step, so none can be 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from numbers import Real
 from operator import is_
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo at once
+from torch._compile import _disable_dynamo  # the public torch.compiler.disable imports Dynamo at once
 from torch.nn import Parameter
 from torch.optim import optimizer as torch_optimizer
 
@@ -26,9 +26,9 @@ _PLAIN = frozenset((Parameter, Tensor))
 
 
 def check_setting(
-    name: str, value: Any, least: float, below: float = math.inf, *, closed: bool = False
+    name: str, value: Any, least: float, below: float = math.inf, *, above: bool = False
 ) -> None:
-    """Refuse a number outside ``[least, below)``, or ``[least, below]``; a tensor must have one element.
+    """Refuse a number outside ``[least, below)``, or above: ``(least, below]``; a tensor has one element.
 
     The value of a tensor is only looked at where that needs no synchronisation, on the CPU.
     """
@@ -41,8 +41,9 @@ def check_setting(
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
     number = float(value)
-    if not (least <= number < below or (closed and number == below)):
-        raise ValueError(f"{name} must lie in [{least:g}, {below:g}{']' if closed else ')'}, got {value!r}")
+    if not (least < number <= below if above else least <= number < below):
+        interval = f"({least:g}, {below:g}]" if above else f"[{least:g}, {below:g})"
+        raise ValueError(f"{name} must lie in {interval}, got {value!r}")
 
 
 def _check_param(name: str, param: Any) -> None:
@@ -95,7 +96,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self.norm_type = float(norm_type)
         self.nonfinite = nonfinite
         self.master_weights = master_weights
-        self._record = torch.zeros(4, dtype=torch.float64)
+        self._record = torch.zeros(4, dtype=torch.float64, device="cpu")
         super().__init__(params, defaults)
 
     # --- What a rule brings ----------------------------------------------------------------------
@@ -109,7 +110,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         check_setting("weight_decay", group["weight_decay"], 0)
         max_norm = group["max_norm"]
         if max_norm is not None:
-            check_setting("max_norm", max_norm, math.ulp(0.0), math.inf, closed=True)
+            check_setting("max_norm", max_norm, 0, above=True)
         if not isinstance(group["maximize"], bool):
             raise ValueError(f"maximize must be True or False, got {group['maximize']!r}")
 
@@ -132,9 +133,14 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         number = len(self.param_groups) - 1
+        params = self.param_groups[number]["params"]
         try:
-            for i, param in enumerate(self.param_groups[number]["params"]):
+            for i, param in enumerate(params):
                 _check_param(f"params[{i}] of group {number}", param)
+            # Two threads would write to it at once.
+            if len(set(params)) != len(params):
+                again = next(i for i, param in enumerate(params) if param in set(params[:i]))
+                raise ValueError(f"params[{again}] of group {number} must not be there twice")
         except (ValueError, NotImplementedError):
             del self.param_groups[number]
             raise
@@ -177,7 +183,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: ``nonfinite="raise"``, and a gradient is infinite or NaN.
-            ValueError: A gradient is sparse, or does not fit its parameter; nothing was changed.
+            ValueError: A gradient is sparse, or does not fit its parameter, or a setting is refused;
+                nothing was changed.
         """
         given = () if closure is None else (closure,)
         return self._watched_step(*given) if self._is_watched() else self._step(*given)
@@ -186,7 +193,10 @@ class ClippedOptimizer(torch.optim.Optimizer):
     step.hooked = True  # type: ignore[attr-defined]
 
     def _is_watched(self) -> bool:
-        """Whether there are hooks, or a profiler, for torch to call around the step."""
+        """Whether there are hooks, or a profiler, for torch to call around the step.
+
+        torch has public functions to register hooks, but none that tells whether there are any.
+        """
         return bool(
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -300,10 +310,14 @@ class ClippedOptimizer(torch.optim.Optimizer):
         """
         final: dict[str, Any] = {}
         before = self.param_groups
+
+        def check_and_keep(_: Any, given: dict[str, Any]) -> None:
+            self._check_saved(given)
+            final.update(given)
+
         # Registered last, so that it sees what the user's own hooks have made of the dictionary.
-        handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
+        handle = self.register_load_state_dict_pre_hook(check_and_keep)
         try:
-            self._check_states(state_dict["state"].values())
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
@@ -311,7 +325,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         params = [param for group in self.param_groups for param in group["params"]]
         for saved_id, param in zip(saved_ids, params, strict=True):
             saved = final["state"].get(saved_id)
-            if saved is not None:
+            if saved:
                 self.state[param] = self._loaded(param, saved)
         for group, old in zip(self.param_groups, before, strict=True):
             for name, value in old.items():
@@ -324,13 +338,15 @@ class ClippedOptimizer(torch.optim.Optimizer):
         state = self._new_state(param)
         for name, own in state.items():
             if name in saved:
-                given = torch.as_tensor(saved[name]).detach()
-                state[name] = given.to(own.device, own.dtype, copy=True)
+                given = saved[name]
+                if not isinstance(given, Tensor):
+                    given = torch.tensor(given, device=own.device)
+                state[name] = given.detach().to(own.device, own.dtype, copy=True)
         return state
 
-    def _check_states(self, states: Iterable[dict[str, Any]]) -> None:
+    def _check_saved(self, state_dict: dict[str, Any]) -> None:
         names = self._all_names()
-        for state in states:
+        for state in filter(None, state_dict["state"].values()):  # torch makes empty ones of look-ups
             wrong = [f"lacks '{name}'" for name in names if name not in state]
             wrong += [f"has '{name}'" for name in state if name not in (*names, "master")]
             if wrong:
