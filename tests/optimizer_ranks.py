@@ -32,6 +32,9 @@ CASES = {
 }
 
 
+MESHES = {"fully_shard": (2,), "fully_shard, replicated": (2, 1)}
+
+
 def make_model() -> nn.Module:
     torch.manual_seed(3)
     # 7 rows do not split evenly, and one bias is smaller than a share for each.
@@ -62,7 +65,7 @@ def train(model: nn.Module, case: str, rank: int, ranks: int) -> dict[str, torch
             grad = params[number].grad
             if not isinstance(grad, DTensor):
                 grad[place] = float("nan")
-            elif rank == holder:
+            elif rank == holder or grad.to_local().shape == grad.shape:
                 grad.to_local()[place] = float("nan")
         before = whole(model)
         try:
@@ -82,12 +85,13 @@ def main(folder: Path) -> None:
     results = {}
     for case in CASES:
         results["ddp", case] = train(DistributedDataParallel(make_model()), case, rank, ranks)
-        sharded = make_model()
-        mesh = init_device_mesh("cpu", (ranks,))
-        for layer in (sharded[0], sharded[2], sharded):
-            fully_shard(layer, mesh=mesh)
-        assert all(isinstance(p, DTensor) for p in sharded.parameters())
-        results["fully_shard", case] = train(sharded, case, rank, ranks)
+        for how, shape in MESHES.items():
+            sharded = make_model()
+            mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+            for layer in (sharded[0], sharded[2], sharded):
+                fully_shard(layer, mesh=mesh)
+            assert all(isinstance(p, DTensor) for p in sharded.parameters())
+            results[how, case] = train(sharded, case, rank, ranks)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

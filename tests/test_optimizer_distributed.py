@@ -31,7 +31,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", optimizer_ranks.CASES)
-@pytest.mark.parametrize("how", ["ddp", "fully_shard"])
+@pytest.mark.parametrize("how", ["ddp", *optimizer_ranks.MESHES])
 def test_two_processes_are_one(results, how, case):
     expected = optimizer_ranks.train(optimizer_ranks.make_model(), case, 0, 1)
     nonfinite = optimizer_ranks.CASES[case][1].get("nonfinite", "skip")
