@@ -3,7 +3,8 @@
     norm = (sum over all gradients |g|^p)^(1/p)         c_group = min(1, max_norm / (norm + 1e-6))
 
 The norm, the counts and the decision to skip stay on the device: a step reads none of them (except
-with ``nonfinite="raise"``). No list of tensors outlives a step, so none can be stale.
+with ``nonfinite="raise"``, and the norm of parameters that are spread over processes). No list of tensors
+outlives a step, so none can be stale.
 """
 
 from __future__ import annotations
@@ -182,14 +183,15 @@ class ClippedOptimizer(torch.optim.Optimizer):
             What ``closure`` returned.
 
         Raises:
-            FloatingPointError: ``nonfinite="raise"``, and a gradient is infinite or NaN.
+            FloatingPointError: ``nonfinite="raise"``, and a gradient is infinite or NaN, or their norm is
+                beyond float64; nothing was changed.
             ValueError: A gradient is sparse, or does not fit its parameter, or a setting is refused;
                 nothing was changed.
         """
         given = () if closure is None else (closure,)
         return self._watched_step(*given) if self._is_watched() else self._step(*given)
 
-    # torch wraps every other step in a profiler's record, which takes a third of a small step's time.
+    # torch wraps every other step in a profiler's record, whose time a small step feels.
     step.hooked = True  # type: ignore[attr-defined]
 
     def _is_watched(self) -> bool:
@@ -306,7 +308,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         that is asked for and was not saved is made from the parameter.
 
         Raises:
-            ValueError: The states are another optimizer's.
+            ValueError: The states are another rule's.
         """
         final: dict[str, Any] = {}
         before = self.param_groups

@@ -32,7 +32,8 @@ class ClippedNesterov(ClippedOptimizer):
 
     Args:
         params: Tensors, named tensors or groups of them, as for every torch optimizer: float32,
-            float64, bfloat16 or float16, of any shape, on the CPU. Half precision has float32 states.
+            float64, bfloat16 or float16, of any shape, on the CPU, each with memory of its own. Half
+            precision has float32 states.
         lr: At least 0. In a group, ``lr``, ``momentum``, ``max_norm`` and ``weight_decay`` may also be
             tensors of one element.
         momentum: In [0, 1).
@@ -41,7 +42,7 @@ class ClippedNesterov(ClippedOptimizer):
         weight_decay: L2 penalty, added after clipping.
         nonfinite: What an infinite or NaN gradient does. ``"skip"``: nothing is updated, and
             ``skipped_steps`` counts. ``"raise"``: nothing is updated, and an error names the first
-            such parameter (this alone waits for the device). ``"apply"``: update, as torch does.
+            such parameter. ``"apply"``: update, as torch does.
         maximize: Ascend instead.
         master_weights: Keep a float32 copy of each half-precision parameter and update that.
 
