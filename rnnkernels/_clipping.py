@@ -241,6 +241,10 @@ class ClippedOptimizer(torch.optim.Optimizer):
         common = (ends, numbers, tensors, maximize, self._record, self.norm_type, self.nonfinite)
         try:
             self._call(params, states, (grads, *common, scale, found_inf, norm))
+        except KeyError as missing:
+            raise ValueError(
+                f"a parameter's state must have {', '.join(self._all_names())}, one lacks {missing}"
+            ) from None
         except RuntimeError:
             for group in groups:  # torch does not name a setting that is no number
                 self._check_group(group)

@@ -98,6 +98,19 @@ def test_a_setting_that_is_no_number_any_more_is_named(name):
     assert torch.equal(param, before)
 
 
+@pytest.mark.parametrize(("cls", "name"), [(ClippedNesterov, "velocity"), (ClippedAdamW, "step")])
+def test_a_state_that_lacks_a_number_is_refused(cls, name):
+    param, _ = one()
+    optimizer = cls([param])
+    optimizer.step()
+    before = param.detach().clone()
+    del optimizer.state[param][name]
+    optimizer.state[param]["own"] = torch.zeros(())
+    with pytest.raises(ValueError, match=rf"^a parameter's state must have .*, one lacks '{name}'"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
 def test_a_mode_that_is_none_any_more_is_named():
     _, optimizer = one()
     optimizer.nonfinite = "ignore"

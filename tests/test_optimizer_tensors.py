@@ -66,6 +66,19 @@ def test_a_gradient_that_is_negated_later_or_zero_without_memory(kind):
     assert float(optimizer.last_grad_norm) == 0
 
 
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="this torch wants the parameter's dtype")
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_float32_gradient_of_a_half_precision_parameter_keeps_its_digits(cls, dtype):
+    start = torch.randn(700).to(dtype)
+    param, wide = torch.nn.Parameter(start), torch.nn.Parameter(start.float())
+    param.grad_dtype = torch.float32
+    param.grad = wide.grad = torch.randn(700)
+    for p in (param, wide):
+        cls([p], lr=0.1, max_norm=0.5).step()
+    assert torch.equal(param, wide.to(dtype))
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("kind", [torch.nn.Parameter, OwnParameter])
 def test_nothing_but_empty_tensors(cls, kind):
