@@ -74,9 +74,13 @@ def test_a_float32_gradient_of_a_half_precision_parameter_keeps_its_digits(cls, 
     param, wide = torch.nn.Parameter(start), torch.nn.Parameter(start.float())
     param.grad_dtype = torch.float32
     param.grad = wide.grad = torch.randn(700)
+    states = []
     for p in (param, wide):
-        cls([p], lr=0.1, max_norm=0.5).step()
+        optimizer = cls([p], lr=0.1, max_norm=0.5)
+        optimizer.step()
+        states.append(optimizer.state[p])
     assert torch.equal(param, wide.to(dtype))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize("cls", CLASSES)
