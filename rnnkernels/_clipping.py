@@ -3,20 +3,21 @@
     norm = (sum over all gradients |g|^p)^(1/p)         c_group = min(1, max_norm / (norm + 1e-6))
 
 The norm, the counts and the decision to skip stay on the device: a step reads none of them (except
-with ``nonfinite="raise"``). No list of tensors outlives a step, so none can be stale.
+with ``nonfinite="raise"``, and the norm of parameters that are spread over processes). No list of tensors
+outlives a step, so none can be stale.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from numbers import Real
 from operator import is_
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo at once
+from torch._compile import _disable_dynamo  # the public torch.compiler.disable imports Dynamo at once
 from torch.nn import Parameter
 from torch.optim import optimizer as torch_optimizer
 
@@ -26,9 +27,9 @@ _PLAIN = frozenset((Parameter, Tensor))
 
 
 def check_setting(
-    name: str, value: Any, least: float, below: float = math.inf, *, closed: bool = False
+    name: str, value: Any, least: float, below: float = math.inf, *, above: bool = False
 ) -> None:
-    """Refuse a number outside ``[least, below)``, or ``[least, below]``; a tensor must have one element.
+    """Refuse a number outside ``[least, below)``, or above: ``(least, below]``; a tensor has one element.
 
     The value of a tensor is only looked at where that needs no synchronisation, on the CPU.
     """
@@ -41,8 +42,9 @@ def check_setting(
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
     number = float(value)
-    if not (least <= number < below or (closed and number == below)):
-        raise ValueError(f"{name} must lie in [{least:g}, {below:g}{']' if closed else ')'}, got {value!r}")
+    if not (least < number <= below if above else least <= number < below):
+        interval = f"({least:g}, {below:g}]" if above else f"[{least:g}, {below:g})"
+        raise ValueError(f"{name} must lie in {interval}, got {value!r}")
 
 
 def _check_param(name: str, param: Any) -> None:
@@ -60,10 +62,16 @@ def _check_param(name: str, param: Any) -> None:
         raise NotImplementedError(f"{name} is on {param.device}: only the CPU is available yet")
 
 
+def _first_not_finite(grads: list[Tensor | None]) -> int | None:
+    bad = (i for i, grad in enumerate(grads) if grad is not None and not bool(torch.isfinite(grad).all()))
+    return next(bad, None)
+
+
 class ClippedOptimizer(torch.optim.Optimizer):
     """The base of :class:`ClippedNesterov` and :class:`ClippedAdamW`; it has no rule of its own."""
 
-    _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves grad_scale and found_inf to step()
+    # torch.amp.GradScaler leaves grad_scale and found_inf to step(); torch documents no other way to say so.
+    _step_supports_amp_scaling = True
 
     state_names: tuple[str, ...] = ()  # the rule's numbers an element, as in `optimizer.state[param]`
 
@@ -89,7 +97,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self.norm_type = float(norm_type)
         self.nonfinite = nonfinite
         self.master_weights = master_weights
-        self._record = torch.zeros(4, dtype=torch.float64)
+        self._record = torch.zeros(4, dtype=torch.float64, device="cpu")
         super().__init__(params, defaults)
 
     # --- What a rule brings ----------------------------------------------------------------------
@@ -103,7 +111,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         check_setting("weight_decay", group["weight_decay"], 0)
         max_norm = group["max_norm"]
         if max_norm is not None:
-            check_setting("max_norm", max_norm, math.ulp(0.0), math.inf, closed=True)
+            check_setting("max_norm", max_norm, 0, above=True)
         if not isinstance(group["maximize"], bool):
             raise ValueError(f"maximize must be True or False, got {group['maximize']!r}")
 
@@ -126,9 +134,14 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         number = len(self.param_groups) - 1
+        params = self.param_groups[number]["params"]
         try:
-            for i, param in enumerate(self.param_groups[number]["params"]):
+            for i, param in enumerate(params):
                 _check_param(f"params[{i}] of group {number}", param)
+            # Two threads would write to it at once.
+            if len(set(params)) != len(params):
+                again = next(i for i, param in enumerate(params) if param in set(params[:i]))
+                raise ValueError(f"params[{again}] of group {number} must not be there twice")
         except (ValueError, NotImplementedError):
             del self.param_groups[number]
             raise
@@ -170,17 +183,22 @@ class ClippedOptimizer(torch.optim.Optimizer):
             What ``closure`` returned.
 
         Raises:
-            FloatingPointError: ``nonfinite="raise"``, and a gradient is infinite or NaN.
-            ValueError: A gradient is sparse, or does not fit its parameter; nothing was changed.
+            FloatingPointError: ``nonfinite="raise"``, and a gradient is infinite or NaN, or their norm is
+                beyond float64; nothing was changed.
+            ValueError: A gradient is sparse, or does not fit its parameter, or a setting is refused;
+                nothing was changed.
         """
         given = () if closure is None else (closure,)
         return self._watched_step(*given) if self._is_watched() else self._step(*given)
 
-    # torch wraps every other step in a profiler's record, which takes a third of a small step's time.
+    # torch wraps every other step in a profiler's record, whose time a small step feels.
     step.hooked = True  # type: ignore[attr-defined]
 
     def _is_watched(self) -> bool:
-        """Whether there are hooks, or a profiler, for torch to call around the step."""
+        """Whether there are hooks, or a profiler, for torch to call around the step.
+
+        torch has public functions to register hooks, but none that tells whether there are any.
+        """
         return bool(
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -211,14 +229,28 @@ class ClippedOptimizer(torch.optim.Optimizer):
             tensors = []
         grads = [param.grad for param in params]
         states = self._states_of(params, grads)
-        norm = None
+        norm = spread = None
         if not _PLAIN.issuperset(map(type, params)):
-            norm, params, grads, states = self._localized(params, grads, states)
+            from rnnkernels import _sharded
+
+            spread = _sharded.Gradients(grads, params)
+            norm, grads = spread.norm(self.norm_type), spread.local
+            params = [_sharded.local(param) for param in params]
+            states = [{name: _sharded.local(x) for name, x in state.items()} for state in states]
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         common = (ends, numbers, tensors, maximize, self._record, self.norm_type, self.nonfinite)
-        self._call(params, states, (grads, *common, scale, found_inf, norm))
+        try:
+            self._call(params, states, (grads, *common, scale, found_inf, norm))
+        except KeyError as missing:
+            raise ValueError(
+                f"a parameter's state must have {', '.join(self._all_names())}, one lacks {missing}"
+            ) from None
+        except RuntimeError:
+            for group in groups:  # torch does not name a setting that is no number
+                self._check_group(group)
+            raise
         if self.nonfinite == "raise" and bool(self._record[3]):
-            self._raise_nonfinite()
+            self._raise_nonfinite(spread.first_not_finite() if spread else _first_not_finite(grads))
         return loss
 
     _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -228,32 +260,22 @@ class ClippedOptimizer(torch.optim.Optimizer):
             return params
         return [state.get("master", param) for param, state in zip(params, states, strict=True)]
 
-    def _localized(
-        self, params: list[Tensor], grads: list[Tensor | None], states: list[dict[str, Tensor]]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor | None], list[dict[str, Tensor]]]:
-        from rnnkernels import _sharded
-
-        local = _sharded.local
-        placed = [
-            None if grad is None else _sharded.placed_like(grad, param)
-            for grad, param in zip(grads, params, strict=True)
-        ]
-        norm = _sharded.norm(placed, self.norm_type)
-        local_grads = [None if grad is None else local(grad) for grad in placed]
-        local_states = [{name: local(x) for name, x in state.items()} for state in states]
-        return norm, [local(param) for param in params], local_grads, local_states
-
-    def _raise_nonfinite(self) -> None:
-        for number, group in enumerate(self.param_groups):
-            names = group.get("param_names")
-            for i, param in enumerate(group["params"]):
-                if param.grad is not None and not bool(torch.isfinite(param.grad).all()):
-                    name = f"'{names[i]}' (" if names else "("
-                    raise FloatingPointError(
-                        f"the gradient of parameter {name}params[{i}] of group {number}, shape"
-                        f" {list(param.shape)}) must be finite; nothing was updated"
-                    )
-        raise FloatingPointError("the gradients must be finite on every rank; nothing was updated")
+    def _raise_nonfinite(self, first: int | None) -> None:
+        if first is None:  # all are finite
+            norm = float(self._record[0])
+            raise FloatingPointError(
+                f"the norm of the gradients must be finite, got {norm}; nothing was updated"
+            )
+        number, i = 0, first
+        while i >= len(self.param_groups[number]["params"]):
+            i -= len(self.param_groups[number]["params"])
+            number += 1
+        group = self.param_groups[number]
+        name = f"'{group['param_names'][i]}' (" if "param_names" in group else "("
+        raise FloatingPointError(
+            f"the gradient of parameter {name}params[{i}] of group {number}, shape"
+            f" {list(group['params'][i].shape)}) must be finite; nothing was updated"
+        )
 
     # --- What a step leaves behind ---------------------------------------------------------------
 
@@ -290,14 +312,18 @@ class ClippedOptimizer(torch.optim.Optimizer):
         that is asked for and was not saved is made from the parameter.
 
         Raises:
-            ValueError: The states are another optimizer's.
+            ValueError: The states are another rule's.
         """
         final: dict[str, Any] = {}
         before = self.param_groups
+
+        def check_and_keep(_: Any, given: dict[str, Any]) -> None:
+            self._check_saved(given)
+            final.update(given)
+
         # Registered last, so that it sees what the user's own hooks have made of the dictionary.
-        handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
+        handle = self.register_load_state_dict_pre_hook(check_and_keep)
         try:
-            self._check_states(state_dict["state"].values())
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
@@ -305,7 +331,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         params = [param for group in self.param_groups for param in group["params"]]
         for saved_id, param in zip(saved_ids, params, strict=True):
             saved = final["state"].get(saved_id)
-            if saved is not None:
+            if saved:
                 self.state[param] = self._loaded(param, saved)
         for group, old in zip(self.param_groups, before, strict=True):
             for name, value in old.items():
@@ -318,13 +344,15 @@ class ClippedOptimizer(torch.optim.Optimizer):
         state = self._new_state(param)
         for name, own in state.items():
             if name in saved:
-                given = torch.as_tensor(saved[name]).detach()
-                state[name] = given.to(own.device, own.dtype, copy=True)
+                given = saved[name]
+                if not isinstance(given, Tensor):
+                    given = torch.tensor(given, device=own.device)
+                state[name] = given.detach().to(own.device, own.dtype, copy=True)
         return state
 
-    def _check_states(self, states: Iterable[dict[str, Any]]) -> None:
+    def _check_saved(self, state_dict: dict[str, Any]) -> None:
         names = self._all_names()
-        for state in states:
+        for state in filter(None, state_dict["state"].values()):  # torch makes empty ones of look-ups
             wrong = [f"lacks '{name}'" for name in names if name not in state]
             wrong += [f"has '{name}'" for name in state if name not in (*names, "master")]
             if wrong:

@@ -32,7 +32,8 @@ class ClippedNesterov(ClippedOptimizer):
 
     Args:
         params: Tensors, named tensors or groups of them, as for every torch optimizer: float32,
-            float64, bfloat16 or float16, of any shape, on the CPU. Half precision has float32 states.
+            float64, bfloat16 or float16, of any shape, on the CPU, each with memory of its own. Half
+            precision has float32 states.
         lr: At least 0. In a group, ``lr``, ``momentum``, ``max_norm`` and ``weight_decay`` may also be
             tensors of one element.
         momentum: In [0, 1).
@@ -41,7 +42,7 @@ class ClippedNesterov(ClippedOptimizer):
         weight_decay: L2 penalty, added after clipping.
         nonfinite: What an infinite or NaN gradient does. ``"skip"``: nothing is updated, and
             ``skipped_steps`` counts. ``"raise"``: nothing is updated, and an error names the first
-            such parameter (this alone waits for the device). ``"apply"``: update, as torch does.
+            such parameter. ``"apply"``: update, as torch does.
         maximize: Ascend instead.
         master_weights: Keep a float32 copy of each half-precision parameter and update that.
 
@@ -88,7 +89,14 @@ class ClippedNesterov(ClippedOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: D102
         super().add_param_group(param_group)
         # mu_{t-1}, on the device. Its first value does not matter: the velocity begins with zero.
-        self.param_groups[-1].setdefault("previous_momentum", torch.zeros((), dtype=torch.float64))
+        zero = torch.zeros((), dtype=torch.float64, device="cpu")
+        self.param_groups[-1].setdefault("previous_momentum", zero)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            previous = torch.as_tensor(group["previous_momentum"], dtype=torch.float64, device="cpu")
+            group["previous_momentum"] = previous
 
     def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
         grads, *rest = common
@@ -129,7 +137,7 @@ class ClippedNesterov(ClippedOptimizer):
                 buffer = sgd.state.get(param, {}).get("momentum_buffer")
                 if buffer is not None:
                     state = optimizer._new_state(param)
-                    state["velocity"].copy_(buffer).mul_(-group["lr"])
+                    state["velocity"].copy_(buffer).mul_(-float(group["lr"]))
                     optimizer.state[param] = state
         return optimizer
 
@@ -145,9 +153,11 @@ class ClippedNesterov(ClippedOptimizer):
         Raises:
             ValueError: lr is 0 in a group that has a velocity.
         """
-        kept = ("params", "lr", "momentum", "weight_decay", "maximize", "param_names", "initial_lr")
+        kept = ("params", "maximize", "param_names", "initial_lr")
         groups = [
-            {name: group[name] for name in kept if name in group} | {"nesterov": bool(group["momentum"] != 0)}
+            {name: group[name] for name in kept if name in group}
+            | {name: float(group[name]) for name in ("lr", "momentum", "weight_decay")}
+            | {"nesterov": float(group["momentum"]) != 0}
             for group in self.param_groups
         ]
         sgd = torch.optim.SGD(groups, **options)
@@ -158,7 +168,7 @@ class ClippedNesterov(ClippedOptimizer):
                     continue
                 if group["lr"] == 0:
                     raise ValueError(f"lr must be positive to convert a velocity, got 0 in group {number}")
-                factor = -own["previous_momentum"] / group["momentum"] / group["lr"]
+                factor = -float(own["previous_momentum"]) / group["momentum"] / group["lr"]
                 sgd.state[param]["momentum_buffer"] = (velocity * factor).to(param.dtype)
         return sgd
 
@@ -234,10 +244,22 @@ class ClippedAdamW(ClippedOptimizer):
         check_setting("eps", group["eps"], 0)
 
     def _new_state(self, param: Tensor) -> dict[str, Tensor]:
-        return {"step": torch.zeros((), dtype=torch.float32), **super()._new_state(param)}
+        return {"step": torch.zeros((), dtype=torch.float32, device="cpu"), **super()._new_state(param)}
 
     def _all_names(self) -> tuple[str, ...]:
         return ("step", *self.state_names)
+
+    def _check_saved(self, state_dict: dict[str, Any]) -> None:
+        super()._check_saved(state_dict)
+        for number, group in enumerate(state_dict["param_groups"]):
+            # What torch's Adam saves looks the same but for this.
+            if group.get("decoupled_weight_decay") is False and group["weight_decay"] != 0:
+                raise ValueError(
+                    "state_dict must be of a rule with decoupled weight decay, got weight_decay="
+                    f"{group['weight_decay']} and decoupled_weight_decay=False in group {number}"
+                )
+            if group.get("amsgrad"):
+                raise ValueError(f"state_dict must be of a rule without amsgrad, got it in group {number}")
 
     def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
         grads, *rest = common

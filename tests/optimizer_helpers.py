@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-import rnnkernels
-from rnnkernels import reference
+from rnnkernels import ClippedAdamW, ClippedNesterov, reference
 
 # Relative to the largest element. A few roundings a step, over the steps of a test.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
@@ -45,23 +47,24 @@ def laid_out(values: Tensor, layout: str) -> Tensor:
     return values
 
 
-def make_groups(tree: Tree, dtype: torch.dtype) -> list[list[torch.nn.Parameter]]:
+def make_groups(tree: Tree, *dtypes: torch.dtype) -> list[list[torch.nn.Parameter]]:
+    """Of several dtypes each parameter has some."""
     chance = torch.Generator().manual_seed(tree.seed)
-    return [
-        [
-            torch.nn.Parameter(laid_out(torch.randn(shape, generator=chance, dtype=dtype), tree.layout))
-            for shape in group
-        ]
-        for group in tree.groups
-    ]
+
+    def make(shape: tuple[int, ...]) -> torch.nn.Parameter:
+        dtype = dtypes[int(torch.randint(len(dtypes), (), generator=chance))]
+        values = torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype)
+        return torch.nn.Parameter(laid_out(values, tree.layout))
+
+    return [[make(shape) for shape in group] for group in tree.groups]
 
 
-def draw_gradients(tree: Tree, dtype: torch.dtype, step: int, scale: float = 1.0) -> list[Tensor | None]:
-    """In one list for all groups; None where a parameter is left out."""
+def draw_gradients(tree: Tree, params: Sequence[Tensor], step: int) -> list[Tensor | None]:
+    """One for each parameter; None where one is left out."""
     chance = torch.Generator().manual_seed(tree.seed + 1 + step)
     grads: list[Tensor | None] = []
-    for shape in (shape for group in tree.groups for shape in group):
-        grad = scale * torch.randn(shape, generator=chance, dtype=dtype)
+    for param in params:
+        grad = torch.randn(param.shape, generator=chance, dtype=torch.float64).to(param.dtype)
         left_out = float(torch.rand((), generator=chance)) < tree.missing
         grads.append(None if left_out else grad)
     return grads
@@ -78,7 +81,8 @@ def set_gradients(params: list[torch.nn.Parameter], grads: list[Tensor | None], 
 
 
 def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float | None, norm_type: float = 2.0) -> None:
-    params = [p for group in optimizer.param_groups for p in group["params"]]
+    # torch has no infinity norm of an empty tensor.
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.numel() > 0]
     if max_norm is not None:
         clip_grad_norm_(params, max_norm, norm_type)
     optimizer.step()
@@ -96,40 +100,92 @@ def assert_near(got: Any, wanted: Any, dtype: torch.dtype, factor: float = 1.0) 
         assert error <= factor * TOLERANCE[dtype], (number, error)
 
 
-class NumpyNesterov:
-    """The reference over lists of parameters: float64, from the same start."""
+class Judge:
+    """The float64 reference of an optimizer, from where its parameters are; the groups' settings are its own.
 
-    def __init__(self, params: list[torch.nn.Parameter]) -> None:
-        self.theta = [p.detach().to(torch.float64).numpy().copy() for p in params]
-        self.v = [0 * x for x in self.theta]
-        self.previous = 0.0
+    Half precision without a master copy is rounded at every step, so that the reference goes on from there.
+    """
+
+    def __init__(self, optimizer: ClippedNesterov | ClippedAdamW) -> None:
+        self.optimizer = optimizer
         self.norm = 0.0
+        self.previous = [0.0] * len(optimizer.param_groups)
+        self.steps: Counter[Tensor] = Counter()
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.theta = {p: array_of(p) for p in params}
+        self.states = {p: [np.zeros(p.shape)] * len(optimizer.state_names) for p in params}
+        # The largest that a number has been so far: what its roundings were relative to.
+        self.scale = dict.fromkeys(params, 1.0)
+        self.state_scale = {p: [0.0] * len(optimizer.state_names) for p in params}
 
-    def step(
-        self,
-        grads: list[Tensor | None],
-        max_norm: float | None,
-        norm_type: float = 2.0,
-        sign: float = 1.0,
-        **settings: Any,
-    ) -> None:
-        arrays = [None if g is None else g.to(torch.float64).numpy() for g in grads]
-        c, self.norm = reference.clip_coefficient(arrays, max_norm, norm_type)
-        for i, grad in enumerate(arrays):
-            if grad is not None:
-                self.theta[i], self.v[i] = reference.nesterov_step(
-                    self.theta[i],
-                    self.v[i],
-                    grad,
-                    coefficient=sign * c,
-                    previous_momentum=self.previous,
-                    **settings,
-                )
-        self.previous = settings["momentum"]
+    def step(self) -> None:
+        """What the optimizer is to do next, with the gradients as they are."""
+        grads = {p: None if p.grad is None else array_of(p.grad) for p in self.theta}
+        for number, group in enumerate(self.optimizer.param_groups):
+            max_norm = None if group["max_norm"] is None else float(group["max_norm"])
+            norm_type = self.optimizer.norm_type
+            c, self.norm = reference.clip_coefficient(list(grads.values()), max_norm, norm_type)
+            common = {"lr": float(group["lr"]), "weight_decay": float(group["weight_decay"])}
+            common["coefficient"] = -c if group["maximize"] else c
+            for param in group["params"]:
+                if grads[param] is not None:
+                    self._update(param, grads[param], number, group, common)
+            self.previous[number] = float(group.get("momentum", 0.0))
+
+    def _update(self, param: Tensor, grad: Any, number: int, group: dict[str, Any], common: Any) -> None:
+        self.steps[param] += 1
+        now = [self.theta[param], *self.states[param], grad]
+        if isinstance(self.optimizer, ClippedNesterov):
+            momenta = {"momentum": float(group["momentum"]), "previous_momentum": self.previous[number]}
+            after = reference.nesterov_step(*now, **momenta, **common)
+        else:
+            betas = tuple(map(float, group["betas"]))
+            eps = float(group["eps"])
+            after = reference.adamw_step(*now, self.steps[param], betas=betas, eps=eps, **common)
+        self.theta[param], *self.states[param] = after
+        self.scale[param] = max(self.scale[param], largest(after[0]))
+        self.state_scale[param] = [
+            max(scale, largest(state))
+            for scale, state in zip(self.state_scale[param], after[1:], strict=True)
+        ]
+
+    def check(self, factor: float) -> None:
+        """Every parameter, master copy and state is the reference's, to ``factor`` roundings of its type."""
+        for param, theta in self.theta.items():
+            state = self.optimizer.state.get(param, {})
+            number = torch.float64 if param.dtype == torch.float64 else torch.float32
+            tolerance = factor * TOLERANCE[number]
+            wide = state.get("master", param)
+            rounding = torch.finfo(wide.dtype).eps / 2 if wide.dtype != number else 0.0
+            assert difference(wide, theta) <= (tolerance + rounding) * self.scale[param]
+            if wide is not param:
+                assert wide.dtype == number and torch.equal(param, wide.to(param.dtype))
+            elif rounding:
+                self.theta[param] = array_of(param)
+            if not state:
+                assert self.steps[param] == 0
+                continue
+            for i, name in enumerate(self.optimizer.state_names):
+                assert state[name].dtype == number
+                error = difference(state[name], self.states[param][i])
+                assert error <= tolerance * self.state_scale[param][i], name
+
+
+def array_of(tensor: Tensor) -> Any:
+    return tensor.detach().to(torch.float64).numpy().copy()
+
+
+def largest(array: Any) -> float:
+    return float(np.abs(array).max(initial=0.0))
+
+
+def difference(tensor: Tensor, array: Any) -> float:
+    assert tuple(tensor.shape) == array.shape
+    return largest(array_of(tensor) - array)
 
 
 def one(shape: Any = (3, 4), dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, Any]:
     """One parameter with a gradient, and its optimizer."""
     param = torch.nn.Parameter(torch.randn(shape).to(dtype))
     param.grad = torch.randn(shape).to(dtype)
-    return param, rnnkernels.ClippedNesterov([param], **options)
+    return param, ClippedNesterov([param], **options)

@@ -19,12 +19,20 @@ from torch.nn.parallel import DistributedDataParallel
 from rnnkernels import ClippedAdamW, ClippedNesterov
 
 STEPS = 6
+# At a step: the parameter, and the place in it, of a gradient that is not finite, and who holds that. Both
+# ranks hold rows of parameter 0; parameter 2 has one row, so that rank 1 holds nothing of it.
+BAD = {2: (0, (-1, 0), 1), 3: (2, (0, 3), 0), 4: (0, (0, 0), 0)}
 CASES = {
     "nesterov": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.5}),
     "largest": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.05, "norm_type": float("inf")}),
     "powers beyond float64": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.05, "norm_type": 50000.0}),
     "adamw": (ClippedAdamW, {"lr": 0.02, "max_norm": 0.5}),
+    "raise": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.5, "nonfinite": "raise"}),
+    "apply": (ClippedNesterov, {"lr": 0.1, "norm_type": float("inf"), "nonfinite": "apply"}),
 }
+
+
+MESHES = {"fully_shard": (2,), "fully_shard, replicated": (2, 1)}
 
 
 def make_model() -> nn.Module:
@@ -38,26 +46,36 @@ def batches() -> list[torch.Tensor]:
     return [torch.randn(8, 5, generator=chance, dtype=torch.float64) for _ in range(STEPS)]
 
 
-def train(model: nn.Module, case: str, rank: int, ranks: int) -> dict[str, torch.Tensor]:
+def whole(model: nn.Module) -> dict[str, torch.Tensor]:
+    values = {name.removeprefix("module."): value for name, value in model.state_dict().items()}
+    return {name: v.full_tensor() if isinstance(v, DTensor) else v.clone() for name, v in values.items()}
+
+
+def train(model: nn.Module, case: str, rank: int, ranks: int) -> dict[str, torch.Tensor | list[str]]:
     """The mean over each rank's rows, averaged over the ranks: the same as over all rows at once."""
     cls, options = CASES[case]
-    optimizer = cls(model.parameters(), **options)
-    norms = []
+    params = list(model.parameters())
+    optimizer = cls(params, **options)
+    norms, errors = [], []
     for step, x in enumerate(batches()):
         optimizer.zero_grad()
         model(x.chunk(ranks)[rank]).square().sum(1).mean().backward()
-        if step == 2:  # not finite in one place, which one rank alone holds under fully_shard
-            weight = next(model.parameters()).grad
-            held = weight.to_local() if isinstance(weight, DTensor) else weight
-            first = not isinstance(weight, DTensor) or rank == 0
-            if first:
-                held[0, 0] = float("nan")
-        optimizer.step()
+        if step in BAD:  # not finite in one place, which one rank alone holds under fully_shard
+            number, place, holder = BAD[step]
+            grad = params[number].grad
+            if not isinstance(grad, DTensor):
+                grad[place] = float("nan")
+            elif rank == holder or grad.to_local().shape == grad.shape:
+                grad.to_local()[place] = float("nan")
+        before = whole(model)
+        try:
+            optimizer.step()
+        except FloatingPointError as error:
+            errors.append(str(error))
+            assert all(torch.equal(value, before[name]) for name, value in whole(model).items())
         norms.append(optimizer.last_grad_norm)
-    result = {}
-    for name, value in model.state_dict().items():
-        result[name.removeprefix("module.")] = value.full_tensor() if isinstance(value, DTensor) else value
-    return result | {"norms": torch.stack(norms), "skipped": optimizer.skipped_steps}
+    counts = torch.stack([optimizer.taken_steps, optimizer.skipped_steps])
+    return whole(model) | {"norms": torch.stack(norms), "counts": counts, "errors": errors}
 
 
 def main(folder: Path) -> None:
@@ -67,12 +85,13 @@ def main(folder: Path) -> None:
     results = {}
     for case in CASES:
         results["ddp", case] = train(DistributedDataParallel(make_model()), case, rank, ranks)
-        sharded = make_model()
-        mesh = init_device_mesh("cpu", (ranks,))
-        for layer in (sharded[0], sharded[2], sharded):
-            fully_shard(layer, mesh=mesh)
-        assert all(isinstance(p, DTensor) for p in sharded.parameters())
-        results["fully_shard", case] = train(sharded, case, rank, ranks)
+        for how, shape in MESHES.items():
+            sharded = make_model()
+            mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+            for layer in (sharded[0], sharded[2], sharded):
+                fully_shard(layer, mesh=mesh)
+            assert all(isinstance(p, DTensor) for p in sharded.parameters())
+            results[how, case] = train(sharded, case, rank, ranks)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from helpers import ROOT
 
+NAMED = [f"(params[{number}] of group 0, shape" for number, _, _ in optimizer_ranks.BAD.values()]
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
@@ -29,12 +31,18 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", optimizer_ranks.CASES)
-@pytest.mark.parametrize("how", ["ddp", "fully_shard"])
+@pytest.mark.parametrize("how", ["ddp", *optimizer_ranks.MESHES])
 def test_two_processes_are_one(results, how, case):
     expected = optimizer_ranks.train(optimizer_ranks.make_model(), case, 0, 1)
-    assert int(expected["skipped"]) == 1
+    nonfinite = optimizer_ranks.CASES[case][1].get("nonfinite", "skip")
+    steps, bad = optimizer_ranks.STEPS, len(optimizer_ranks.BAD)
+    counts = {"skip": (steps - bad, bad), "raise": (steps - bad, 0), "apply": (steps, 0)}
+    assert tuple(expected["counts"].tolist()) == counts[nonfinite]
+    assert len(expected["errors"]) == (bad if nonfinite == "raise" else 0)
+    assert all(name in error for name, error in zip(NAMED, expected["errors"], strict=False))
     for rank in range(2):
         got = results[rank][how, case]
         assert list(got) == list(expected)
-        for name, value in expected.items():
-            torch.testing.assert_close(got[name], value, rtol=1e-11, atol=1e-13, equal_nan=True)
+        assert got.pop("errors") == expected["errors"]
+        for name, value in got.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-11, atol=1e-13, equal_nan=True)

@@ -87,20 +87,41 @@ def test_raise_names_the_first_bad_parameter(cls, named):
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("max_norm", [None, 1.0])
-def test_apply_does_what_torch_does(bad, max_norm):
-    params, optimizer = pair(ClippedNesterov, lr=0.1, nonfinite="apply", max_norm=max_norm)
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [(ClippedNesterov, {"momentum": mu}) for mu in (0.0, 0.9)]
+    + [(ClippedAdamW, {"betas": betas}) for betas in ((0.0, 0.9), (0.9, 0.999))],
+)
+def test_apply_does_what_torch_does(cls, settings, bad, max_norm):
+    """Then and afterwards, too: an infinite past is none where the momentum is 0."""
+    params, optimizer = pair(cls, lr=0.1, nonfinite="apply", max_norm=max_norm, weight_decay=0.0, **settings)
     others = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    params[0].grad[5] = bad
-    for other, param in zip(others, params, strict=True):
-        other.grad = param.grad.clone()
-    sgd = torch.optim.SGD(others, lr=0.1, momentum=0.9, nesterov=True)
-    if max_norm is not None:
-        torch.nn.utils.clip_grad_norm_(others, max_norm)
-    optimizer.step()
-    sgd.step()
-    for other, param in zip(others, params, strict=True):
-        torch.testing.assert_close(param, other, equal_nan=True)
-    assert int(optimizer.taken_steps) == 1
+    if cls is ClippedNesterov:
+        judge = torch.optim.SGD(others, lr=0.1, nesterov=settings["momentum"] != 0, **settings)
+    else:
+        judge = torch.optim.AdamW(others, lr=0.1, weight_decay=0.0, **settings)
+    for step in range(3):
+        for other, param in zip(others, params, strict=True):
+            param.grad = torch.randn_like(param)
+            if step == 0 and param is params[0]:
+                param.grad[5] = bad
+            other.grad = param.grad.clone()
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(others, max_norm)
+        optimizer.step()
+        judge.step()
+        for other, param in zip(others, params, strict=True):
+            torch.testing.assert_close(param, other, equal_nan=True)
+    assert int(optimizer.taken_steps) == 3
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_raise_names_a_norm_beyond_float64_where_all_gradients_are_finite(cls):
+    param = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    param.grad = torch.full((3,), 1.7e308, dtype=torch.float64)
+    with pytest.raises(FloatingPointError, match="the norm of the gradients must be finite, got inf"):
+        cls([param], nonfinite="raise").step()
+    assert not param.any()
 
 
 def test_zero_gradients_are_not_divided_by():
@@ -140,15 +161,16 @@ def test_a_norm_of_tiny_gradients_does_not_vanish(norm_type, dtype, size):
     assert float(-param.detach()[0]) == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.parametrize("max_norm", [1e-3, 1e-31])
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_clip_coefficient_below_the_smallest_float_loses_no_digits(cls):
-    """Here it is about 1e-43, which as a float would have one digit."""
+def test_a_clip_coefficient_below_the_smallest_float_loses_no_digits(cls, max_norm):
+    """Here it is about 1e-43, which as a float would have one digit, or less than any float."""
     param = torch.nn.Parameter(torch.zeros(5000))
     param.grad = torch.randn(5000).clamp(-3, 3) * 1e38
     wide = torch.nn.Parameter(param.detach().double())
     wide.grad = param.grad.double()
     for p in (param, wide):
-        cls([p], lr=1.0, max_norm=1e-3, weight_decay=0.0).step()
+        cls([p], lr=1.0, max_norm=max_norm, weight_decay=0.0).step()
     torch.testing.assert_close(param.double(), wide, rtol=1e-6, atol=0)
 
 
@@ -163,19 +185,25 @@ def test_a_loss_scale_of_zero_is_skipped():
         assert int(optimizer.skipped_steps) == 1
 
 
-def test_the_norm_is_accurate_and_the_same_on_every_run_and_any_threads():
-    param, optimizer = one((300_001,), max_norm=1.0)
-    param.grad[:1000] *= 1e6
-    exact = math.sqrt(math.fsum((param.grad.double() ** 2).tolist()))
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("norm_type", [2.0, 3.0])
+def test_the_norm_is_accurate_and_the_same_on_every_run_and_any_threads(cls, norm_type):
+    """Of one large tensor among many tiny ones."""
+    sizes = [1, 2, 3] * 20 + [300_001] + [5] * 30
+    starts = [torch.randn(size) for size in sizes]
+    grads = [torch.randn(size) for size in sizes]
+    grads[60][:1000] *= 1e6
+    exact = math.fsum((torch.cat(grads).double().abs() ** norm_type).tolist()) ** (1 / norm_type)
     norms, results = set(), []
-    start = param.detach().clone()
     for threads in (1, 2, 3, 1, 2):
         torch.set_num_threads(threads)
-        param.detach().copy_(start)
-        optimizer = ClippedNesterov([param], max_norm=1.0)
+        params = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = cls(params, max_norm=1.0, norm_type=norm_type)
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
         optimizer.step()
         norms.add(float(optimizer.last_grad_norm))
-        results.append(param.detach().clone())
+        results.append(torch.cat([*params, *(optimizer.state[p][cls.state_names[0]] for p in params)]))
     assert len(norms) == 1
     assert norms.pop() == pytest.approx(exact, rel=1e-14)
     assert all(torch.equal(result, results[0]) for result in results)

@@ -1,6 +1,7 @@
 // Tensors of an optimizer step as runs of memory: checks, and copies where the layouts differ.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/util/Exception.h>
 
 #include "binding/optimizer.h"
@@ -54,12 +55,22 @@ bool same_order(const at::Tensor& a, const at::Tensor& b) {
   return true;
 }
 
+// Whether its elements stand in memory: torch may only remember that they are to be negated, or are zero.
+bool is_literal(const at::Tensor& tensor) { return !tensor.is_neg() && !tensor._is_zerotensor(); }
+
+// A tensor whose strides are the order of a leaf: the given one's if they leave no gaps, else that of its
+// indices. The latter has no memory.
+at::Tensor order_of(const at::Tensor& tensor) {
+  if (tensor.is_non_overlapping_and_dense()) return tensor;
+  return at::empty(tensor.sizes(), tensor.options().device(at::kMeta));
+}
+
 }  // namespace
 
-// Only called where neither `param` nor anything else is empty.
-const at::Tensor& Leaves::flat(const at::Tensor& tensor, const at::Tensor& like, bool dense, bool written) {
-  if (dense && same_order(tensor, like)) return tensor;
-  const at::Tensor copy = at::empty(tensor.sizes(), tensor.options()).copy_(tensor);
+// Only called where neither `order` nor anything else is empty.
+const at::Tensor& Leaves::flat(const at::Tensor& tensor, const at::Tensor& order, bool written) {
+  if (same_order(tensor, order) && is_literal(tensor)) return tensor;
+  const at::Tensor copy = at::empty_strided(tensor.sizes(), order.strides(), tensor.options()).copy_(tensor);
   if (written) back_.push_back({tensor, copy});
   copies_.push_back(copy);
   return copies_.back();
@@ -98,17 +109,11 @@ void Leaves::add(int64_t index, int group, const at::Tensor& param, const at::Te
   check_apart(index, "parameter", param);
   if (leaf.size == 0) return;
 
-  // All in the order of the parameter, or else all in the order of their indices.
-  bool dense = param.is_non_overlapping_and_dense() && same_order(grad, param);
-  for (const at::Tensor& state : states) dense = dense && same_order(state, param);
-  if (has_master) dense = dense && same_order(master, param);
-  const bool plain = dense || param.is_contiguous();
-  const at::Tensor order = plain ? param : at::empty(param.sizes(), param.options());
-  leaf.param = flat(param, order, plain, true).data_ptr();
-  leaf.grad = flat(grad, order, true, false).const_data_ptr();
-  for (int i = 0; const at::Tensor& state : states)
-    leaf.state[i++] = flat(state, order, true, true).data_ptr();
-  if (has_master) leaf.master = flat(master, order, true, true).data_ptr();
+  const at::Tensor order = order_of(param);
+  leaf.param = flat(param, order, true).data_ptr();
+  leaf.grad = flat(grad, order, false).const_data_ptr();
+  for (int i = 0; const at::Tensor& state : states) leaf.state[i++] = flat(state, order, true).data_ptr();
+  if (has_master) leaf.master = flat(master, order, true).data_ptr();
   changed_.push_back(param);
   push(leaf);
 }
@@ -119,7 +124,7 @@ void Leaves::add_gradient(int64_t index, const at::Tensor& grad) {
   leaf.type = leaf.grad_type = type_of(index, "gradient", grad);
   leaf.size = grad.numel();
   if (leaf.size == 0) return;
-  leaf.grad = flat(grad, grad, grad.is_non_overlapping_and_dense(), false).const_data_ptr();
+  leaf.grad = flat(grad, order_of(grad), false).const_data_ptr();
   push(leaf);
 }
 

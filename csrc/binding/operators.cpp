@@ -92,6 +92,7 @@ TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCPU, m) {
   m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
   m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
+  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum_cpu);
 }
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCPU, m) {
   m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);

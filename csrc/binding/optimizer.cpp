@@ -22,6 +22,10 @@ double read(const char* what, const at::Tensor& tensor) {
   return tensor.item<double>();
 }
 
+void check_count(const char* what, size_t got, const char* of_what, size_t wanted) {
+  TORCH_CHECK_VALUE(got == wanted, what, " must be as many as ", of_what, ", ", wanted, ", got ", got);
+}
+
 // Setting `field` of group `group`: a number, or the tensor that stands in for it.
 class SettingsReader {
  public:
@@ -77,11 +81,12 @@ bool run_step(Verdict (*kernel)(const OptimizerStep<Rule>&, const cpu::Threads&)
               const std::string& nonfinite, const std::optional<at::Tensor>& grad_scale,
               const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& norm,
               const AddLeaf& add_leaf) {
-  TORCH_CHECK_VALUE(params.size() == grads.size(), "grads must be as many as params, ", params.size(),
-                    ", got ", grads.size());
+  check_count("grads", grads.size(), "params", params.size());
   TORCH_CHECK_VALUE(!group_ends.empty() && group_ends.back() == static_cast<int64_t>(params.size()),
                     "group_ends must end with the number of params, ", params.size());
   TORCH_CHECK_VALUE(norm_type > 0, "norm_type must be positive, got ", norm_type);
+  TORCH_CHECK_VALUE(nonfinite == "skip" || nonfinite == "raise" || nonfinite == "apply",
+                    "nonfinite must be 'skip', 'raise' or 'apply', got '", nonfinite, "'");
   TORCH_CHECK_VALUE(record.device().is_cpu() && record.scalar_type() == at::kDouble &&
                         record.is_contiguous() && record.numel() == 4,
                     "record must be a float64 tensor [4] on the CPU, got ", record.scalar_type(), " ",
@@ -137,6 +142,10 @@ void clipped_nesterov_cpu(at::TensorList params, const OptionalTensors& grads, a
                           const std::optional<at::Tensor>& grad_scale,
                           const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& norm) {
   const int64_t count = group_ends.size();
+  check_count("velocities", velocities.size(), "params", params.size());
+  check_count("masters", masters.size(), "params", params.size());
+  check_count("previous_momentum", previous_momentum.size(), "groups", count);
+  check_count("maximize", maximize.size(), "groups", count);
   const SettingsReader read_setting(numbers, on_device, count, 4);
   std::vector<Group<NesterovRule::Settings>> groups(count);
   std::vector<double*> previous(count);
@@ -166,6 +175,11 @@ void clipped_adamw_cpu(at::TensorList params, const OptionalTensors& grads, at::
                        const std::optional<at::Tensor>& grad_scale,
                        const std::optional<at::Tensor>& found_inf, const std::optional<at::Tensor>& norm) {
   const int64_t count = group_ends.size();
+  check_count("exp_avgs", exp_avgs.size(), "params", params.size());
+  check_count("exp_avg_sqs", exp_avg_sqs.size(), "params", params.size());
+  check_count("masters", masters.size(), "params", params.size());
+  check_count("steps", steps.size(), "params", params.size());
+  check_count("maximize", maximize.size(), "groups", count);
   const SettingsReader read_setting(numbers, on_device, count, 6);
   std::vector<Group<AdamWRule::Settings>> groups(count);
   for (int64_t i = 0; i < count; ++i) {

@@ -53,7 +53,7 @@ class Leaves {
   void make_workspace() { partial.resize(chunks); }
 
  private:
-  const at::Tensor& flat(const at::Tensor& tensor, const at::Tensor& like, bool dense, bool written);
+  const at::Tensor& flat(const at::Tensor& tensor, const at::Tensor& order, bool written);
   void push(Leaf& leaf);
 
   std::vector<at::Tensor> changed_;

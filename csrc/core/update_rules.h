@@ -4,6 +4,9 @@
 // gradient is multiplied with: the clip coefficient, over the loss scale, negative to maximize. Huge
 // gradients can make c smaller than a float may be, so it comes in two factors.
 //
+// A momentum of 0 chooses rather than multiplies: an infinite velocity must not become NaN in a rule
+// that has no memory.
+//
 //   Nesterov   g = c g + wd theta;   v_t = mu_{t-1} v_{t-1} - eps g
 //              theta_t = theta_{t-1} + mu_t mu_{t-1} v_{t-1} - (1 + mu_t) eps g
 //              Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901), section 3.5
@@ -15,6 +18,9 @@
 // A rule has `kStates` numbers of memory an element, `Settings` (what the caller gives, in double)
 // and `Factors` (what an element needs, made once for a tensor). T is the type of the arithmetic.
 #pragma once
+
+#include <cstdint>
+#include <type_traits>
 
 #include "core/config.h"
 
@@ -28,9 +34,27 @@ RNNKERNELS_INLINE double clip_coefficient(double norm, double max_norm) {
   return coefficient >= 1.0 ? 1.0 : coefficient;
 }
 
-// The first factor of c, a power of two. A gradient that is large enough to leave something after c
-// stays a normal number when it is multiplied by this first, so nothing is rounded twice.
-RNNKERNELS_INLINE double first_factor(double c) { return -0x1p-100 < c && c < 0x1p-100 ? 0x1p-100 : 1.0; }
+// The first factor of c, a power of two that a float can be. Where a float gradient times c is a normal
+// number, so is the gradient times this, and what is left of c (to 2^-252): nothing is rounded twice.
+RNNKERNELS_INLINE double first_factor(double c) {
+  const double size = c < 0 ? -c : c;
+  return size < 0x1p-200 ? 0x1p-126 : size < 0x1p-100 ? 0x1p-100 : 1.0;
+}
+
+// A momentum and what of a velocity it is multiplied with: every bit, or none where it is 0. Not a
+// condition, for with one the compiler rounds otherwise in one type's loop than in another's.
+template <class T>
+struct Momentum {
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  T factor;
+  Bits kept;
+  static RNNKERNELS_INLINE Momentum of(double momentum) {
+    return {T(momentum), T(momentum) == T(0) ? Bits(0) : ~Bits(0)};
+  }
+  RNNKERNELS_INLINE T times(T velocity) const {
+    return factor * __builtin_bit_cast(T, __builtin_bit_cast(Bits, velocity) & kept);
+  }
+};
 
 struct NesterovRule {
   static constexpr int kStates = 1;  // velocity
@@ -41,13 +65,19 @@ struct NesterovRule {
 
   template <class T>
   struct Factors {
-    T first, gradient, lr, momentum, previous_momentum, weight_decay;
+    T first, gradient, lr, weight_decay;
+    Momentum<T> momentum, previous_momentum;
   };
 
   template <class T>
   static RNNKERNELS_INLINE Factors<T> factors(const Settings& s, double c, double /*step*/) {
     const double first = first_factor(c);
-    return {T(first), T(c / first), T(s.lr), T(s.momentum), T(s.previous_momentum), T(s.weight_decay)};
+    return {T(first),
+            T(c / first),
+            T(s.lr),
+            T(s.weight_decay),
+            Momentum<T>::of(s.momentum),
+            Momentum<T>::of(s.previous_momentum)};
   }
 
   // mu_t mu_{t-1} v - (1 + mu_t) eps g = mu_t v_t - eps g
@@ -56,8 +86,8 @@ struct NesterovRule {
     g = g * f.first * f.gradient;
     if (f.weight_decay != T(0)) g += f.weight_decay * theta;
     const T descent = f.lr * g;
-    state[0] = f.previous_momentum * state[0] - descent;
-    return theta + (f.momentum * state[0] - descent);
+    state[0] = f.previous_momentum.times(state[0]) - descent;
+    return theta + (f.momentum.times(state[0]) - descent);
   }
 };
 
@@ -70,7 +100,7 @@ struct AdamWRule {
 
   template <class T>
   struct Factors {
-    T first, gradient, decay, new_m, beta2, new_s, step, root, epsilon;
+    T first, gradient, decay, beta1, new_m, beta2, new_s, step, root, epsilon;
   };
 
   // `step` is t, this step included.
@@ -79,8 +109,9 @@ struct AdamWRule {
     const double first = first_factor(c);
     const double correction1 = 1 - __builtin_pow(s.beta1, step);
     const double correction2 = 1 - __builtin_pow(s.beta2, step);
-    return {T(first),    T(c / first),   T(1 - s.lr * s.weight_decay), T(1 - s.beta1),
-            T(s.beta2),  T(1 - s.beta2), T(s.lr / correction1),        T(1 / __builtin_sqrt(correction2)),
+    return {T(first),       T(c / first),          T(1 - s.lr * s.weight_decay),
+            T(s.beta1),     T(1 - s.beta1),        T(s.beta2),
+            T(1 - s.beta2), T(s.lr / correction1), T(1 / __builtin_sqrt(correction2)),
             T(s.epsilon)};
   }
 
@@ -90,7 +121,9 @@ struct AdamWRule {
   template <class T>
   static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Factors<T>& f) {
     g = g * f.first * f.gradient;
-    state[0] += f.new_m * (g - state[0]);
+    // The first form has no error where g = m, however little 1 - b1 has of its digits. The second has
+    // none of m's where b1 is small, however large m was.
+    state[0] = f.new_m < T(0.5) ? state[0] + f.new_m * (g - state[0]) : f.beta1 * state[0] + f.new_m * g;
     state[1] = f.beta2 * state[1] + f.new_s * (g * g);
     const T scale = root(state[1]) * f.root + f.epsilon;
     return f.decay * theta - f.step * (state[0] / scale);
