@@ -232,7 +232,8 @@ def test_an_impossible_instruction_set_is_shown_as_none(tmp_path):
 
 def test_importing_the_package_is_quiet_and_imports_nothing_but_torch_and_numpy(tmp_path):
     code = "import sys, torch, numpy; before = set(sys.modules); import rnnkernels; print(sorted("
-    code += "{name.split('.')[0] for name in set(sys.modules) - before} - {'torch', 'numpy'} - sys.stdlib_module_names))"
+    code += "{name.split('.')[0] for name in set(sys.modules) - before} - {'torch', 'numpy'}"
+    code += " - sys.stdlib_module_names))"
     ran = run_python("-W", "error::UserWarning:rnnkernels", "-c", code, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ast.literal_eval(ran.stdout) == ["rnnkernels"]
