@@ -67,7 +67,7 @@ def _task(point: Point) -> Task:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return options.run(arguments, measure_points, rows, Plan(seconds=60.0), picture)
+    return options.run(arguments, measure_points, rows, Plan(seconds=8.0), picture)
 
 
 def measure_points(quick: bool, plan: Plan) -> report.Document:
