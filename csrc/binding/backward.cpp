@@ -335,7 +335,7 @@ void walk_back(const Projected& call, const Sizes& sizes, ProjectedBackwardResul
   }
 }
 
-// NetworkBlock that share a decay add their gradients in one order, however they are cut.
+// Networks that share a decay add their gradients in one order, however they are cut.
 at::Tensor for_each_network(const at::Tensor& decay, const Sizes& sizes) {
   if (!sizes.grouped || decay.dim() == 2) return decay;
   return decay.expand_symint({sizes.networks, sizes.hidden});

@@ -10,7 +10,7 @@ namespace {
 
 // About how much memory a sequence may take at a time: some networks', for each thread; some steps' of one.
 constexpr int64_t kNetworkBytes = int64_t{512} << 10;
-// StepBlocks are cut alike however many networks walk together: where sums are cut must not depend on
+// Steps are cut alike however many networks walk together: where sums are cut must not depend on
 // threads.
 constexpr int64_t kStepBytes = int64_t{16} << 20;
 
