@@ -268,9 +268,14 @@ class JaxScan:
             return output, pull_back(grad_output)[0]
 
         self._layer, self._layer_and_gradients = jax.jit(layer), jax.jit(layer_and_gradients)
-        self._weights = {name: jnp.asarray(w.numpy()) for name, w in problem.weights.items()}
-        self._x = jnp.asarray(problem.x.numpy())
-        self._grad_output = jnp.asarray(problem.grad_output.numpy())
+
+        def to_jax(x: Tensor) -> Any:
+            if x.dtype == torch.bfloat16:  # which NumPy does not have
+                return jnp.asarray(x.float().numpy(), dtype=jnp.bfloat16)
+            return jnp.asarray(x.numpy())
+
+        self._weights = {name: to_jax(w) for name, w in problem.weights.items()}
+        self._x, self._grad_output = to_jax(problem.x), to_jax(problem.grad_output)
 
     def forward(self) -> Any:
         return self._jax.block_until_ready(self._layer(self._weights, self._x))

@@ -42,8 +42,9 @@ GEMM_SIZE = 2048
 
 # Largest relative error (Frobenius) of outputs and of gradients. A unit whose input rounds to
 # the other side of zero changes a gradient by far more than rounding does, hence the difference.
-TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-10, 1e-8)}
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# In bfloat16 the contenders round at different places.
+TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-10, 1e-8), torch.bfloat16: (3e-2, 1e-1)}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 class WrongAnswerError(Exception):
@@ -206,7 +207,7 @@ def measure_cell(
     tasks: dict[tuple[str, str], Task] = {(GEMM, GEMM): gemm}
     if problem.cell.B == 1:
         cell = problem.cell
-        tasks[CACHE, CACHE] = CacheRead(cell.H, cell.T, problem.x.element_size())
+        tasks[CACHE, CACHE] = CacheRead(cell.H, cell.T, computed_size(problem.x.dtype))
     for name, contender in contenders.items():
         tasks[name, "forward"] = contender.forward
         tasks[name, "forward_backward"] = contender.forward_backward
@@ -215,7 +216,7 @@ def measure_cell(
 
 def cache_figures(cell: Cell, dtype: torch.dtype, timing: dict[tuple[str, str], Timing]) -> report.Document:
     """Bytes of the matrix for each second, of the forward walk and of reading alone."""
-    size = cell.T * matrix_bytes(cell.H, dtype.itemsize)
+    size = cell.T * matrix_bytes(cell.H, computed_size(dtype))
     read = timing[CACHE, CACHE]
     walk = size / timing[report.RECURRENCE, "forward"].median
     rate = size / read.median
@@ -224,6 +225,11 @@ def cache_figures(cell: Cell, dtype: torch.dtype, timing: dict[tuple[str, str], 
         "read_bytes_per_s": rate,
         "walk_bytes_per_s": walk,
     }
+
+
+def computed_size(dtype: torch.dtype) -> int:
+    """Of an element of the matrix as the walk has it: half precision is widened."""
+    return torch.promote_types(dtype, torch.float32).itemsize
 
 
 def check(problem: Problem, contenders: dict[str, Contender]) -> None:

@@ -126,7 +126,7 @@ def test_markdown_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @needs_jax
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_every_peer_runs_from_the_command_line(tmp_path: Path, dtype: str) -> None:
     """In a process of its own: JAX reads its threads and its precision once."""
     command = [sys.executable, "-m", "benchmarks", "recurrence", "--quick", "--grid", "3,7,4,5"]

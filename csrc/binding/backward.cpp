@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "binding/blocks.h"
+#include "binding/half.h"
 #include "binding/machine.h"
 #include "binding/problem.h"
 #include "binding/product.h"
@@ -169,14 +170,12 @@ BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
   const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
                                             batch_sizes, nonlinearity, form);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "output");
-  if (!is_computed(output)) {
-    const auto [d_pre, d_h0, d_weight, d_decay] = leaky_recurrence_backward_cpu(
-        computed(grad_output), computed(grad_h_n), computed(output),
-        kind.keeps_bits ? saved : computed(saved), computed(h0), computed(weight_hh), computed(decay),
-        batch_sizes, nonlinearity, form, reverse, wanted);
-    return {stored(d_pre, output), stored(d_h0, output), stored(d_weight, output), stored(d_decay, decay)};
-  }
   BackwardResult result = empty_results(sizes, wanted, weight_hh, decay, output);
+  if (!is_computed(output)) {
+    half_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes, nonlinearity, form,
+                  reverse, wanted, sizes, result);
+    return result;
+  }
   auto& [d_pre, d_h0, d_weight, d_decay] = result;
 
   const at::Tensor grad_output_units = with_contiguous_units(grad_output.value_or(at::Tensor()));

@@ -2,6 +2,7 @@
 #include <ATen/ops/empty.h>
 
 #include "binding/blocks.h"
+#include "binding/half.h"
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"
@@ -72,14 +73,12 @@ ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& 
   const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "pre");
-  if (!is_computed(pre)) {
-    const auto [output, h_n, saved] =
-        leaky_recurrence_cpu(computed(pre), computed(h0), computed(weight_hh), computed(decay), batch_sizes,
-                             nonlinearity, form, reverse, save);
-    return {stored(output, pre), stored(h_n, pre), stored(saved, pre)};
-  }
   const ForwardResult result = empty_results(sizes, kind, save, pre);
-  walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
+  if (is_computed(pre)) {
+    walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
+  } else {
+    half_forward(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save, sizes, result);
+  }
   return result;
 }
 
