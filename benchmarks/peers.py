@@ -56,6 +56,16 @@ class Problem:
     grad_output: Tensor  # [T, B, H]
 
 
+def widened(problem: Problem, decay: float) -> Problem:
+    """The same numbers, in a dtype with digits enough to judge by."""
+
+    def wide(x: Tensor) -> Tensor:
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    weights = {name: wide(weight) for name, weight in problem.weights.items()}
+    return Problem(problem.cell, decay, wide(problem.x), weights, wide(problem.grad_output))
+
+
 class Results(NamedTuple):
     output: Tensor
     gradients: dict[str, Tensor]

@@ -42,8 +42,8 @@ GEMM_SIZE = 2048
 
 # Largest relative error (Frobenius) of outputs and of gradients. A unit whose input rounds to
 # the other side of zero changes a gradient by far more than rounding does, hence the difference.
-# In bfloat16 the contenders round at different places.
-TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-10, 1e-8), torch.bfloat16: (3e-2, 1e-1)}
+# In bfloat16 some contenders add up the gradients of all steps in that dtype, and lose digits by the way.
+TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-10, 1e-8), torch.bfloat16: (5e-2, 5e-1)}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -238,8 +238,7 @@ def check(problem: Problem, contenders: dict[str, Contender]) -> None:
     for name, contender in contenders.items():
         decay = contender.decay
         if decay not in references:
-            same = Problem(problem.cell, decay, problem.x, problem.weights, problem.grad_output)
-            references[decay] = peers.make_loop(same).results()
+            references[decay] = peers.make_loop(peers.widened(problem, decay)).results()
         compare(name, problem, contender.results(), references[decay])
 
 
