@@ -20,6 +20,7 @@ from .timing import Timing
 
 WIDTH = 110
 PASSES = {"forward": "forward", "forward_backward": "forward + backward"}
+STEADY = 0.75  # of the best rate of the matrix product; less needs a word, too
 NOISY = 0.2  # cores busy with something else; figures taken so need a word
 RECURRENCE = "recurrence"  # timed beside the contenders, without being one
 
@@ -145,6 +146,13 @@ def markdown_rows(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
 
 
+def gemm_share(document: Document, cell: Document) -> float:
+    """The rate of the matrix product in one cell over the best of the run: 1 on a steady machine."""
+    gemm = document["gemm"]
+    rate = 2.0 * gemm["size"] ** 3 / cell["gemm"]["median_s"]
+    return float(rate / gemm["best_flops_per_s"])
+
+
 def _notes(document: Document) -> list[str]:
     settings, gemm = document["settings"], document["gemm"]
     notes = [
@@ -175,6 +183,13 @@ def _notes(document: Document) -> list[str]:
     if max((other or 0.0 for other in others), default=0.0) > NOISY:
         busy = ", ".join("-" if other is None else f"{other:.1f}" for other in others)
         notes.append(f"Noisy: other processes kept this many cores busy, cell by cell: {busy}.")
+    rates = [gemm_share(document, cell) for cell in document["cells"]]
+    if min(rates) < STEADY:
+        shares = ", ".join(f"{100 * rate:.0f}" for rate in rates)
+        notes.append(
+            f"Unsteady: the machine did not always give what it can; torch.mm had this percentage of its best"
+            f" rate, cell by cell: {shares}."
+        )
     notes += [f"Not measured: {label(peer)} ({why})." for peer, why in document["skipped"].items()]
     return notes
 

@@ -83,6 +83,18 @@ def test_ratios_follow_from_the_medians(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[-1].startswith("forward + backward")
 
 
+def test_a_run_on_an_unsteady_machine_says_so(tmp_path: Path) -> None:
+    assert tiny_run(tmp_path, "--peers", "none") == 0
+    document = load(tmp_path)
+    first, second = document["cells"]
+    for cell in (first, second):
+        cell["gemm"]["median_s"] = 2 * document["gemm"]["size"] ** 3 / document["gemm"]["best_flops_per_s"]
+    assert report.gemm_share(document, first) == pytest.approx(1)
+    assert "Unsteady" not in report.table(document)
+    second["gemm"]["median_s"] *= 2
+    assert "cell by cell: 100, 50." in " ".join(report.table(document).split())
+
+
 def test_with_one_row_the_walk_is_compared_with_reading_its_matrix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
