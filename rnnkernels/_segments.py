@@ -213,13 +213,11 @@ class _Backward:
         self, segment: Segment, state: Tensor | None, grad_output: Tensor | None, carried: Tensor
     ) -> None:
         dim = self.ctx.walk.time
-        if segment.rows is not None and state is not None and len(state) < segment.rows:
-            state = torch.cat([state, self.h0[len(state) : segment.rows].to(state.dtype)])
-        elif segment.rows is not None and state is not None:
-            state = state[: segment.rows]
-        x = segment.cut(self.input, dim)
-        drive = segment.cut(self.drive, dim)
-        leaves = [None if leaf is None else leaf.detach() for leaf in (x, state, drive)]
+        if segment.rows is not None and state is not None:  # rows that no segment carried begin from h0
+            fresh = self.h0[len(state) : segment.rows]
+            state = torch.cat([state[: segment.rows], fresh.to(state.dtype)])
+        cut = (segment.cut(self.input, dim), state, segment.cut(self.drive, dim))
+        leaves = [None if leaf is None else leaf.detach() for leaf in cut]
         wanted = (self.needs[0], state is not None, self.needs[2], *self.needs[3:])
         for leaf, want in zip(leaves, wanted[:3], strict=True):
             if leaf is not None:

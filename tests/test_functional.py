@@ -33,7 +33,7 @@ from helpers import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rnnkernels import build_config, functional, reference
+from rnnkernels import LeakyRNN, build_config, functional, reference
 
 
 @settings(max_examples=200)
@@ -410,3 +410,24 @@ def test_no_more_is_kept_for_backward_than_promised(nonlinearity):
         sequence = output.numel() * 4
         extra = 0 if form == "current" else sequence // 32 if nonlinearity == "relu" else sequence
         assert sum(size for pointer, size in kept.items() if pointer not in inputs) == sequence + extra
+
+
+def test_deterministic_algorithms_are_what_runs_anyway():
+    def results():
+        torch.manual_seed(0)
+        layer, x = (
+            LeakyRNN(16, 100, 2, bidirectional=True, decay=0.5, learn_decay=True),
+            torch.randn(30, 20, 16),
+        )
+        output, h_n = layer(x)
+        (output.square().sum() + h_n.sum()).backward()
+        return [output, h_n, *(p.grad for p in layer.parameters())]
+
+    plain = results()
+    assert all(torch.equal(a, b) for a, b in zip(plain, results(), strict=True))
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = results()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))

@@ -310,15 +310,12 @@ void walk_back(const Projected& call, const Sizes& sizes, ProjectedBackwardResul
   for (int64_t i = 0; i < blocks; ++i) {
     const Block steps = walk.block(i);
     const int64_t batch = walk.batch(steps);
-    const at::Tensor saved = call.saved.dim() > 1 ? walk.cut(call.saved, steps).contiguous() : call.saved;
-    const OptionalTensor batch_sizes =
-        call.batch_sizes ? OptionalTensor(call.batch_sizes->narrow(0, steps.first, steps.size()))
-                         : call.batch_sizes;
     const auto [u, d_state, d_hh, d_share] = leaky_recurrence_backward_cpu(
         walk.cut(call.grad_output, steps),
         carried.defined() ? OptionalTensor(carried.narrow(-2, 0, batch)) : OptionalTensor(),
-        walk.cut(call.output, steps), saved, walk.state_before(steps, call.output, call.h0), call.weight_hh,
-        call.decay, batch_sizes, call.nonlinearity, call.form, call.reverse,
+        walk.cut(call.output, steps), walk.cut_saved(call.saved, steps),
+        walk.state_before(steps, call.output, call.h0), call.weight_hh, call.decay,
+        walk.cut_sizes(call.batch_sizes, steps), call.nonlinearity, call.form, call.reverse,
         {wants_u, blocks > 1 || wanted[kInitial], wanted[kWeightHh], wanted[kProjectedDecay]});
     if (blocks > 1) carried.narrow(-2, 0, batch).copy_(d_state);
     if (wanted[kInitial] && i + 1 == blocks) d_h0 = blocks > 1 ? carried.contiguous() : d_state;

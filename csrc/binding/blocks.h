@@ -61,6 +61,16 @@ class StepBlocks {
     return sequence ? OptionalTensor(cut(*sequence, steps)) : sequence;
   }
 
+  // The same of what forward saved, contiguous; nothing stays nothing.
+  at::Tensor cut_saved(const at::Tensor& saved, const Block& steps) const {
+    return saved.dim() > 1 ? cut(saved, steps).contiguous() : saved;
+  }
+
+  // The batch sizes of a block.
+  static OptionalTensor cut_sizes(const OptionalTensor& batch_sizes, const Block& steps) {
+    return batch_sizes ? OptionalTensor(batch_sizes->narrow(0, steps.first, steps.size())) : batch_sizes;
+  }
+
   // How many rows a block has at most.
   int64_t batch(const Block& steps) const {
     return layout_.steps == 0 ? layout_.batch : layout_.rows_at(steps.first);

@@ -3,7 +3,6 @@
 // no sequence is there in float32.
 #include "binding/half.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include "binding/blocks.h"
@@ -16,15 +15,9 @@ at::Tensor zero_state(const Sizes& sizes, const at::Tensor& like) {
   return at::zeros_symint(sizes.state(), like.options().dtype(at::kFloat));
 }
 
-OptionalTensor cut_sizes(const OptionalTensor& batch_sizes, const Block& steps) {
-  return batch_sizes ? OptionalTensor(batch_sizes->narrow(0, steps.first, steps.size())) : batch_sizes;
-}
-
-// Bits stay as they are, values are widened; what was not saved is nothing.
-at::Tensor cut_saved(const at::Tensor& saved, const StepBlocks& walk, const Block& steps) {
-  if (saved.dim() == 1) return saved;
-  const at::Tensor part = walk.cut(saved, steps).contiguous();
-  return part.is_floating_point() ? computed(part) : part;
+// Bits stay as they are, values are widened.
+at::Tensor computed_saved(const at::Tensor& saved) {
+  return saved.is_floating_point() ? computed(saved) : saved;
 }
 
 }  // namespace
@@ -42,7 +35,7 @@ void half_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Ten
     const at::Tensor rows = state.narrow(-2, 0, walk.batch(steps));
     const auto [h, last, kept] =
         leaky_recurrence_cpu(computed(walk.cut(pre, steps)), rows, weight, share,
-                             cut_sizes(batch_sizes, steps), nonlinearity, form, reverse, save);
+                             walk.cut_sizes(batch_sizes, steps), nonlinearity, form, reverse, save);
     walk.cut(output, steps).copy_(h);
     if (saved.dim() > 1) walk.cut(saved, steps).copy_(kept);
     rows.copy_(last);
@@ -65,8 +58,9 @@ void half_backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     const at::Tensor rows = carried.narrow(-2, 0, walk.batch(steps));
     const auto [u, d_state, d_hh, d_share] = leaky_recurrence_backward_cpu(
         computed(walk.cut(grad_output, steps)), rows, computed(walk.cut(output, steps)),
-        cut_saved(saved, walk, steps), computed(walk.state_before(steps, output, h0)), weight, share,
-        cut_sizes(batch_sizes, steps), nonlinearity, form, reverse, {true, true, wanted[2], wanted[3]});
+        computed_saved(walk.cut_saved(saved, steps)), computed(walk.state_before(steps, output, h0)), weight,
+        share, walk.cut_sizes(batch_sizes, steps), nonlinearity, form, reverse,
+        {true, true, wanted[2], wanted[3]});
     walk.cut(d_pre, steps).copy_(u);
     rows.copy_(d_state);
     if (wanted[2]) weight_sum = i == 0 ? d_hh : weight_sum.add_(d_hh);
