@@ -26,9 +26,9 @@ def tasks() -> dict[str, Task]:
     x, grad = torch.randn(1, 1, INPUTS), torch.ones(1, 1, HIDDEN)
     leaves = [p.detach() for p in layer.parameters()]
     bias, decay = leaves[2] + leaves[3], torch.tensor(0.5)
-    call = (x, None, leaves[0], leaves[1], bias, decay, None, "relu", "rate", False)
+    call = (x, None, leaves[0], leaves[1], bias, None, decay, None, "relu", "rate", False)
     output, _, saved = _ops.projected_recurrence(*call, True)
-    wanted = [False, False, True, True, True, False]
+    wanted = [False, False, True, True, True, False, False]
     back = (
         grad,
         None,

@@ -62,6 +62,7 @@ def projected_recurrence(
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor | None,
+    drive: Tensor | None,
     decay: Tensor,
     batch_sizes: Tensor | None,
     nonlinearity: str,
@@ -69,7 +70,7 @@ def projected_recurrence(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Call the operator, after :func:`can_project`."""
-    tensors = (input, h0, weight_ih, weight_hh, bias, decay)
+    tensors = (input, h0, weight_ih, weight_hh, bias, drive, decay)
     others = (batch_sizes, nonlinearity, form, reverse)
     if in_torch_func() or in_forward_mode(tensors):
         output, h_n, _ = ProjectedRecurrence.apply(*tensors, *others, True)  # type: ignore[no-untyped-call]
@@ -161,7 +162,7 @@ class ProjectedRecurrence(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what the operator's own formula keeps."""
-        input, h0, weight_ih, weight_hh, _, decay, batch_sizes, *kind, _ = inputs
+        input, h0, weight_ih, weight_hh, _, _, decay, batch_sizes, *kind, _ = inputs
         _keep(ctx, output, (input, h0, weight_ih, weight_hh, decay, batch_sizes), kind)
 
     @staticmethod
@@ -169,23 +170,23 @@ class ProjectedRecurrence(torch.autograd.Function):
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """The backward operator, or its differentiable twin."""
-        needs = ctx.needs_input_grad[:6]
+        needs = ctx.needs_input_grad[:7]
         if grad_output is None and grad_h_n is None and grad_saved is None:
-            return (None,) * 11
+            return (None,) * 12
         grads = projected_vjp(grad_output, grad_h_n, grad_saved, *ctx.saved_tensors, *ctx.kind, needs)
-        return _needed(grads, needs, 11)
+        return _needed(grads, needs, 12)
 
     @staticmethod
     def jvp(
-        ctx: Any, d_input: Any, d_h0: Any, d_weight_ih: Any, d_weight_hh: Any, d_bias: Any, d_decay: Any,
-        *_: Any,
+        ctx: Any, d_input: Any, d_h0: Any, d_weight_ih: Any, d_weight_hh: Any, d_bias: Any, d_drive: Any,
+        d_decay: Any, *_: Any,
     ) -> Any:  # fmt: skip
         """One linear walk."""
         with forward_mode_stays_on(True):
             primals: tuple[Any, ...] = primals_of(ctx)
             output, saved, input, h0, weight_ih, weight_hh, decay, batch_sizes = primals
             d_pre = _derivatives.projection_tangent(
-                d_input, d_weight_ih, d_bias, input, h0, weight_ih, batch_sizes
+                d_input, d_weight_ih, d_bias, d_drive, input, h0, weight_ih, batch_sizes
             )
             d_output, d_h_n, d_saved = _derivatives.tangent(
                 ctx.kind, d_pre, d_h0, d_weight_hh, d_decay, output, saved, h0, weight_hh, decay, batch_sizes
@@ -195,9 +196,9 @@ class ProjectedRecurrence(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
         """All examples in one call."""
-        input, h0, weight_ih, weight_hh, bias, decay, batch_sizes, *others = inputs
+        input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes, *others = inputs
         networks = Networks(
-            info.batch_size, (weight_hh, in_dims[3]), (decay, in_dims[5]), (batch_sizes, in_dims[6]),
+            info.batch_size, (weight_hh, in_dims[3]), (decay, in_dims[6]), (batch_sizes, in_dims[7]),
             others=(in_dims[2], in_dims[4]),
         )  # fmt: skip
         arguments = (
@@ -206,11 +207,12 @@ class ProjectedRecurrence(torch.autograd.Function):
             networks.parameter(weight_ih, in_dims[2]),
             networks.weight,
             networks.parameter(bias, in_dims[4]),
+            networks.sequence(drive, in_dims[5]),
             networks.decay,
             batch_sizes,
             *others,
         )
         # Where this was the only transform, autograd takes the shorter door.
-        around = in_torch_func() or in_forward_mode(arguments[:6])
+        around = in_torch_func() or in_forward_mode(arguments[:7])
         call: Any = ProjectedRecurrence.apply if around else _ops.projected_recurrence
         return networks.split_results(*call(*arguments))

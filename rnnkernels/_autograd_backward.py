@@ -47,14 +47,15 @@ def projected_vjp(
         grads: Any = ProjectedBackward.apply(grad_output, grad_h_n, *saved, *kind, wanted)  # type: ignore[no-untyped-call]
         return tuple(grads)
     output, f, input, h0, weight_ih, weight_hh, decay, batch_sizes = saved
-    wants_u = wanted[0] or wanted[2] or wanted[4]
-    inner = (wants_u, wanted[1], wanted[3], wanted[5])
+    wants_u = wanted[0] or wanted[2] or wanted[4] or wanted[5]
+    inner = (wants_u, wanted[1], wanted[3], wanted[6])
     u, d_h0, d_weight_hh, d_decay = recurrence_vjp(
         grad_output, grad_h_n, grad_saved, output, f, h0, weight_hh, decay, batch_sizes, *kind, inner
     )
     projected = _derivatives.projection_backward(u, input, h0, weight_ih, batch_sizes, wanted)
     d_input, d_weight_ih, d_bias = (u.new_zeros(0) if x is None else x for x in projected)
-    return d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay
+    d_drive = u if wanted[5] else u.new_zeros(0)
+    return d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_drive, d_decay
 
 
 # Under torch.func's transforms as itself, too, before they would take it for an operator to loop over.
@@ -203,7 +204,7 @@ class ProjectedBackward(torch.autograd.Function):
          wanted) = inputs  # fmt: skip
         networks = Networks(
             info.batch_size, (weight_hh, in_dims[7]), (decay, in_dims[8]), (batch_sizes, in_dims[9]),
-            others=(in_dims[6],), share_weights=not any(wanted[2:]),
+            others=(in_dims[6],), share_weights=not (any(wanted[2:5]) or wanted[6]),
         )  # fmt: skip
         grads = ProjectedBackward.apply(  # type: ignore[no-untyped-call]
             networks.sequence(grad_output, in_dims[0]),
@@ -221,7 +222,7 @@ class ProjectedBackward(torch.autograd.Function):
         )
         split = (
             networks.split_sequence, networks.split_state, networks.split_weight, networks.split_weight,
-            networks.split_weight, networks.split_decay,
+            networks.split_weight, networks.split_sequence, networks.split_decay,
         )  # fmt: skip
         results = [f(g) if want else (g, None) for f, g, want in zip(split, grads, wanted, strict=True)]
         return tuple(zip(*results, strict=True))

@@ -275,10 +275,10 @@ def backward(
 
 
 def projection_tangent(
-    d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, input: Tensor, h0: Tensor | None,
-    weight: Tensor, batch_sizes: Tensor | None,
+    d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, d_drive: Tensor | None,
+    input: Tensor, h0: Tensor | None, weight: Tensor, batch_sizes: Tensor | None,
 ) -> Tensor | None:  # fmt: skip
-    """``dp_t = W_ih dx_t + dW_ih x_t + db``, the tangent of the projection; None for zero."""
+    """``dp_t = W_ih dx_t + dW_ih x_t + db + d drive_t``, the tangent of the projection; None for zero."""
     steps = Steps(input, h0, batch_sizes, False)
     parts = []
     if d_input is not None:
@@ -288,6 +288,8 @@ def projection_tangent(
     if d_bias is not None:
         shape = (*input.shape[:-1], weight.shape[-2])
         parts.append(steps.per_unit(d_bias, input).expand(shape))
+    if d_drive is not None:
+        parts.append(d_drive)
     return sum(parts[1:], parts[0]) if parts else None
 
 
@@ -311,10 +313,10 @@ def projected_backward(
     output: Tensor, saved: Tensor, input: Tensor, h0: Tensor | None, weight_ih: Tensor, weight_hh: Tensor,
     decay: Tensor, batch_sizes: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """:func:`backward` with the input projection: as its operator, all six gradients."""
+    """:func:`backward` with the input projection: as its operator, all seven gradients."""
     u, d_h0, d_weight_hh, d_decay = backward(
         kind, grad_output, grad_h_n, grad_saved, output, saved, h0, weight_hh, decay, batch_sizes
     )
-    d_input, d_weight_ih, d_bias = projection_backward(u, input, h0, weight_ih, batch_sizes, (True,) * 6)
+    d_input, d_weight_ih, d_bias = projection_backward(u, input, h0, weight_ih, batch_sizes, (True,) * 7)
     assert d_input is not None and d_weight_ih is not None and d_bias is not None
-    return d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay
+    return d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, u, d_decay

@@ -71,7 +71,10 @@ def _leaky_recurrence(
 
 
 def _projected_recurrence(
-    input: Tensor, h0: Tensor | None, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, *others: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+    input: Tensor, h0: Tensor | None, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None,
+    drive: Tensor | None, *others: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     pre = torch.nn.functional.linear(input, weight_ih, bias)
+    if drive is not None:
+        pre = pre + drive
     return _leaky_recurrence(pre, h0, weight_hh, *others)

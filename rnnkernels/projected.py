@@ -121,7 +121,7 @@ def _run(
     if kind.batch_first:
         input = input.transpose(0, 1)
         drive = None if drive is None else drive.transpose(0, 1)
-    if drive is None and (fused := _fused(input, h0, batch_sizes, weights, kind)) is not None:
+    if (fused := _fused(input, h0, drive, batch_sizes, weights, kind)) is not None:
         return fused
     weight_ih, weight_hh, bias, decay = weights
     pre = torch.nn.functional.linear(input, weight_ih, bias)
@@ -145,8 +145,9 @@ def _run(
 
 
 def _fused(
-    input: Tensor, h0: Tensor | None, batch_sizes: Tensor | None, weights: _Weights, kind: _Kind
-) -> tuple[Tensor, Tensor] | None:
+    input: Tensor, h0: Tensor | None, drive: Tensor | None, batch_sizes: Tensor | None, weights: _Weights,
+    kind: _Kind,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
     """Projection and recurrence as one operator, which has the states where the projection was; None
     where that operator cannot serve.
     """
@@ -157,5 +158,5 @@ def _fused(
         h0 = zero_h0(batch_sizes, input, weight_hh)
     decay = decay_tensor(decay, input)
     return _autograd.projected_recurrence(
-        input, h0, weight_ih, weight_hh, bias, decay, batch_sizes, kind.nonlinearity, kind.form, kind.reverse
+        input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes, *kind[:3]
     )

@@ -206,8 +206,8 @@ FEATURES = (
     ),
     feature(
         "same bits for any number of threads",
-        "output and gradients are the same bits with 1, 2 and 3 threads; a `drive` takes torch's product",
-        Tried("yes, without a `drive`", ours.same_bits),
+        "output and gradients, with a `drive` and without, are the same bits with 1, 2 and 3 threads",
+        Tried("yes", ours.same_bits),
         Read("not stated", "torch: https://docs.pytorch.org/docs/stable/notes/randomness.html"),
         Read("not stated", NOTHING),
         Read("not stated", NOTHING),

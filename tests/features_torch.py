@@ -229,10 +229,11 @@ class Ours(TorchLayer):
         for number in (1, 2, 3):
             torch.manual_seed(0)
             torch.set_num_threads(number)
-            layer, x = LeakyRNN(16, 100, decay=0.5), torch.randn(30, 20, 16)
-            output, _ = layer(x)
-            output.sum().backward()
-            results.append([output, *(p.grad for p in layer.parameters())])
+            layer, x = LeakyRNN(16, 37, decay=0.5), torch.randn(300, 9, 16)
+            drive = torch.randn(300, 9, 37, requires_grad=True)
+            outputs = [layer(x)[0], layer(x, drive=drive)[0]]
+            torch.cat(outputs).sum().backward()
+            results.append([*outputs, drive.grad, *(p.grad for p in layer.parameters())])
         torch.set_num_threads(threads)
         return all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
 

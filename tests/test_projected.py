@@ -18,13 +18,18 @@ from rnnkernels.projected import projected_recurrence
 PROJECTED = torch.ops.rnnkernels.projected_recurrence.default
 RECURRENCE = torch.ops.rnnkernels.leaky_recurrence.default
 INPUTS = 3
-NAMES = ("input", "h0", "weight_ih", "weight_hh", "bias", "decay")
+NAMES = ("input", "h0", "weight_ih", "weight_hh", "bias", "drive", "decay")
 
 Arguments = dict[str, Any]
 
 
 def arguments(
-    inputs: int = INPUTS, bias: bool = True, gradients: bool = False, clear: bool = False, **options: Any
+    inputs: int = INPUTS,
+    bias: bool = True,
+    drive: bool = True,
+    gradients: bool = False,
+    clear: bool = False,
+    **options: Any,
 ) -> Arguments:
     """The operator's, by name. With `clear`, no unit comes near ReLU's kink."""
     problem = clear_problem(0, margin=1e-3, **options) if clear else make_problem(0, **options)
@@ -35,6 +40,7 @@ def arguments(
         "weight_ih": normal_like(pre.new_zeros(hidden, inputs), 2),
         "weight_hh": problem.weight_hh,
         "bias": normal_like(pre.new_zeros(hidden), 3) if bias else None,
+        "drive": normal_like(pre, 6) if drive else None,
         "decay": torch.as_tensor(problem.decay, dtype=pre.dtype),
     }
     if gradients:
@@ -54,20 +60,23 @@ def function(values: Arguments):
 
 
 def composed(values: Arguments) -> tuple[Tensor, ...]:
-    rest = {k: x for k, x in values.items() if k not in ("input", "weight_ih", "bias")}
+    rest = {k: x for k, x in values.items() if k not in ("input", "weight_ih", "bias", "drive")}
     pre = torch.nn.functional.linear(values["input"], values["weight_ih"], values["bias"])
+    pre = pre if values["drive"] is None else pre + values["drive"]
     return RECURRENCE(pre, *rest.values())
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "float32": {"dtype": torch.float32},
-    "no h0, no bias, one decay": {"h0": False, "bias": False, "decay": "scalar"},
+    "no h0, no bias, no drive, one decay": {"h0": False, "bias": False, "drive": False, "decay": "scalar"},
     "packed": {"packed": True},
     "packed reverse, no bias": {"packed": True, "reverse": True, "bias": False},
     "reverse": {"reverse": True},
     "wide": {"hidden": 70, "batch": 2, "steps": 3, "inputs": 37},
     "one unit": {"hidden": 1, "inputs": 1},
+    "a narrow layer without bias": {"hidden": 5, "steps": 6, "batch": 3, "bias": False},
+    "no drive": {"drive": False},
     "no inputs": {"inputs": 0},
     "no steps": {"steps": 0},
     "no rows": {"batch": 0},
@@ -115,7 +124,9 @@ def test_any_strides(name, layout):
         assert distance(found.double(), expected.double()) < 1e-13
 
 
-@pytest.mark.parametrize("options", ["plain", "no h0, no bias, one decay", "packed", "reverse", "one unit"])
+@pytest.mark.parametrize(
+    "options", ["plain", "no h0, no bias, no drive, one decay", "packed", "reverse", "one unit"]
+)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 def test_derivatives(form, nonlinearity, options):
     chosen = {"steps": 4, "batch": 2} | OPTIONS[options]
@@ -168,7 +179,7 @@ def test_an_argument_that_was_changed_before_backward_raises(name):
     value = PROJECTED(*(values | {name: changed}).values())[0].sum()
     with torch.no_grad():
         changed.mul_(0.5)
-    if name == "bias":  # which backward does not need
+    if name in ("bias", "drive"):  # which backward does not need
         value.backward()
         return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -239,8 +250,8 @@ def test_a_hessian_in_one_go(mode):
     if mode == "forward-mode":  # the layer's way, which knows tangents
 
         def loss(*tensors: Tensor) -> Tensor:
-            *first, decay = tensors
-            return (projected_recurrence(*first, decay, nonlinearity="tanh")[0] ** 2).sum()
+            *first, drive, decay = tensors
+            return (projected_recurrence(*first, decay, drive=drive, nonlinearity="tanh")[0] ** 2).sum()
 
     hessian = torch.autograd.functional.hessian
     found = hessian(loss, tensors, vectorize=True, outer_jacobian_strategy=mode)
@@ -257,7 +268,8 @@ def test_a_hessian_in_one_go(mode):
 @pytest.mark.parametrize(
     ("steps", "batch", "hidden"), [(300, 9, 37), (6000, 9, 1), (700, 3, 64), (3, 20000, 3)], ids=str
 )
-def test_all_gradients_are_the_same_bits_for_any_number_of_threads(steps, batch, hidden, dtype):
+@pytest.mark.parametrize("driven", [False, True])
+def test_all_gradients_are_the_same_bits_for_any_number_of_threads(driven, steps, batch, hidden, dtype):
     layer = LeakyRNN(
         5,
         hidden,
@@ -267,11 +279,12 @@ def test_all_gradients_are_the_same_bits_for_any_number_of_threads(steps, batch,
         dtype=dtype,
     )
     x = torch.randn(steps, batch, 5, dtype=dtype, requires_grad=True)
+    drive = torch.randn(steps, batch, hidden, dtype=dtype, requires_grad=True) if driven else None
     results = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
-        output, h_n = layer(x)
-        leaves = {"x": x} | dict(layer.named_parameters())
+        output, h_n = layer(x, drive=drive)
+        leaves = {"x": x} | ({"drive": drive} if driven else {}) | dict(layer.named_parameters())
         grads = torch.autograd.grad((output**2).sum(0).sum(0).sum() + h_n.sum(), list(leaves.values()))
         results.append({"output": output} | dict(zip(leaves, grads, strict=True)))
     for other in results[1:]:
@@ -288,14 +301,15 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 GOOD: Arguments = {
     "input": zeros(5, 3, 2), "h0": zeros(3, 4), "weight_ih": zeros(4, 2), "weight_hh": zeros(4, 4),
-    "bias": zeros(4), "decay": zeros(4), "batch_sizes": None, "nonlinearity": "relu", "form": "rate",
-    "reverse": False, "save": True,
+    "bias": zeros(4), "drive": None, "decay": zeros(4), "batch_sizes": None, "nonlinearity": "relu",
+    "form": "rate", "reverse": False, "save": True,
 }  # fmt: skip
 PACKED: Arguments = {"input": zeros(5, 2), "batch_sizes": torch.tensor([3, 2])}
 GROUPED: Arguments = {
     "input": zeros(2, 5, 3, 2), "h0": zeros(2, 3, 4), "weight_ih": zeros(2, 4, 2),
     "weight_hh": zeros(2, 4, 4), "bias": zeros(2, 4),
 }  # fmt: skip
+DRIVEN: Arguments = {"drive": zeros(5, 3, 4)}
 DOUBLE = torch.float64
 
 # Sizes, ranks and dtypes, which meta tensors have too; then values.
@@ -321,6 +335,8 @@ WRONG = [
     ({"weight_hh": zeros(4, 4, dtype=DOUBLE)}, "^weight_hh must have the dtype of input"),
     ({"bias": zeros(1)}, r"^bias must be \[H\] = \[4\], got \[1\]"),
     ({"bias": zeros(4, dtype=DOUBLE)}, "^bias must have the dtype of input"),
+    ({"drive": zeros(3, 4)}, r"^drive must be the shape of input but for H = \[5, 3, 4\], got \[3, 4\]"),
+    ({"drive": zeros(5, 3, 4, dtype=DOUBLE)}, "^drive must have the dtype of input"),
     ({"h0": zeros(1, 3, 4)}, r"^h0 must be \[B, H\]"),
     ({"h0": zeros(3, 4, dtype=DOUBLE)}, "^h0 must have the dtype of input"),
     ({"decay": zeros(3)}, "^decay must be a scalar or"),
@@ -356,11 +372,12 @@ def test_wrong_values_are_refused(wrong, message):
 def test_one_meta_tensor_among_real_ones_is_refused(name):
     named = "weight_ih" if name == "input" else name
     with pytest.raises(ValueError, match=f"^{named} must be on the device of input"):
-        PROJECTED(*(GOOD | {name: GOOD[name].to("meta")}).values())
+        good = GOOD | DRIVEN
+        PROJECTED(*(good | {name: good[name].to("meta")}).values())
 
 
 def test_good_arguments_are_accepted():
-    for values in (GOOD, GOOD | PACKED, GOOD | GROUPED):
+    for values in (GOOD, GOOD | DRIVEN, GOOD | PACKED, GOOD | GROUPED):
         PROJECTED(*values.values())
         PROJECTED(*(x.to("meta") if isinstance(x, Tensor) else x for x in values.values()))
 

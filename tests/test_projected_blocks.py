@@ -20,6 +20,7 @@ def leaves(rows: tuple[int, ...], batch: int) -> dict[str, torch.Tensor]:
         "weight_ih": (HIDDEN, INPUTS),
         "weight_hh": (HIDDEN, HIDDEN),
         "bias": (HIDDEN,),
+        "drive": (*rows, HIDDEN),
         "decay": (HIDDEN,),
     }
     values = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -29,7 +30,7 @@ def leaves(rows: tuple[int, ...], batch: int) -> dict[str, torch.Tensor]:
 
 
 def apart(x, batch_sizes, kind):
-    pre = torch.nn.functional.linear(x["input"], x["weight_ih"], x["bias"])
+    pre = torch.nn.functional.linear(x["input"], x["weight_ih"], x["bias"]) + x["drive"]
     return functional.leaky_recurrence(
         pre, x["h0"], x["weight_hh"], x["decay"], batch_sizes=batch_sizes, **kind
     )
@@ -37,7 +38,9 @@ def apart(x, batch_sizes, kind):
 
 def together(x, batch_sizes, kind):
     weights = (x["weight_ih"], x["weight_hh"], x["bias"], x["decay"])
-    return projected_recurrence(x["input"], x["h0"], *weights, batch_sizes=batch_sizes, **kind)
+    return projected_recurrence(
+        x["input"], x["h0"], *weights, drive=x["drive"], batch_sizes=batch_sizes, **kind
+    )
 
 
 def gradients(function, x, batch_sizes, kind, wanted):
@@ -99,12 +102,12 @@ def test_opcheck_of_backward(form, packed):
     operator = torch.ops.rnnkernels.projected_recurrence
     kind = ("tanh", form, False)
     output, h_n, saved = operator(
-        x, chance(3, 5), *weights, None, torch.tensor(0.5), batch_sizes, *kind, True
+        x, chance(3, 5), *weights, None, None, torch.tensor(0.5), batch_sizes, *kind, True
     )
     torch.library.opcheck(
         torch.ops.rnnkernels.projected_recurrence_backward.default,
         (
             *(torch.randn_like(output), torch.randn_like(h_n), output, saved, x, chance(3, 5), *weights),
-            *(torch.tensor(0.5), batch_sizes, *kind, (True,) * 6),
+            *(torch.tensor(0.5), batch_sizes, *kind, (True,) * 7),
         ),
     )

@@ -16,7 +16,7 @@ from rnnkernels import projected_recurrence
 PROJECTED = torch.ops.rnnkernels.projected_recurrence.default
 BACKWARD = torch.ops.rnnkernels.projected_recurrence_backward.default
 INPUTS = 3
-NAMES = ("input", "h0", "weight_ih", "weight_hh", "bias", "decay")
+NAMES = ("input", "h0", "weight_ih", "weight_hh", "bias", "drive", "decay")
 
 
 def networks(
@@ -37,6 +37,7 @@ def networks(
         "weight_ih": (count, hidden, INPUTS),
         "weight_hh": (count, hidden, hidden),
         "bias": (count, hidden),
+        "drive": (count, *rows, hidden),
     }
     tensors = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
     tensors["weight_hh"] /= hidden**0.5
@@ -47,9 +48,9 @@ def networks(
 def results(tensors: dict[str, Tensor], batch_sizes: Tensor | None, kind: tuple[Any, ...]) -> list[Tensor]:
     """Output, h_n, and all gradients."""
     output, h_n, saved = PROJECTED(*tensors.values(), batch_sizes, *kind, True)
-    input, h0, weight_ih, weight_hh, _, decay = tensors.values()
+    input, h0, weight_ih, weight_hh, _, _, decay = tensors.values()
     kept = (output, saved, input, h0, weight_ih, weight_hh, decay, batch_sizes)
-    grads = BACKWARD(output.cos(), h_n.sin(), *kept, *kind, (True,) * 6)
+    grads = BACKWARD(output.cos(), h_n.sin(), *kept, *kind, (True,) * 7)
     return [output, h_n, *grads]
 
 
@@ -100,9 +101,9 @@ def test_opcheck():
         leaves = [x.requires_grad_() for x in tensors.values()]
         torch.library.opcheck(PROJECTED, (*leaves, batch_sizes, *kind, True))
         output, h_n, saved = (x.detach() for x in PROJECTED(*leaves, batch_sizes, *kind, True))
-        input, h0, weight_ih, weight_hh, _, decay = (x.detach() for x in leaves)
+        input, h0, weight_ih, weight_hh, _, _, decay = (x.detach() for x in leaves)
         kept = (output, saved, input, h0, weight_ih, weight_hh, decay, batch_sizes)
-        torch.library.opcheck(BACKWARD, (output, h_n, *kept, *kind, (True,) * 6))
+        torch.library.opcheck(BACKWARD, (output, h_n, *kept, *kind, (True,) * 7))
 
 
 # Which arguments have examples; the others are shared.
@@ -110,7 +111,8 @@ EXAMPLES = [NAMES, ("weight_ih",), ("bias",), ("input", "h0"), ("weight_hh", "de
 
 
 def loss(kind: dict[str, Any], batch_sizes: Tensor | None, *tensors: Tensor) -> Tensor:
-    output, h_n = projected_recurrence(*tensors, batch_sizes=batch_sizes, **kind)
+    *others, drive, decay = tensors
+    output, h_n = projected_recurrence(*others, decay, drive=drive, batch_sizes=batch_sizes, **kind)
     return output.square().sum() + h_n.sin().sum()
 
 
@@ -125,14 +127,14 @@ def test_vmap_of_derivatives_is_a_loop(form, nonlinearity, packed, names):
     dims = [0 if name in names else None for name in many]
 
     def first(*tensors):
-        grads, value = grad_and_value(lambda *x: loss(kind, batch_sizes, *x), tuple(range(6)))(*tensors)
+        grads, value = grad_and_value(lambda *x: loss(kind, batch_sizes, *x), tuple(range(7)))(*tensors)
         return (value, *grads)
 
     def forward(primals, tangents):
         return jvp(lambda *x: loss(kind, batch_sizes, *x), primals, tangents)
 
     def second(primals, tangents):
-        gradient = grad(lambda *x: loss(kind, batch_sizes, *x), tuple(range(6)))
+        gradient = grad(lambda *x: loss(kind, batch_sizes, *x), tuple(range(7)))
         return jvp(gradient, primals, tangents)[1]
 
     pairs, both = (tuple(tensors), tuple(tangents)), (tuple(dims), tuple(dims))
@@ -155,6 +157,6 @@ def test_vmap_of_no_steps_and_of_no_rows(names, nonlinearity, steps, batch):
     tensors = [x if name in names else x[0] for name, x in many.items()]
     dims = [0 if name in names else None for name in many]
     kind = {"form": "rate", "nonlinearity": nonlinearity}
-    grads = vmap(grad(lambda *x: loss(kind, None, *x), tuple(range(6))), tuple(dims))(*tensors)
+    grads = vmap(grad(lambda *x: loss(kind, None, *x), tuple(range(7))), tuple(dims))(*tensors)
     for found, x, dim in zip(grads, tensors, dims, strict=True):
         assert found.shape == (x.shape if dim == 0 else (3, *x.shape))

@@ -136,6 +136,28 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
   return sizes;
 }
 
+Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                       const at::Tensor& output, const at::Tensor& saved, const OptionalTensor& h0,
+                       const at::Tensor& weight_hh, const at::Tensor& decay,
+                       const OptionalTensor& batch_sizes, const std::string& nonlinearity,
+                       const std::string& form) {
+  const Kind kind = check_kind(nonlinearity, form);
+  const Sizes sizes = check_forward("output", output, h0, weight_hh, decay, batch_sizes);
+  const auto sequence = sizes.sequence(sizes.hidden);
+  if (grad_output) check_like("grad_output", *grad_output, sequence, "the shape of output", output, "output");
+  if (grad_h_n) check_like("grad_h_n", *grad_h_n, sizes.state(), "[B, H]", output, "output");
+  TORCH_CHECK_VALUE(saved.layout() == at::kStrided && saved.device() == output.device(),
+                    "saved must be on the device of output, ", output.device(), ", got ", saved.device());
+  if (kind.keeps_bits || kind.keeps_activation) {
+    const auto expected = kind.keeps_bits ? sizes.sequence((sizes.hidden + 31) / 32) : sequence;
+    TORCH_CHECK_VALUE(saved.sym_sizes() == c10::SymIntArrayRef(expected) && saved.is_contiguous() &&
+                          saved.scalar_type() == (kind.keeps_bits ? at::kInt : output.scalar_type()),
+                      "saved must be what leaky_recurrence(save=True) returned, got ", saved.scalar_type(),
+                      " ", saved.sym_sizes());
+  }
+  return {sizes, kind};
+}
+
 void check_decay_values(const at::Tensor& decay) {
   const at::Tensor values = computed(decay).contiguous();
   AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "decay", [&] {

@@ -40,6 +40,7 @@ struct Kind {
   bool keeps_bits = false;        // forward saves [rows, ceil(H/32)] words
   bool keeps_activation = false;  // forward saves [rows, H] values
   bool reads_state = true;        // W multiplies h itself, not f(h)
+  Factors factors = Factors::kAsTheyAre;
 };
 
 Kind check_kind(const std::string& nonlinearity, const std::string& form);
@@ -48,6 +49,17 @@ Kind check_kind(const std::string& nonlinearity, const std::string& form);
 // made of an input they speak of that.
 Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTensor& h0,
                     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes);
+
+// Of a backward: what comes from forward, and the gradients that come in.
+struct Checked {
+  Sizes sizes;
+  Kind kind;
+};
+Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                       const at::Tensor& output, const at::Tensor& saved, const OptionalTensor& h0,
+                       const at::Tensor& weight_hh, const at::Tensor& decay,
+                       const OptionalTensor& batch_sizes, const std::string& nonlinearity,
+                       const std::string& form);
 
 // Values, so for real tensors only: every decay in [0, 1), and batch sizes that fit the rows.
 void check_decay_values(const at::Tensor& decay);

@@ -153,34 +153,38 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& input, const OptionalTensor& h0,
                                const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                               const OptionalTensor& bias, const at::Tensor& decay,
-                               const OptionalTensor& batch_sizes, const std::string& nonlinearity,
-                               const std::string& form, bool reverse, bool save, Begun* begun) {
+                               const OptionalTensor& bias, const OptionalTensor& drive,
+                               const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                               const std::string& nonlinearity, const std::string& form, bool reverse,
+                               bool save, Begun* begun) {
     static const auto op =
         find_operator<decltype(projected_recurrence_cpu)>("rnnkernels::projected_recurrence");
-    const ForwardResult result = call(op, false, input, h0, weight_ih, weight_hh, bias, decay, batch_sizes,
-                                      nonlinearity, form, reverse, save);
+    const ForwardResult result = call(op, false, input, h0, weight_ih, weight_hh, bias, drive, decay,
+                                      batch_sizes, nonlinearity, form, reverse, save);
     keep(context, result, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save,
          {input, weight_ih}, begun);
     context->saved_data["has_bias"] = bias.has_value();
+    context->saved_data["has_drive"] = drive.has_value();
     return {std::get<0>(result), std::get<1>(result), std::get<2>(result)};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list result(12);
+    variable_list result(13);
     if (!has_any(context, grads)) return result;
     const variable_list kept = context->get_saved_variables();
     Needs needs(context);
-    std::array<bool, 6> wanted;
-    for (int i = 0; i < 6; ++i) {
-      wanted[i] =
-          needs.next(i == 1 ? kept[kH0].defined() : i != 4 || context->saved_data["has_bias"].toBool());
-    }
+    std::array<bool, 7> present;
+    present.fill(true);
+    present[1] = kept[kH0].defined();
+    present[4] = context->saved_data["has_bias"].toBool();
+    present[5] = context->saved_data["has_drive"].toBool();
+    std::array<bool, 7> wanted;
+    for (int i = 0; i < 7; ++i) wanted[i] = needs.next(present[i]);
     const bool again = at::GradMode::is_enabled() || grads[2].defined();
     const auto gradients = again || is_transformed(grads) || is_transformed(kept)
                                ? differentiable(context, kept, grads, wanted)
                                : at_once(context, kept, grads, wanted);
-    for (int i = 0; i < 6; ++i) {
+    for (int i = 0; i < 7; ++i) {
       if (wanted[i]) result[i] = gradients[i];
     }
     return result;
@@ -188,27 +192,27 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
 
  private:
   static variable_list at_once(AutogradContext* context, const variable_list& kept,
-                               const variable_list& grads, const std::array<bool, 6>& wanted) {
+                               const variable_list& grads, const std::array<bool, 7>& wanted) {
     static const auto op = find_operator<decltype(projected_recurrence_backward_cpu)>(
         "rnnkernels::projected_recurrence_backward");
-    const auto [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] =
+    const auto [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_drive, d_decay] =
         call(op, false, if_defined(grads[0]), if_defined(grads[1]), kept[kOutput], kept[kSaved], kept[kInput],
              if_defined(kept[kH0]), kept[kWeightIh], kept[kWeightHh], kept[kDecay],
              if_defined(kept[kBatchSizes]), context->saved_data["nonlinearity"].toStringRef(),
              context->saved_data["form"].toStringRef(), context->saved_data["reverse"].toBool(), wanted);
-    return {d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay};
+    return {d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_drive, d_decay};
   }
 
   static variable_list differentiable(AutogradContext* context, const variable_list& kept,
-                                      const variable_list& grads, const std::array<bool, 6>& wanted) {
+                                      const variable_list& grads, const std::array<bool, 7>& wanted) {
     static const auto op =
         find_operator<decltype(projected_recurrence_vjp)>("rnnkernels::projected_recurrence_vjp");
-    const auto [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay] =
+    const auto [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_drive, d_decay] =
         op.call(if_defined(grads[0]), if_defined(grads[1]), if_defined(grads[2]), kept[kOutput], kept[kSaved],
                 kept[kInput], if_defined(kept[kH0]), kept[kWeightIh], kept[kWeightHh], kept[kDecay],
                 if_defined(kept[kBatchSizes]), context->saved_data["nonlinearity"].toStringRef(),
                 context->saved_data["form"].toStringRef(), context->saved_data["reverse"].toBool(), wanted);
-    return {d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay};
+    return {d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_drive, d_decay};
   }
 };
 
@@ -225,11 +229,12 @@ ForwardResult leaky_recurrence_autograd(const at::Tensor& pre, const OptionalTen
 
 ForwardResult projected_recurrence_autograd(const at::Tensor& input, const OptionalTensor& h0,
                                             const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                            const OptionalTensor& bias, const at::Tensor& decay,
-                                            const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                            std::string form, bool reverse, bool save) {
-  const variable_list results = apply<ProjectedRecurrence>(input, h0, weight_ih, weight_hh, bias, decay,
-                                                           batch_sizes, nonlinearity, form, reverse, save);
+                                            const OptionalTensor& bias, const OptionalTensor& drive,
+                                            const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                                            std::string nonlinearity, std::string form, bool reverse,
+                                            bool save) {
+  const variable_list results = apply<ProjectedRecurrence>(
+      input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes, nonlinearity, form, reverse, save);
   return {results[0], results[1], results[2]};
 }
 

@@ -39,7 +39,8 @@ void walk(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& wei
 
 // An empty tensor for p, and later h.
 at::Tensor empty_pre(const at::Tensor& input, const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                     const OptionalTensor& bias, const OptionalTensor& batch_sizes) {
+                     const OptionalTensor& bias, const OptionalTensor& drive,
+                     const OptionalTensor& batch_sizes) {
   TORCH_CHECK_VALUE(weight_hh.dim() == 2 || weight_hh.dim() == 3,
                     "weight_hh must be [H, H] (or [G, H, H]), got ", weight_hh.sym_sizes());
   const bool packed = batch_sizes.has_value(), grouped = weight_hh.dim() == 3;
@@ -60,6 +61,7 @@ at::Tensor empty_pre(const at::Tensor& input, const at::Tensor& weight_ih, const
   if (bias) check_like("bias", *bias, units, grouped ? "[G, H]" : "[H]", input, "input");
   std::vector<c10::SymInt> shape = input.sym_sizes().vec();
   shape.back() = hidden;
+  if (drive) check_like("drive", *drive, shape, "the shape of input but for H", input, "input");
   return at::empty_symint(shape, input.options());
 }
 
@@ -73,12 +75,18 @@ ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& 
   const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "pre");
+  if (is_computed(pre)) return run_forward(pre, h0, weight_hh, decay, batch_sizes, kind, reverse, save);
   const ForwardResult result = empty_results(sizes, kind, save, pre);
-  if (is_computed(pre)) {
-    walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
-  } else {
-    half_forward(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save, sizes, result);
-  }
+  half_forward(pre, h0, weight_hh, decay, batch_sizes, kind, reverse, save, sizes, result);
+  return result;
+}
+
+ForwardResult run_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
+                          const at::Tensor& decay, const OptionalTensor& batch_sizes, const Kind& kind,
+                          bool reverse, bool save) {
+  const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
+  const ForwardResult result = empty_results(sizes, kind, save, pre);
+  walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
   return result;
 }
 
@@ -92,11 +100,11 @@ ForwardResult leaky_recurrence_meta(const at::Tensor& pre, const OptionalTensor&
 
 ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTensor& h0,
                                        const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                       const OptionalTensor& bias, const at::Tensor& decay,
-                                       const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                       std::string form, bool reverse, bool save) {
+                                       const OptionalTensor& bias, const OptionalTensor& drive,
+                                       const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                                       std::string nonlinearity, std::string form, bool reverse, bool save) {
   const Kind kind = check_kind(nonlinearity, form);
-  const at::Tensor pre = empty_pre(input, weight_ih, weight_hh, bias, batch_sizes);
+  const at::Tensor pre = empty_pre(input, weight_ih, weight_hh, bias, drive, batch_sizes);
   const Sizes sizes = check_forward("input", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "input");
@@ -104,7 +112,8 @@ ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTe
   const auto& [output, h_n, saved] = result;
   for (const NetworkBlock& some : NetworkBlock::blocks(sizes, pre)) {
     const at::Tensor h = some.of(output), weight = some.of(weight_ih);
-    multiply(all_rows(h, sizes), all_rows(some.of(input), sizes), weight.transpose(-2, -1), some.of(bias));
+    multiply(all_rows(h, sizes), all_rows(some.of(input), sizes), weight.transpose(-2, -1), some.of(bias),
+             all_rows(some.of(drive), sizes));
     walk(h, some.of(h0), some.of(weight_hh), some.of(decay), batch_sizes, some.sizes(), kind, reverse, save,
          {h, some.of(h_n), some.of(saved)});
   }
@@ -113,11 +122,12 @@ ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTe
 
 ForwardResult projected_recurrence_meta(const at::Tensor& input, const OptionalTensor& h0,
                                         const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                        const OptionalTensor& bias, const at::Tensor& decay,
-                                        const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                        std::string form, bool /*reverse*/, bool save) {
+                                        const OptionalTensor& bias, const OptionalTensor& drive,
+                                        const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                                        std::string nonlinearity, std::string form, bool /*reverse*/,
+                                        bool save) {
   const Kind kind = check_kind(nonlinearity, form);
-  const at::Tensor pre = empty_pre(input, weight_ih, weight_hh, bias, batch_sizes);
+  const at::Tensor pre = empty_pre(input, weight_ih, weight_hh, bias, drive, batch_sizes);
   return with_output(pre, check_forward("input", pre, h0, weight_hh, decay, batch_sizes), kind, save);
 }
 

@@ -16,12 +16,13 @@ TORCH_LIBRARY(rnnkernels, m) {
       "leaky_recurrence(Tensor pre, Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, "
       "str nonlinearity, str form, bool reverse, bool save) "
       "-> (Tensor output, Tensor h_n, Tensor saved)");
-  // The same with pre = input weight_ih^T + bias, which is made where the output goes: input [T, B, I] or
-  // packed rows, weight_ih [H, I], bias [H] or nothing, each with a leading G if weight_hh has it; float32 or
-  // float64.
+  // The same with pre = input weight_ih^T + bias + drive, which is made where the output goes: input [T, B,
+  // I] or packed rows, weight_ih [H, I], bias [H] or nothing, drive like pre or nothing, each with a leading
+  // G if weight_hh has it; float32 or float64.
   m.def(
       "projected_recurrence(Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "
-      "Tensor decay, Tensor? batch_sizes, str nonlinearity, str form, bool reverse, bool save) "
+      "Tensor? drive, Tensor decay, Tensor? batch_sizes, str nonlinearity, str form, bool reverse, bool "
+      "save) "
       "-> (Tensor output, Tensor h_n, Tensor saved)");
   // wanted: d_pre (always made), d_h0, d_weight_hh, d_decay; what is not wanted comes back empty.
   m.def(
@@ -29,13 +30,14 @@ TORCH_LIBRARY(rnnkernels, m) {
       "Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, str nonlinearity, str form, "
       "bool reverse, bool[4] wanted) "
       "-> (Tensor d_pre, Tensor d_h0, Tensor d_weight_hh, Tensor d_decay)");
-  // wanted: d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_decay; what is not wanted comes back empty.
+  // wanted: d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_drive, d_decay; what is not wanted comes back
+  // empty.
   m.def(
       "projected_recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor saved, "
       "Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, "
-      "str nonlinearity, str form, bool reverse, bool[6] wanted) "
+      "str nonlinearity, str form, bool reverse, bool[7] wanted) "
       "-> (Tensor d_input, Tensor d_h0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias, "
-      "Tensor d_decay)");
+      "Tensor d_drive, Tensor d_decay)");
   // Both backwards made of differentiable operations, for transforms and for gradients of `saved`: in Python.
   m.def(
       "leaky_recurrence_vjp(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_saved, Tensor output, "
@@ -45,9 +47,9 @@ TORCH_LIBRARY(rnnkernels, m) {
   m.def(
       "projected_recurrence_vjp(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_saved, Tensor output, "
       "Tensor saved, Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor decay, "
-      "Tensor? batch_sizes, str nonlinearity, str form, bool reverse, bool[6] wanted) "
+      "Tensor? batch_sizes, str nonlinearity, str form, bool reverse, bool[7] wanted) "
       "-> (Tensor d_input, Tensor d_h0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias, "
-      "Tensor d_decay)");
+      "Tensor d_drive, Tensor d_decay)");
   // y_t = d y_{t-1} + alpha_t (W (beta_t y_{t-1})) + drive_t; all sequences are shaped like drive. d may
   // be anything; in a packed sequence h0 must be given.
   m.def(

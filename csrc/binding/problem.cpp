@@ -53,6 +53,7 @@ void fill_recurrence(Recurrence& problem, const Sizes& sizes, const Kind& kind, 
   problem.scalar = weight_hh.scalar_type() == at::kFloat ? Scalar::kFloat32 : Scalar::kFloat64;
   problem.nonlinearity = kind.nonlinearity;
   problem.form = kind.form;
+  problem.factors = kind.factors;
   problem.networks = sizes.networks.expect_int();
   problem.hidden = sizes.hidden.expect_int();
   problem.layout = layout;

@@ -1,11 +1,13 @@
 // From tensors to the plain struct of a product, and a workspace of torch's memory.
 #include "binding/product.h"
 
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
 
 #include "binding/machine.h"
+#include "binding/problem.h"
 
 namespace rnnkernels::binding {
 
@@ -27,12 +29,12 @@ constexpr int64_t kFewColumns = 9;
 }  // namespace
 
 void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right,
-              const OptionalTensor& bias, bool accumulate) {
+              const OptionalTensor& bias, const OptionalTensor& addend) {
   if (out.size(-1) < kFewColumns && out.size(-2) >= kFewColumns && !bias) {
     const at::Tensor transposed = at::empty_like(out.transpose(-2, -1), at::MemoryFormat::Contiguous);
     multiply(transposed, right.transpose(-2, -1), left.transpose(-2, -1));
-    if (accumulate) {
-      out.add_(transposed.transpose(-2, -1));
+    if (addend) {
+      at::add_out(const_cast<at::Tensor&>(out), *addend, transposed.transpose(-2, -1));
     } else {
       out.copy_(transposed.transpose(-2, -1));
     }
@@ -52,7 +54,11 @@ void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& r
     product.bias = rows_of(bias_units, 2);
   }
   product.out = rows_of(out, 3);
-  product.accumulate = accumulate;
+  at::Tensor addend_units;
+  if (addend) {
+    addend_units = with_contiguous_units(*addend);
+    product.addend = rows_of(addend_units, 3);
+  }
   if (out.numel() == 0) return;
   const cpu::Kernels& kernels = active_kernels();
   const cpu::Threads threads = torch_threads();
@@ -67,7 +73,8 @@ void sum_over_rows(const at::Tensor& out, const at::Tensor& rows, bool accumulat
   std::vector<int64_t> shape = rows.sizes().vec();
   shape.back() = rows.size(-2);
   shape[shape.size() - 2] = 1;
-  multiply(out.unsqueeze(-2), at::ones({1}, rows.options()).expand(shape), rows, {}, accumulate);
+  multiply(out.unsqueeze(-2), at::ones({1}, rows.options()).expand(shape), rows, {},
+           accumulate ? OptionalTensor(out.unsqueeze(-2)) : OptionalTensor());
 }
 
 at::Tensor sum_like(const at::Tensor& decay, at::Tensor per_unit) {

@@ -11,10 +11,15 @@ inline at::Tensor all_rows(const at::Tensor& sequence, const Sizes& sizes) {
   return sizes.packed ? sequence : sequence.flatten(-3, -2);
 }
 
-// out = left right (+ bias), or out += left right: [m, k] and [k, n], each perhaps with a leading G, of any
-// strides but those of out, whose columns are contiguous. All in float32 or all in float64.
+inline OptionalTensor all_rows(const OptionalTensor& sequence, const Sizes& sizes) {
+  return sequence ? OptionalTensor(all_rows(*sequence, sizes)) : sequence;
+}
+
+// out = left right (+ bias) (+ addend): [m, k], [k, n], [n] and [m, n], each perhaps with a leading G, of any
+// strides but those of out, whose columns are contiguous. All in float32 or all in float64. The addend may be
+// out itself.
 void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right,
-              const OptionalTensor& bias = {}, bool accumulate = false);
+              const OptionalTensor& bias = {}, const OptionalTensor& addend = {});
 
 // out = the sum over the rows of [m, n], or out += it, each perhaps with a leading G; as a product with ones,
 // since torch's own sum gives other bits with other numbers of threads.

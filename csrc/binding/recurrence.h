@@ -29,19 +29,20 @@ ForwardResult leaky_recurrence_autograd(const at::Tensor& pre, const OptionalTen
 
 ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTensor& h0,
                                        const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                       const OptionalTensor& bias, const at::Tensor& decay,
-                                       const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                       std::string form, bool reverse, bool save);
+                                       const OptionalTensor& bias, const OptionalTensor& drive,
+                                       const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                                       std::string nonlinearity, std::string form, bool reverse, bool save);
 ForwardResult projected_recurrence_meta(const at::Tensor& input, const OptionalTensor& h0,
                                         const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                        const OptionalTensor& bias, const at::Tensor& decay,
-                                        const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                        std::string form, bool reverse, bool save);
+                                        const OptionalTensor& bias, const OptionalTensor& drive,
+                                        const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                                        std::string nonlinearity, std::string form, bool reverse, bool save);
 ForwardResult projected_recurrence_autograd(const at::Tensor& input, const OptionalTensor& h0,
                                             const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                            const OptionalTensor& bias, const at::Tensor& decay,
-                                            const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                            std::string form, bool reverse, bool save);
+                                            const OptionalTensor& bias, const OptionalTensor& drive,
+                                            const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                                            std::string nonlinearity, std::string form, bool reverse,
+                                            bool save);
 
 BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
                                              const OptionalTensor& grad_h_n, const at::Tensor& output,
@@ -56,19 +57,29 @@ BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
                                               const OptionalTensor& batch_sizes, std::string nonlinearity,
                                               std::string form, bool reverse, std::array<bool, 4> wanted);
 
+// The walks themselves, for float32 and float64 and arguments that are right.
+ForwardResult run_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
+                          const at::Tensor& decay, const OptionalTensor& batch_sizes, const Kind& kind,
+                          bool reverse, bool save);
+BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                            const at::Tensor& output, const at::Tensor& saved, const OptionalTensor& h0,
+                            const at::Tensor& weight_hh, const at::Tensor& decay,
+                            const OptionalTensor& batch_sizes, const Kind& kind, bool reverse,
+                            const std::array<bool, 4>& wanted);
+
 using ProjectedBackwardResult =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 ProjectedBackwardResult projected_recurrence_backward_cpu(
     const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
     const at::Tensor& saved, const at::Tensor& input, const OptionalTensor& h0, const at::Tensor& weight_ih,
     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
-    std::string nonlinearity, std::string form, bool reverse, std::array<bool, 6> wanted);
+    std::string nonlinearity, std::string form, bool reverse, std::array<bool, 7> wanted);
 ProjectedBackwardResult projected_recurrence_backward_meta(
     const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
     const at::Tensor& saved, const at::Tensor& input, const OptionalTensor& h0, const at::Tensor& weight_ih,
     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
-    std::string nonlinearity, std::string form, bool reverse, std::array<bool, 6> wanted);
+    std::string nonlinearity, std::string form, bool reverse, std::array<bool, 7> wanted);
 
 // Not defined in C++: the signatures of what rnnkernels/_autograd_backward.py implements.
 BackwardResult leaky_recurrence_vjp(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
@@ -84,7 +95,7 @@ ProjectedBackwardResult projected_recurrence_vjp(const OptionalTensor& grad_outp
                                                  const OptionalTensor& h0, const at::Tensor& weight_ih,
                                                  const at::Tensor& weight_hh, const at::Tensor& decay,
                                                  const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                                 std::string form, bool reverse, std::array<bool, 6> wanted);
+                                                 std::string form, bool reverse, std::array<bool, 7> wanted);
 
 at::Tensor linear_recurrence_cpu(const at::Tensor& drive, const OptionalTensor& h0,
                                  const at::Tensor& weight_hh, const at::Tensor& decay,

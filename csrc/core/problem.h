@@ -16,6 +16,10 @@ namespace rnnkernels {
 
 enum class Scalar : int { kFloat32, kFloat64 };
 
+// What W_hh is multiplied by, and as what. With kBFloat16 an engine that has such products rounds both
+// factors to bfloat16 and adds up in float32; one that has none takes them as they are. Only with kFloat32.
+enum class Factors : int { kAsTheyAre, kBFloat16 };
+
 // Which f, as the index of its row in the list of core/nonlinearities.h.
 using NonlinearityIndex = int;
 
@@ -70,6 +74,7 @@ struct Saved {
 // What both directions share.
 struct Recurrence {
   Scalar scalar = Scalar::kFloat32;
+  Factors factors = Factors::kAsTheyAre;
   NonlinearityIndex nonlinearity = 0;
   Form form = Form::kRate;
   int64_t networks = 1;  // G

@@ -1,6 +1,6 @@
 // The product of two matrices on the register tile of the recurrence:
 //
-//   out[m][n] = sum_k left[m][k] right[k][n]  (+ bias[n])  (+ out[m][n])
+//   out[m][n] = sum_k left[m][k] right[k][n]  (+ bias[n])  (+ addend[m][n])
 //
 // Each thread has a rectangle of the result. It packs a panel of `right`, some columns times a part of
 // the depth, small enough to stay in the second cache, and streams it past its rows of `left`:
@@ -106,6 +106,10 @@ class ProductRun {
     }
   }
 
+  static T* row_of(const Rows& rows, int64_t network, int64_t row) {
+    return static_cast<T*>(rows.data) + network * rows.network_stride + row * rows.row_stride;
+  }
+
   void finish_tile(const Rectangle& r, const Range& depth, const T* panel) const {
     alignas(64) T sums[kMostRows * kMostBlocks * kBlock];
     const Matrix& left = product_.left;
@@ -114,20 +118,20 @@ class ProductRun {
                        r.rows.first * left.row_stride + depth.first * left.column_stride;
     kTiles<T>.at(r.rows.last - r.rows.first, blocks)(operand, left.row_stride, left.column_stride, panel,
                                                      depth.last - depth.first, sums);
-    const bool adds = product_.accumulate || depth.first > 0;
+    const Rows& added = depth.first > 0 ? product_.out : product_.addend;
     const T* bias = depth.first == 0 && product_.bias.data
                         ? static_cast<const T*>(product_.bias.data) + r.network * product_.bias.network_stride
                         : nullptr;
     for (int64_t row = r.rows.first; row < r.rows.last; ++row) {
-      T* out = static_cast<T*>(product_.out.data) + r.network * product_.out.network_stride +
-               row * product_.out.row_stride;
+      T* out = row_of(product_.out, r.network, row);
+      const T* addend = added.data ? row_of(added, r.network, row) : nullptr;
       const T* sum = sums + (row - r.rows.first) * blocks * kBlock;
       for (int64_t v = 0; v < blocks * kBlock; v += kLanes<T>) {
         const int64_t column = r.blocks.first * kBlock + v, valid = product_.columns - column;
         if (valid <= 0) break;
         Vec<T> x = load(sum + v);
         if (bias) x += load_first(bias + column, valid);
-        if (adds) x += load_first(out + column, valid);
+        if (addend) x += load_first(addend + column, valid);
         store_first(out + column, x, valid);
       }
     }

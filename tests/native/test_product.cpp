@@ -19,11 +19,16 @@ namespace {
 enum Lay { kPlain, kTransposed, kSparse, kSameRow, kSameColumn, kLays };
 const char* const kLayNames[] = {"plain", "transposed", "sparse", "same row", "same column"};
 
+// What is added to the product: nothing, what is in the result, or rows that all networks share.
+enum Addend { kNothing, kResult, kRows, kAddends };
+const char* const kAddendNames[] = {"", " + itself", " + rows"};
+
 struct Case {
   Scalar scalar;
   int64_t networks, rows, depth, columns;
   Lay left, right;
-  bool with_bias, accumulate;
+  bool with_bias;
+  Addend addend;
   int64_t gap;  // between rows of the result
 
   std::string text() const {
@@ -31,7 +36,7 @@ struct Case {
     std::snprintf(line, sizeof(line), "float%d G%ld m%ld k%ld n%ld, left %s, right %s%s%s",
                   scalar == Scalar::kFloat32 ? 32 : 64, long(networks), long(rows), long(depth),
                   long(columns), kLayNames[left], kLayNames[right], with_bias ? " bias" : "",
-                  accumulate ? " accumulate" : "");
+                  kAddendNames[addend]);
     return line;
   }
 };
@@ -91,6 +96,7 @@ void check(const Case& c, unsigned seed) {
   const std::vector<T> bias = draw<T>(random, c.networks * c.columns);
   const int64_t row_stride = c.columns + c.gap, one = (c.rows - 1) * row_stride + c.columns;
   const std::vector<T> before = draw<T>(random, c.networks * one);
+  const std::vector<T> rows = draw<T>(random, c.rows * c.columns);
 
   // The error of a sum is some roundings of the sum of its terms' magnitudes.
   std::vector<double> expected(before.begin(), before.end()), bound(before.size(), 0);
@@ -99,8 +105,10 @@ void check(const Case& c, unsigned seed) {
     for (int64_t m = 0; m < c.rows; ++m) {
       for (int64_t n = 0; n < c.columns; ++n) {
         const int64_t i = g * one + m * row_stride + n;
-        double sum = c.accumulate ? before[i] : 0, magnitude = std::abs(sum);
+        double sum = 0, magnitude = 0;
         const auto add = [&](double x) { sum += x, magnitude += std::abs(x); };
+        if (c.addend == kResult) add(before[i]);
+        if (c.addend == kRows) add(rows[m * c.columns + n]);
         if (c.with_bias) add(bias[g * c.columns + n]);
         for (int64_t k = 0; k < c.depth; ++k) add(left.at(g, m, k) * right.at(g, k, n));
         expected[i] = sum;
@@ -127,7 +135,8 @@ void check(const Case& c, unsigned seed) {
       product.right = right.matrix;
       if (c.with_bias) product.bias = {const_cast<T*>(bias.data()), c.columns, 0};
       product.out = {out.data(), one, row_stride};
-      product.accumulate = c.accumulate;
+      if (c.addend == kResult) product.addend = product.out;
+      if (c.addend == kRows) product.addend = {const_cast<T*>(rows.data()), 0, c.columns};
       const cpu::Threads threads{promised, true, &run_threads, 256 * 1024};
       const cpu::ProductPlan plan = cpu::make_product_plan(c.networks, c.rows, c.depth, c.columns, threads);
       with_memory(set[s].kernels->product_workspace(product, plan),
@@ -169,14 +178,14 @@ int main(int argc, char** argv) {
         {1, 1, 1000, 37},
         {1, 300, 5, 300},
         {1, 40, 515, 259}}) {
-    for (int bits = 0; bits < 4; ++bits) {
+    for (int added = 0; added < 2 * kAddends; ++added) {
       for (int lay = 0; lay < kLays * kLays; ++lay) {
         for (const Scalar scalar : {Scalar::kFloat32, Scalar::kFloat64}) {
           if (++drawn % each != 0) continue;
           ++cases;
           const Case c{
-              scalar,          networks,        rows,   depth, columns, Lay(lay % kLays), Lay(lay / kLays),
-              (bits & 1) != 0, (bits & 2) != 0, lay % 3};
+              scalar,         networks,          rows,   depth, columns, Lay(lay % kLays), Lay(lay / kLays),
+              added % 2 != 0, Addend(added / 2), lay % 3};
           if (scalar == Scalar::kFloat32) {
             check<float>(c, drawn);
           } else {
