@@ -100,14 +100,10 @@ class InJax:
 
     def bfloat16(self) -> bool:
         jnp = self.jax.numpy
-        low, x = tuple(w.astype("bfloat16") for w in self.weights()), self.x(50).astype("bfloat16")
-
-        def widened(weights: Any, x: Any) -> Any:
-            wide = tuple(w.astype("float32") for w in weights)
-            return self.layer(wide, x.astype("float32")).astype("bfloat16")
-
-        high = self.layer(tuple(w.astype("float32") for w in low), x.astype("float32"))
-        return bool((widened(low, x) == high.astype(jnp.bfloat16)).all())
+        low = (jnp.ones((1, 1), "bfloat16"), jnp.zeros((1, 1), "bfloat16"))
+        wide = (*(w.astype("float32") for w in low), jnp.full(1, 0.999))
+        output = self.layer(wide, jnp.ones((5000, 1, 1)), f=self.jax.nn.relu).astype("bfloat16")
+        return abs(float(output[-1, 0, 0]) - (1 - 0.999**5000)) < 0.01
 
     def checkpoints(self) -> bool:
         jax = self.jax

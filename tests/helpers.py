@@ -329,6 +329,29 @@ def check(problem: Problem, seed: int = 1) -> None:
     check_backward(problem, *(g.to(problem.dtype) for g in grads))
 
 
+def rounds_factors(dtype: torch.dtype) -> bool:
+    """Whether what W_hh is multiplied with, and W_hh, are rounded to this dtype."""
+    return dtype == torch.bfloat16 and build_config()["active_instruction_set"] == "avx512bf16"
+
+
+def check_half(problem: Problem, dtype: torch.dtype) -> None:
+    """Half precision against the float32 of the same values: rounded once, but for bfloat16's products."""
+    half = replace(problem, **{k: x.to(dtype) for k, x in problem.tensors.items() if k != "decay"}).leaves()
+    wide = replace(problem, **{k: x.detach().float() for k, x in half.tensors.items()}).leaves()
+    exact, eps = not rounds_factors(dtype), torch.finfo(dtype).eps
+    for found, expected in zip(half.run(), wide.run(), strict=True):
+        assert torch.equal(found, expected.to(dtype)) if exact else distance(found, expected) < 2 * eps
+    if not exact and problem.keywords["nonlinearity"] == "relu":
+        return  # a rounding may carry z to the other side of the kink
+    grads = [normal_like(x, seed).to(dtype) for seed, x in enumerate((problem.pre, problem.h0))]
+    gradient = gradients(half, *grads)
+    expected_gradient = gradients(wide, *(grad.float() for grad in grads))
+    for name, value in gradient.items():
+        assert value.dtype == (torch.float32 if name == "decay" else dtype)
+        # What backward keeps (the output, and f(z) where f is smooth) is stored in half precision.
+        assert distance(value, expected_gradient[name]) < 8 * eps, name
+
+
 # Every number of rows that a register tile can have, on both sides of a block's and a word's end.
 GRID_SHAPES = (
     (1, 1, 1), (4, 2, 15), (4, 3, 16), (3, 4, 17), (5, 5, 31), (2, 6, 32), (3, 7, 33), (3, 8, 48),
@@ -348,6 +371,9 @@ def check_grid(instruction_set: str) -> None:
     assert build_config()["active_instruction_set"] == instruction_set
     for problem in grid():
         check(problem)
+        if problem.dtype == torch.float32:
+            check_half(problem, torch.bfloat16)
+            check_half(problem, torch.float16)
 
 
 # --- Processes ---------------------------------------------------------------------------------------

@@ -189,12 +189,19 @@ void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes,
 
 at::Tensor computed(const at::Tensor& tensor) { return is_computed(tensor) ? tensor : tensor.to(at::kFloat); }
 
-OptionalTensor computed(const OptionalTensor& tensor) {
-  return tensor ? OptionalTensor(computed(*tensor)) : tensor;
-}
-
-at::Tensor stored(const at::Tensor& result, const at::Tensor& like) {
-  return result.is_floating_point() ? result.to(like.scalar_type()) : result;
+std::optional<ElementType> element_type(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return ElementType::kFloat32;
+    case at::kDouble:
+      return ElementType::kFloat64;
+    case at::kBFloat16:
+      return ElementType::kBFloat16;
+    case at::kHalf:
+      return ElementType::kFloat16;
+    default:
+      return std::nullopt;
+  }
 }
 
 }  // namespace rnnkernels::binding

@@ -40,7 +40,6 @@ struct Kind {
   bool keeps_bits = false;        // forward saves [rows, ceil(H/32)] words
   bool keeps_activation = false;  // forward saves [rows, H] values
   bool reads_state = true;        // W multiplies h itself, not f(h)
-  Factors factors = Factors::kAsTheyAre;
 };
 
 Kind check_kind(const std::string& nonlinearity, const std::string& form);
@@ -70,11 +69,11 @@ void check_like(const char* name, const at::Tensor& tensor, const std::vector<c1
                 const char* shape_name, const at::Tensor& like, const char* like_name);
 
 // What the kernels compute in: half precision in float32, everything else as it is. Half precision is
-// for storing, so whole results are rounded once, at the end, and the state of the walk never is.
+// for storing, so results are rounded once, at the end, and the state of the walk never is.
 inline bool is_computed(const at::Tensor& tensor) { return !at::isReducedFloatingType(tensor.scalar_type()); }
 at::Tensor computed(const at::Tensor& tensor);
-OptionalTensor computed(const OptionalTensor& tensor);
-// `result` of a computation as a tensor like `like`; bits stay bits.
-at::Tensor stored(const at::Tensor& result, const at::Tensor& like);
+
+// Nothing if kernels do not know it.
+std::optional<ElementType> element_type(at::ScalarType type);
 
 }  // namespace rnnkernels::binding

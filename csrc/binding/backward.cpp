@@ -1,13 +1,13 @@
 // rnnkernels::leaky_recurrence_backward: check, allocate, run the walk, then the sums over all steps (dW_hh
 // as products, d_decay over the batch).
 #include <ATen/ops/empty.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/rsub.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "binding/blocks.h"
-#include "binding/half.h"
 #include "binding/machine.h"
 #include "binding/problem.h"
 #include "binding/product.h"
@@ -29,9 +29,13 @@ BackwardResult empty_results(const Sizes& sizes, const std::array<bool, 4>& want
           if_wanted(kDecay, decay.sym_sizes()).to(decay.scalar_type())};
 }
 
-// Adds u^T x to `sum`, for [rows, H] or [G, rows, H].
+// Adds u^T x to `sum`, for [rows, H] or [G, rows, H]. Sums of bfloat16 as it is are the library's.
 void add_product(const at::Tensor& sum, const at::Tensor& u, const at::Tensor& x) {
-  multiply(sum, u.transpose(-2, -1), x, {}, sum);
+  if (is_computed(u)) {
+    multiply(sum, u.transpose(-2, -1), x, {}, sum);
+  } else {
+    sum.add_(at::matmul(u.transpose(-2, -1), x));
+  }
 }
 
 // About how many rows of the matrix's right operand are copied together at a time.
@@ -41,19 +45,21 @@ constexpr int64_t kRowsAtOnce = 4096;
 class WeightGradient {
  public:
   WeightGradient(const Sizes& sizes, const Kind& kind, const Layout& layout, const at::Tensor& output,
-                 const at::Tensor& h0, const at::Tensor& d_pre, at::Tensor& d_weight)
+                 const at::Tensor& h0, const at::Tensor& d_pre, const at::Tensor& sum)
       : kind_(kind),
         layout_(layout),
         output_(output),
         h0_(h0),
         d_pre_(d_pre),
-        sum_(d_weight),
+        sum_(sum),
         packed_(sizes.packed) {}
 
   void compute() {
     sum_.zero_();
     if (layout_.steps == 0 || layout_.batch == 0) return;
-    if (kind_.reads_state && !packed_) {
+    const bool as_it_is = is_computed(d_pre_) ||
+                          (d_pre_.scalar_type() == at::kBFloat16 && active_kernels().multiplies_bfloat16);
+    if (kind_.reads_state && !packed_ && as_it_is) {
       from_views();
     } else {
       from_copies();
@@ -66,12 +72,13 @@ class WeightGradient {
   const at::Tensor& output_;  // [G, T, B, H] or [G, rows, H], G perhaps missing
   const at::Tensor& h0_;
   const at::Tensor& d_pre_;
-  at::Tensor& sum_;
+  const at::Tensor& sum_;  // [G, H, H], computed
   bool packed_;
 
   int64_t step_dim() const { return sum_.dim() - 2; }
 
-  // A padded batch in the rate form needs no copy: u and h, one step apart.
+  // A padded batch in the rate form needs no copy: u and h, one step apart. (Half precision does where it is
+  // not multiplied as it is.)
   void from_views() {
     const int64_t rest = layout_.steps - 1;
     if (rest > 0) {
@@ -95,14 +102,13 @@ class WeightGradient {
         ++end;
       }
       const int64_t rows = offset(end - 1) + layout_.rows_at(end - 1) - start;
-      at::Tensor x = at::empty(shape_of(rows), output_.options());
+      at::Tensor x = at::empty(shape_of(rows), sum_.options());
       for (int64_t step = t; step < end; ++step) copy_previous(step, h, x, offset(step) - start);
       if (!kind_.reads_state) {
-        active_kernels().activate(kind_.nonlinearity,
-                                  x.scalar_type() == at::kFloat ? Scalar::kFloat32 : Scalar::kFloat64,
-                                  x.data_ptr(), x.data_ptr(), x.numel());
+        active_kernels().activate(kind_.nonlinearity, element_type(x.scalar_type()).value(), x.data_ptr(),
+                                  x.data_ptr(), x.numel());
       }
-      add_product(sum_, u.narrow(step_dim(), start, rows), x);
+      add_product(sum_, computed(u.narrow(step_dim(), start, rows)), x);
       t = end;
     }
   }
@@ -143,14 +149,8 @@ BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
   const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
                                             batch_sizes, nonlinearity, form);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "output");
-  if (is_computed(output)) {
-    return run_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes, kind,
-                        reverse, wanted);
-  }
-  const BackwardResult result = empty_results(sizes, wanted, weight_hh, decay, output);
-  half_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes, kind, reverse,
-                wanted, sizes, result);
-  return result;
+  return run_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes, kind, reverse,
+                      wanted);
 }
 
 BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
@@ -168,7 +168,8 @@ BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTen
   const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
   const LayoutStorage layout(sizes, batch_sizes, reverse);
   BackwardProblem problem;
-  fill_recurrence(problem, sizes, kind, layout.layout, h0_units, weight_hh, decay);
+  const at::Tensor weight = computed(weight_hh), share = computed(decay);
+  fill_recurrence(problem, sizes, kind, layout.layout, output, h0_units, weight, share);
   fill_saved(problem, sizes, kind, saved);
   problem.grad_output = sequence_of(grad_output_units, sizes);
   problem.grad_h_n = rows_of(grad_h_n_units, sizes);
@@ -177,21 +178,23 @@ BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTen
   if (wanted[kH0]) problem.d_h0 = rows_of(d_h0, sizes);
   at::Tensor d_decay_rows;
   if (wanted[kDecay]) {
-    d_decay_rows = at::empty_symint(sizes.state(), output.options());
+    d_decay_rows = at::empty_symint(sizes.state(), weight.options());
     problem.d_decay = rows_of(d_decay_rows, sizes);
   }
   run(problem, output);
 
   if (wanted[kWeight]) {
-    WeightGradient(sizes, kind, layout.layout, output_units, h0_units, d_pre, d_weight).compute();
+    const at::Tensor sum = is_computed(d_weight) ? d_weight : at::empty(d_weight.sizes(), weight.options());
+    WeightGradient(sizes, kind, layout.layout, output_units, h0_units, d_pre, sum).compute();
+    if (!sum.is_same(d_weight)) d_weight.copy_(sum);
   }
   if (wanted[kDecay]) {
     std::vector<int64_t> shape = d_decay_rows.sizes().vec();
     shape.erase(shape.end() - 2);
     const at::Tensor sum = at::empty(shape, d_decay_rows.options());
     sum_over_rows(sum, d_decay_rows);
-    const at::Tensor per_unit = sum.div(at::rsub(decay, 1));
-    d_decay.copy_(sum_like(decay, per_unit));
+    const at::Tensor per_unit = sum.div(at::rsub(share, 1));
+    d_decay.copy_(sum_like(share, per_unit));
   }
   return result;
 }

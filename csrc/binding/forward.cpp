@@ -2,7 +2,6 @@
 #include <ATen/ops/empty.h>
 
 #include "binding/blocks.h"
-#include "binding/half.h"
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"
@@ -29,7 +28,8 @@ void walk(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& wei
   const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
   const LayoutStorage layout(sizes, batch_sizes, reverse);
   ForwardProblem problem;
-  fill_recurrence(problem, sizes, kind, layout.layout, h0_units, weight_hh, decay);
+  const at::Tensor weight = computed(weight_hh), share = computed(decay);
+  fill_recurrence(problem, sizes, kind, layout.layout, pre, h0_units, weight, share);
   if (save) fill_saved(problem, sizes, kind, saved);
   problem.pre = sequence_of(pre_units, sizes);
   problem.output = sequence_of(output, sizes);
@@ -75,16 +75,6 @@ ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& 
   const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "pre");
-  if (is_computed(pre)) return run_forward(pre, h0, weight_hh, decay, batch_sizes, kind, reverse, save);
-  const ForwardResult result = empty_results(sizes, kind, save, pre);
-  half_forward(pre, h0, weight_hh, decay, batch_sizes, kind, reverse, save, sizes, result);
-  return result;
-}
-
-ForwardResult run_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
-                          const at::Tensor& decay, const OptionalTensor& batch_sizes, const Kind& kind,
-                          bool reverse, bool save) {
-  const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
   const ForwardResult result = empty_results(sizes, kind, save, pre);
   walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
   return result;

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty_strided.h>
 #include <c10/util/Exception.h>
 
+#include "binding/arguments.h"
 #include "binding/optimizer.h"
 
 namespace rnnkernels::binding {
@@ -11,19 +12,10 @@ namespace rnnkernels::binding {
 namespace {
 
 ElementType type_of(int64_t index, const char* what, const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return ElementType::kFloat32;
-    case at::kDouble:
-      return ElementType::kFloat64;
-    case at::kBFloat16:
-      return ElementType::kBFloat16;
-    case at::kHalf:
-      return ElementType::kFloat16;
-    default:
-      TORCH_CHECK_VALUE(false, what, " ", index, " must be float32, float64, bfloat16 or float16, got ",
-                        tensor.scalar_type());
-  }
+  const std::optional<ElementType> type = element_type(tensor.scalar_type());
+  TORCH_CHECK_VALUE(type, what, " ", index, " must be float32, float64, bfloat16 or float16, got ",
+                    tensor.scalar_type());
+  return *type;
 }
 
 void check_dense(int64_t index, const char* what, const at::Tensor& tensor) {

@@ -26,11 +26,6 @@ at::Tensor linear_recurrence_cpu(const at::Tensor& drive, const OptionalTensor& 
                                  const OptionalTensor& batch_sizes, bool reverse) {
   const Sizes sizes = check_linear(drive, h0, weight_hh, decay, alpha, beta, batch_sizes);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "drive");
-  if (!is_computed(drive)) {
-    return stored(linear_recurrence_cpu(computed(drive), computed(h0), computed(weight_hh), computed(decay),
-                                        computed(alpha), computed(beta), batch_sizes, reverse),
-                  drive);
-  }
   at::Tensor output = at::empty_symint(sizes.sequence(sizes.hidden), drive.options());
 
   const at::Tensor drive_units = with_contiguous_units(drive);
@@ -39,7 +34,8 @@ at::Tensor linear_recurrence_cpu(const at::Tensor& drive, const OptionalTensor& 
   const at::Tensor beta_units = with_contiguous_units(beta.value_or(at::Tensor()));
   const LayoutStorage layout(sizes, batch_sizes, reverse);
   LinearProblem problem;
-  fill_recurrence(problem, sizes, Kind{}, layout.layout, h0_units, weight_hh, decay);
+  const at::Tensor weight = computed(weight_hh), share = computed(decay);
+  fill_recurrence(problem, sizes, Kind{}, layout.layout, drive, h0_units, weight, share);
   problem.drive = sequence_of(drive_units, sizes);
   problem.alpha = sequence_of(alpha_units, sizes);
   problem.beta = sequence_of(beta_units, sizes);

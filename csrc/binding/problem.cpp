@@ -49,11 +49,11 @@ Rows rows_of(const at::Tensor& tensor, const Sizes& sizes) {
 }
 
 void fill_recurrence(Recurrence& problem, const Sizes& sizes, const Kind& kind, const Layout& layout,
-                     const at::Tensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay) {
-  problem.scalar = weight_hh.scalar_type() == at::kFloat ? Scalar::kFloat32 : Scalar::kFloat64;
+                     const at::Tensor& like, const at::Tensor& h0, const at::Tensor& weight_hh,
+                     const at::Tensor& decay) {
+  problem.type = element_type(like.scalar_type()).value();
   problem.nonlinearity = kind.nonlinearity;
   problem.form = kind.form;
-  problem.factors = kind.factors;
   problem.networks = sizes.networks.expect_int();
   problem.hidden = sizes.hidden.expect_int();
   problem.layout = layout;
@@ -99,8 +99,9 @@ void run_with(const Problem& problem, const at::Tensor& like,
                     "weight_hh must have less than 2^56 elements, got ", problem.networks, " of [",
                     problem.hidden, ", ", problem.hidden, "]");
   const cpu::Threads threads = torch_threads();
-  const cpu::Plan plan = cpu::make_plan(problem.networks, problem.layout.steps, problem.layout.batch,
-                                        problem.hidden, static_cast<int64_t>(like.element_size()), threads);
+  const cpu::Plan plan =
+      cpu::make_plan(problem.networks, problem.layout.steps, problem.layout.batch, problem.hidden,
+                     problem.type == ElementType::kFloat64 ? 8 : 4, threads);
   const int64_t bytes = (kernels.*workspace_bytes)(problem, plan);
   // at::empty is aligned to 64 bytes, which the barriers' cache lines need.
   const at::Tensor workspace = at::empty({bytes}, like.options().dtype(at::kByte));

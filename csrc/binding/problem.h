@@ -24,9 +24,11 @@ at::Tensor with_contiguous_units(const at::Tensor& tensor);
 Sequence sequence_of(const at::Tensor& tensor, const Sizes& sizes);
 Rows rows_of(const at::Tensor& tensor, const Sizes& sizes);
 
-// Everything that both directions share but `saved`'s data, which the directions fill in.
+// Everything that both directions share but `saved`'s data, which the directions fill in. Sequences are
+// stored as `like` is; weight_hh and decay are computed ones.
 void fill_recurrence(Recurrence& problem, const Sizes& sizes, const Kind& kind, const Layout& layout,
-                     const at::Tensor& h0, const at::Tensor& weight_hh, const at::Tensor& decay);
+                     const at::Tensor& like, const at::Tensor& h0, const at::Tensor& weight_hh,
+                     const at::Tensor& decay);
 void fill_saved(Recurrence& problem, const Sizes& sizes, const Kind& kind, const at::Tensor& saved);
 
 // The shape of `saved`: words, values, or nothing.

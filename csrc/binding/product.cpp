@@ -41,7 +41,7 @@ void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& r
     return;
   }
   Product product;
-  product.scalar = out.scalar_type() == at::kFloat ? Scalar::kFloat32 : Scalar::kFloat64;
+  product.type = element_type(out.scalar_type()).value();
   product.networks = out.dim() > 2 ? out.size(0) : 1;
   product.rows = out.size(-2);
   product.depth = left.size(-1);

@@ -57,10 +57,7 @@ BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
                                               const OptionalTensor& batch_sizes, std::string nonlinearity,
                                               std::string form, bool reverse, std::array<bool, 4> wanted);
 
-// The walks themselves, for float32 and float64 and arguments that are right.
-ForwardResult run_forward(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
-                          const at::Tensor& decay, const OptionalTensor& batch_sizes, const Kind& kind,
-                          bool reverse, bool save);
+// The walk itself and its sums, for arguments that are right.
 BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                             const at::Tensor& output, const at::Tensor& saved, const OptionalTensor& h0,
                             const at::Tensor& weight_hh, const at::Tensor& decay,

@@ -8,11 +8,10 @@
 
 #include <cstdint>
 
+#include "core/element_type.h"
 #include "core/update_rules.h"
 
 namespace rnnkernels {
-
-enum class ElementType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 // The arithmetic, the states and the master copy are float64 for float64 parameters, else float32.
 struct Leaf {

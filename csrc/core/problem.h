@@ -8,17 +8,18 @@
 //
 // Source: Bengio, Boulanger-Lewandowski, Pascanu 2012 (arXiv 1212.0901), where d is called alpha.
 // No torch, no allocation, no exceptions: pointers, sizes and strides counted in elements.
+//
+// `type` is what sequences and rows are stored as. What is computed is float64 for float64, else float32: the
+// state and all sums, the matrix, the decay and its gradient are that. Half precision is widened as it is
+// read and rounded as it is written. For bfloat16 an engine may round what W is multiplied with, and W, to
+// bfloat16.
 #pragma once
 
 #include <cstdint>
 
+#include "core/element_type.h"
+
 namespace rnnkernels {
-
-enum class Scalar : int { kFloat32, kFloat64 };
-
-// What W_hh is multiplied by, and as what. With kBFloat16 an engine that has such products rounds both
-// factors to bfloat16 and adds up in float32; one that has none takes them as they are. Only with kFloat32.
-enum class Factors : int { kAsTheyAre, kBFloat16 };
 
 // Which f, as the index of its row in the list of core/nonlinearities.h.
 using NonlinearityIndex = int;
@@ -73,8 +74,7 @@ struct Saved {
 
 // What both directions share.
 struct Recurrence {
-  Scalar scalar = Scalar::kFloat32;
-  Factors factors = Factors::kAsTheyAre;
+  ElementType type = ElementType::kFloat32;
   NonlinearityIndex nonlinearity = 0;
   Form form = Form::kRate;
   int64_t networks = 1;  // G
@@ -104,7 +104,7 @@ struct BackwardProblem : Recurrence {
   Sequence output;       // h_t of the forward walk, read only
   Sequence d_pre;        // u, written
   Rows d_h0;             // c_0, written
-  Rows d_decay;          // sum_t delta_t (h_{t-1} - h_t) for each row, written; null: not wanted
+  Rows d_decay;          // sum_t delta_t (h_{t-1} - h_t) for each row, computed, written; null: not wanted
 };
 
 // What is left of the recurrence where f is replaced by its slope:

@@ -11,16 +11,16 @@
 namespace rnnkernels {
 
 struct Product {
-  Scalar scalar = Scalar::kFloat32;
-  int64_t networks = 1;  // G
-  int64_t rows = 0;      // m
-  int64_t depth = 0;     // k
-  int64_t columns = 0;   // n
-  Matrix left;           // [G, m, k], any strides
-  Matrix right;          // [G, k, n], any strides
-  Rows bias;             // [G, 1, n]; null: none
-  Rows addend;           // [G, m, n]; null: none; out itself, to add to what is there
-  Rows out;              // [G, m, n], written; the rows must not overlap
+  ElementType type = ElementType::kFloat32;  // or kFloat64
+  int64_t networks = 1;                      // G
+  int64_t rows = 0;                          // m
+  int64_t depth = 0;                         // k
+  int64_t columns = 0;                       // n
+  Matrix left;                               // [G, m, k], any strides
+  Matrix right;                              // [G, k, n], any strides
+  Rows bias;                                 // [G, 1, n]; null: none
+  Rows addend;                               // [G, m, n]; null: none; out itself, to add to what is there
+  Rows out;                                  // [G, m, n], written; the rows must not overlap
 };
 
 }  // namespace rnnkernels

@@ -1,11 +1,12 @@
-// Elements of every type that a parameter may have, read and written as numbers to compute with.
-// Integer arithmetic only, so that loops over half precision become vectors on every instruction set.
+// Elements of every type that a tensor may have, read and written as numbers to compute with. Integer
+// arithmetic only, so that half precision needs nothing of an instruction set; all of it works on vectors,
+// too.
 #pragma once
 
 #include <cstdint>
 
 #include "core/config.h"
-#include "core/optimizer.h"
+#include "core/element_type.h"
 
 namespace rnnkernels {
 namespace {
@@ -32,36 +33,54 @@ struct NumberOf<double> {
   using type = double;
 };
 
+template <class E>
+using Number = typename NumberOf<E>::type;
+
+// The 16 bits of a half, in 32, as a float. F is a float and U a uint32_t, or both are vectors of them.
+template <class F, class U>
+RNNKERNELS_INLINE F widened(BFloat16, U bits) {
+  return __builtin_bit_cast(F, bits << 16);
+}
+// The exponent moves up by 112, by a multiplication, which also makes subnormal numbers normal.
+template <class F, class U>
+RNNKERNELS_INLINE F widened(Float16, U bits) {
+  const F magnitude = __builtin_bit_cast(F, (bits & 0x7fff) << 13) * 0x1p112f;
+  const U special = magnitude >= 65536.0f ? U{} + 0x7f800000u : U{};  // infinity and NaN
+  return __builtin_bit_cast(F, __builtin_bit_cast(U, magnitude) | special | (bits & 0x8000) << 16);
+}
+
+// And back: to the nearest, ties to even.
+template <class U, class F>
+RNNKERNELS_INLINE U rounded(BFloat16, F x) {
+  const U bits = __builtin_bit_cast(U, x);
+  return x != x ? U{} + 0x7fc0u : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+template <class U, class F>
+RNNKERNELS_INLINE U rounded(Float16, F x) {
+  const U bits = __builtin_bit_cast(U, x);
+  const U sign = bits & 0x80000000u, magnitude = bits ^ sign;
+  // Adding 0.5 lets the processor round a subnormal result to the half type's last place.
+  const F shifted = __builtin_bit_cast(F, magnitude) + 0.5f;
+  const U subnormal = __builtin_bit_cast(U, shifted) - 0x3f000000u;
+  const U normal = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const U special = magnitude > 0x7f800000u ? U{} + 0x7e00u : U{} + 0x7c00u;
+  U half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x47800000u ? special : half;
+  return half | sign >> 16;
+}
+
 RNNKERNELS_INLINE float number(float x) { return x; }
 RNNKERNELS_INLINE double number(double x) { return x; }
-RNNKERNELS_INLINE float number(BFloat16 x) { return __builtin_bit_cast(float, uint32_t{x.bits} << 16); }
-// The exponent moves up by 112, by a multiplication, which also makes subnormal numbers normal.
-RNNKERNELS_INLINE float number(Float16 x) {
-  const float magnitude = __builtin_bit_cast(float, uint32_t(x.bits & 0x7fff) << 13) * 0x1p112f;
-  uint32_t bits = __builtin_bit_cast(uint32_t, magnitude);
-  bits |= magnitude >= 65536.0f ? 0x7f800000u : 0u;  // infinity and NaN
-  return __builtin_bit_cast(float, bits | uint32_t(x.bits & 0x8000) << 16);
+template <class E>
+RNNKERNELS_INLINE float number(E x) {
+  return widened<float>(E{}, uint32_t{x.bits});
 }
 
 RNNKERNELS_INLINE void assign(float* to, float x) { *to = x; }
 RNNKERNELS_INLINE void assign(double* to, double x) { *to = x; }
-// To the nearest, ties to even.
-RNNKERNELS_INLINE void assign(BFloat16* to, float x) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  to->bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
-}
-RNNKERNELS_INLINE void assign(Float16* to, float x) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  const uint32_t sign = bits & 0x80000000u, magnitude = bits ^ sign;
-  // Adding 0.5 lets the processor round a subnormal result to the half type's last place.
-  const float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
-  const uint32_t subnormal = __builtin_bit_cast(uint32_t, shifted) - 0x3f000000u;
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
-  half = magnitude >= 0x47800000u ? special : half;
-  to->bits = static_cast<uint16_t>(half | sign >> 16);
+template <class E>
+RNNKERNELS_INLINE void assign(E* to, float x) {
+  to->bits = static_cast<uint16_t>(rounded<uint32_t>(E{}, x));
 }
 
 template <class Fn>

@@ -42,22 +42,27 @@ Range rows_of_part(const Layout& layout, int64_t index, int64_t parts) {
   return range;
 }
 
-// The engine's memory, cut out of the caller's one piece. All row strides are padded by a block, so
-// that the rows of a tile do not all fall into the same cache set.
-template <class T>
+// The engine's memory (E: an element of the product's factors, a number or a pair of bfloat16), cut out of
+// the caller's one piece. All row strides are padded by a block, so that the rows of a tile do not all fall
+// into the same cache set.
+template <class E>
 struct Workspace {
+  using T = typename SumOf<E>::type;
   Barrier* barriers = nullptr;  // [slots + 1], the last one for everybody
-  T* packed = nullptr;          // [G][blocks][H][16]
+  E* packed = nullptr;          // [G][blocks][depth][16]
   T* decay = nullptr;           // [G][blocks * 16]
-  T* operand = nullptr;         // [2][G * B][row_stride]
+  E* operand = nullptr;         // [2][G * B][operand_stride]
   T* state = nullptr;           // [G * B][row_stride]
   int64_t blocks = 0;
-  int64_t row_stride = 0;
+  int64_t depth = 0;  // H in elements
+  int64_t row_stride = 0, operand_stride = 0;
   int64_t bytes = 0;
 
   Workspace(const Recurrence& p, const Plan& plan, void* memory) {
     blocks = (p.hidden + kBlock - 1) / kBlock;
+    depth = (p.hidden + kNumbers<E> - 1) / kNumbers<E>;
     row_stride = (blocks + 1) * kBlock;
+    operand_stride = row_stride / kNumbers<E>;
     const int64_t rows = p.networks * p.layout.batch;
     char* at = static_cast<char*>(memory);
     const auto take = [&](int64_t size) {
@@ -66,17 +71,19 @@ struct Workspace {
       return piece;
     };
     barriers = static_cast<Barrier*>(take((plan.slots + 1) * sizeof(Barrier)));
-    packed = static_cast<T*>(take(p.networks * blocks * kBlock * p.hidden * sizeof(T)));
+    packed = static_cast<E*>(take(p.networks * blocks * kBlock * depth * sizeof(E)));
     decay = static_cast<T*>(take(p.networks * blocks * kBlock * sizeof(T)));
-    operand = static_cast<T*>(take(2 * rows * row_stride * sizeof(T)));
+    operand = static_cast<E*>(take(2 * rows * operand_stride * sizeof(E)));
     state = static_cast<T*>(take(rows * row_stride * sizeof(T)));
   }
 };
 
-template <class T, class Sweep>
+template <class E, class Sweep>
 class Engine {
+  using T = typename SumOf<E>::type;
+
  public:
-  Engine(const Recurrence& problem, const Plan& plan, const Workspace<T>& workspace, const Sweep& sweep)
+  Engine(const Recurrence& problem, const Plan& plan, const Workspace<E>& workspace, const Sweep& sweep)
       : problem_(problem), plan_(plan), workspace_(workspace), sweep_(sweep) {}
 
   void run(const Threads& threads) {
@@ -91,7 +98,7 @@ class Engine {
  private:
   const Recurrence& problem_;
   const Plan& plan_;
-  const Workspace<T>& workspace_;
+  const Workspace<E>& workspace_;
   const Sweep& sweep_;
 
   // What one thread does of one team's work.
@@ -145,7 +152,8 @@ class Engine {
       const int64_t n_stride = Sweep::kBackward ? w.column_stride : w.row_stride;
       const int64_t k_stride = Sweep::kBackward ? w.row_stride : w.column_stride;
       pack_blocks(static_cast<const T*>(w.data) + network * w.network_stride, hidden, hidden, n_stride,
-                  k_stride, block, block + 1, workspace_.packed + network * blocks * kBlock * hidden);
+                  k_stride, block, block + 1,
+                  workspace_.packed + network * blocks * kBlock * workspace_.depth);
       const T* decay = static_cast<const T*>(problem_.decay) + network * problem_.decay_network_stride;
       T* padded = workspace_.decay + i * kBlock;
       for (int64_t c = 0; c < kBlock; ++c) {
@@ -160,10 +168,22 @@ class Engine {
   T* state_of(const Sweep& sweep, int64_t row) const {
     return workspace_.state + (sweep.network * problem_.layout.batch + row) * workspace_.row_stride;
   }
-  T* operand_of(const Sweep& sweep, int64_t buffer, int64_t row) const {
+  E* operand_of(const Sweep& sweep, int64_t buffer, int64_t row) const {
     const int64_t rows = problem_.networks * problem_.layout.batch;
     return workspace_.operand +
-           (buffer * rows + sweep.network * problem_.layout.batch + row) * workspace_.row_stride;
+           (buffer * rows + sweep.network * problem_.layout.batch + row) * workspace_.operand_stride;
+  }
+
+  // One block of the operand of a step, into the row of a buffer.
+  static RNNKERNELS_INLINE void form_operand(const Sweep& sweep, const typename Sweep::Step& step,
+                                             int64_t row, int64_t column, Block<T>& state, E* operand) {
+    if constexpr (kNumbers<E> == 1) {
+      sweep.operand(step, row, column, state, operand + column);
+    } else {
+      alignas(64) T x[kBlock] = {};
+      sweep.operand(step, row, column, state, x);
+      store_pairs(operand + column / 2, load(x));
+    }
   }
 
   // The rows of the part that belong to a step end here.
@@ -212,7 +232,7 @@ class Engine {
             const typename Sweep::Step& step, int64_t s) const {
     for_blocks(sweep, part, end_of_rows(before, part), end_of_rows(step, part),
                [&](int64_t row, int64_t column, Block<T>& state) {
-                 sweep.operand(step, row, column, state, operand_of(sweep, s % 2, row) + column);
+                 form_operand(sweep, step, row, column, state, operand_of(sweep, s % 2, row));
                });
   }
 
@@ -221,8 +241,8 @@ class Engine {
     const int64_t rows = end_of_rows(step, part) - part.first_row;
     const int64_t blocks = part.last_block - part.first_block;
     if (rows <= 0 || blocks <= 0) return;
-    const int64_t row_tiles = (rows + kTileRows<T> - 1) / kTileRows<T>;
-    const int64_t most_blocks = tile_blocks<T>(static_cast<int>((rows + row_tiles - 1) / row_tiles));
+    const int64_t row_tiles = (rows + kTileRows<E> - 1) / kTileRows<E>;
+    const int64_t most_blocks = tile_blocks<E>(static_cast<int>((rows + row_tiles - 1) / row_tiles));
     const int64_t groups = (blocks + most_blocks - 1) / most_blocks;
     for (int64_t group = 0; group < groups; ++group) {
       const Range columns = part_of(blocks, group, groups);
@@ -239,19 +259,19 @@ class Engine {
                    int64_t s, int64_t first_row, int64_t last_row, int64_t first_block,
                    int64_t last_block) const {
     alignas(64) T product[kMostRows * kMostBlocks * kBlock];
-    const int64_t hidden = problem_.hidden, blocks = last_block - first_block;
-    const T* packed = workspace_.packed + (sweep.network * workspace_.blocks + first_block) * kBlock * hidden;
-    kTiles<T>.at(last_row - first_row, blocks)(operand_of(sweep, s % 2, first_row), workspace_.row_stride, 1,
-                                               packed, hidden, product);
+    const int64_t depth = workspace_.depth, blocks = last_block - first_block;
+    const E* packed = workspace_.packed + (sweep.network * workspace_.blocks + first_block) * kBlock * depth;
+    kTiles<E>.at(last_row - first_row, blocks)(operand_of(sweep, s % 2, first_row), workspace_.operand_stride,
+                                               1, packed, depth, product);
     for (int64_t row = first_row; row < last_row; ++row) {
       const T* row_product = product + (row - first_row) * blocks * kBlock;
       T* state = state_of(sweep, row);
-      T* operand = operand_of(sweep, (s + 1) % 2, row);
+      E* operand = operand_of(sweep, (s + 1) % 2, row);
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t column = (first_block + b) * kBlock;
         Block<T> now = load_block(state + column);
         sweep.update(step, row, column, row_product + b * kBlock, now);
-        if (row < next.rows) sweep.operand(next, row, column, now, operand + column);
+        if (row < next.rows) form_operand(sweep, next, row, column, now, operand);
         store_block(state + column, now);
       }
     }

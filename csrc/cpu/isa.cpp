@@ -16,6 +16,9 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512bf16 {
+extern const Kernels kernels;
+}
 #endif
 
 namespace {
@@ -28,10 +31,12 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 constexpr InstructionSet kSets[] = {
 #if defined(RNNKERNELS_X86)
+    {"avx512bf16", &avx512bf16::kernels, &has_avx512bf16},
     {"avx512", &avx512::kernels, &has_avx512},
     {"avx2", &avx2::kernels, &has_avx2},
 #endif

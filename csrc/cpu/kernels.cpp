@@ -14,60 +14,63 @@
 namespace rnnkernels {
 namespace {
 
-// Calls f with a number of the problem's type.
+// Calls f with a number of a type that is computed in.
 template <class Fn>
-void with_scalar(Scalar scalar, Fn&& fn) {
-  if (scalar == Scalar::kFloat32) {
-    fn(float{});
-  } else {
+void with_number(ElementType type, Fn&& fn) {
+  if (type == ElementType::kFloat64) {
     fn(double{});
+  } else {
+    fn(float{});
   }
 }
 
 template <class Problem>
 int64_t workspace_bytes(const Problem& problem, const Plan& plan) {
   int64_t bytes = 0;
-  with_scalar(problem.scalar,
-              [&](auto number) { bytes = Workspace<decltype(number)>(problem, plan, nullptr).bytes; });
+  with_element(problem.type, [&](auto stored) {
+    bytes = Workspace<typename FactorOf<decltype(stored)>::type>(problem, plan, nullptr).bytes;
+  });
   return bytes;
+}
+
+// Walks with a sweep over what is stored as S.
+template <class S, class Sweep, class Problem>
+void walk(const Problem& problem, const Plan& plan, const Threads& threads, void* memory) {
+  using E = typename FactorOf<S>::type;
+  const Workspace<E> workspace(problem, plan, memory);
+  Engine<E, Sweep>(problem, plan, workspace, Sweep(problem, workspace.decay)).run(threads);
 }
 
 template <template <class, class> class Sweep, class Problem>
 void run(const Problem& problem, const Plan& plan, const Threads& threads, void* memory) {
-  with_scalar(problem.scalar, [&](auto number) {
-    using T = decltype(number);
-    with_cell(problem.nonlinearity, problem.form, Nonlinearities{}, [&](auto cell) {
-      const Workspace<T> workspace(problem, plan, memory);
-      const Sweep<T, decltype(cell)> sweep(problem, workspace.decay);
-      Engine<T, Sweep<T, decltype(cell)>>(problem, plan, workspace, sweep).run(threads);
-    });
+  with_element(problem.type, [&](auto stored) {
+    using S = decltype(stored);
+    with_cell(problem.nonlinearity, problem.form, Nonlinearities{},
+              [&](auto cell) { walk<S, Sweep<S, decltype(cell)>>(problem, plan, threads, memory); });
   });
 }
 
 void run_linear(const LinearProblem& problem, const Plan& plan, const Threads& threads, void* memory) {
-  with_scalar(problem.scalar, [&](auto number) {
-    using T = decltype(number);
-    const Workspace<T> workspace(problem, plan, memory);
-    const LinearSweep<T> sweep(problem, workspace.decay);
-    Engine<T, LinearSweep<T>>(problem, plan, workspace, sweep).run(threads);
+  with_element(problem.type, [&](auto stored) {
+    walk<decltype(stored), LinearSweep<decltype(stored)>>(problem, plan, threads, memory);
   });
 }
 
 int64_t product_workspace(const Product& product, const cpu::ProductPlan& plan) {
   int64_t bytes = 0;
-  with_scalar(product.scalar, [&](auto number) {
+  with_number(product.type, [&](auto number) {
     bytes = ProductRun<decltype(number)>(product, plan, nullptr).workspace_bytes();
   });
   return bytes;
 }
 
 void run_product(const Product& product, const cpu::ProductPlan& plan, const Threads& threads, void* memory) {
-  with_scalar(product.scalar,
+  with_number(product.type,
               [&](auto number) { ProductRun<decltype(number)>(product, plan, memory).run(threads); });
 }
 
-void activate(NonlinearityIndex nonlinearity, Scalar scalar, const void* in, void* out, int64_t n) {
-  with_scalar(scalar, [&](auto number) {
+void activate(NonlinearityIndex nonlinearity, ElementType type, const void* in, void* out, int64_t n) {
+  with_number(type, [&](auto number) {
     using T = decltype(number);
     with_cell(nonlinearity, Form::kCurrent, Nonlinearities{}, [&](auto cell) {
       for (int64_t i = 0; i < n; i += kLanes<T>) {
@@ -103,6 +106,7 @@ constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>,
                                    &product_workspace,
                                    &run_product,
                                    &activate,
+                                   kNumbers<typename FactorOf<BFloat16>::type> == 2,
                                    &optimizer_step<NesterovRule>,
                                    &optimizer_step<AdamWRule>,
                                    &power_sum,

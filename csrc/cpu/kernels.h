@@ -23,7 +23,9 @@ struct Kernels {
   void (*product)(const Product&, const ProductPlan&, const Threads&, void* workspace);
   // out[i] = f(in[i]): what the current form multiplies with, for the caller's product over the whole
   // sequence.
-  void (*activate)(NonlinearityIndex, Scalar, const void* in, void* out, int64_t n);
+  void (*activate)(NonlinearityIndex, ElementType, const void* in, void* out, int64_t n);
+  // Whether what bfloat16 is multiplied with is rounded to it, because the processor has such products.
+  bool multiplies_bfloat16;
   // A step over all tensors, and the sum of powers by itself.
   Verdict (*nesterov)(const OptimizerStep<NesterovRule>&, const Threads&);
   Verdict (*adamw)(const OptimizerStep<AdamWRule>&, const Threads&);

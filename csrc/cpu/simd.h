@@ -12,6 +12,7 @@
 #endif
 
 #include "core/config.h"
+#include "cpu/elements.h"
 
 namespace rnnkernels {
 namespace {
@@ -57,6 +58,56 @@ RNNKERNELS_INLINE void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
+template <class T>
+RNNKERNELS_INLINE void multiply_add(Vec<T>& sum, T x, Vec<T> y) {
+  sum += x * y;
+}
+
+// Two bfloat16 side by side, the first one below, that are multiplied by two others and both added to a
+// float32. A name for the number that holds them: vectors of it are made as all others.
+using BFloat16Pair = uint32_t;
+#if defined(__AVX512BF16__)
+RNNKERNELS_INLINE void multiply_add(Vec<float>& sum, BFloat16Pair x, Vec<BFloat16Pair> y) {
+  const __m512i pairs = _mm512_set1_epi32(static_cast<int>(x));
+  sum = reinterpret_cast<Vec<float>>(_mm512_dpbf16_ps(
+      reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(y)));
+}
+// Lane i holds the pair of a[i] and b[i].
+RNNKERNELS_INLINE Vec<BFloat16Pair> pair_lanes(Vec<float> a, Vec<float> b) {
+  return rounded<Vec<uint32_t>>(BFloat16{}, a) | rounded<Vec<uint32_t>>(BFloat16{}, b) << 16;
+}
+// 16 numbers in a row, as 8 pairs.
+RNNKERNELS_INLINE void store_pairs(BFloat16Pair* to, Vec<float> x) {
+  const __m256bh pairs = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
+  std::memcpy(to, &pairs, sizeof(pairs));
+}
+#endif
+
+// What an element of a product's factors holds, what its sums are, and what is multiplied for elements that
+// are stored as S.
+template <class E>
+constexpr int kNumbers = 1;
+template <>
+inline constexpr int kNumbers<BFloat16Pair> = 2;
+template <class E>
+struct SumOf {
+  using type = E;
+};
+template <>
+struct SumOf<BFloat16Pair> {
+  using type = float;
+};
+template <class S>
+struct FactorOf {
+  using type = Number<S>;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct FactorOf<BFloat16> {
+  using type = BFloat16Pair;
+};
+#endif
+
 // A block in registers.
 template <class T>
 struct Block {
@@ -76,34 +127,69 @@ RNNKERNELS_INLINE void store_block(T* to, const Block<T>& block) {
   for (int v = 0; v < kBlock; v += kLanes<T>) store(to + v, block[v]);
 }
 
-// The first `valid` lanes, of which there is at least one; the others are zero, or left alone in memory.
-template <class T>
-RNNKERNELS_INLINE Vec<T> load_first(const T* from, int64_t valid) {
-  if (valid >= kLanes<T>) return load(from);
-  Vec<T> v{};
+// Halves in memory, floats in registers.
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+
+// The first `valid` lanes of what is stored as S, of which there is at least one; the others are zero, or
+// left alone in memory.
+template <class S>
+RNNKERNELS_INLINE Vec<Number<S>> load_first(const S* from, int64_t valid) {
+  using T = Number<S>;
+  if constexpr (sizeof(S) == 2) {
+    Halves halves{};
+    if (valid >= kLanes<T>) {
+      std::memcpy(&halves, from, sizeof(halves));
+    } else {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    v = reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << valid) - 1), from));
-  } else {
-    v = reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << valid) - 1), from));
-  }
+      halves =
+          reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << valid) - 1), from));
 #else
-  for (int64_t i = 0; i < valid; ++i) v[i] = from[i];
+      for (int64_t i = 0; i < valid; ++i) halves[i] = from[i].bits;
 #endif
-  return v;
+    }
+    return widened<Vec<T>>(S{}, __builtin_convertvector(halves, Vec<uint32_t>));
+  } else {
+    if (valid >= kLanes<T>) return load(from);
+    Vec<T> v{};
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      v = reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << valid) - 1), from));
+    } else {
+      v = reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << valid) - 1), from));
+    }
+#else
+    for (int64_t i = 0; i < valid; ++i) v[i] = from[i];
+#endif
+    return v;
+  }
 }
-template <class T>
-RNNKERNELS_INLINE void store_first(T* to, Vec<T> v, int64_t valid) {
-  if (valid >= kLanes<T>) return store(to, v);
+template <class S>
+RNNKERNELS_INLINE void store_first(S* to, Vec<Number<S>> v, int64_t valid) {
+  using T = Number<S>;
+  if constexpr (sizeof(S) == 2) {
+    const Halves halves = __builtin_convertvector(rounded<Vec<uint32_t>>(S{}, v), Halves);
+    if (valid >= kLanes<T>) {
+      std::memcpy(to, &halves, sizeof(halves));
+      return;
+    }
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << valid) - 1), reinterpret_cast<__m512>(v));
-  } else {
-    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << valid) - 1), reinterpret_cast<__m512d>(v));
-  }
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << valid) - 1),
+                             reinterpret_cast<__m256i>(halves));
 #else
-  for (int64_t i = 0; i < valid; ++i) to[i] = v[i];
+    for (int64_t i = 0; i < valid; ++i) to[i].bits = halves[i];
 #endif
+  } else {
+    if (valid >= kLanes<T>) return store(to, v);
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << valid) - 1), reinterpret_cast<__m512>(v));
+    } else {
+      _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << valid) - 1), reinterpret_cast<__m512d>(v));
+    }
+#else
+    for (int64_t i = 0; i < valid; ++i) to[i] = v[i];
+#endif
+  }
 }
 
 // Bit i of the result says whether lane i of a comparison holds.

@@ -44,9 +44,9 @@ StepRows<T> rows_of(const Rows& rows, int64_t network) {
 }
 
 // As load_first, with nothing standing for zeros.
-template <class T>
-RNNKERNELS_INLINE Vec<T> load_or_zero(const T* from, int64_t valid) {
-  return from && valid > 0 ? load_first(from, valid) : Vec<T>{};
+template <class S>
+RNNKERNELS_INLINE Vec<Number<S>> load_or_zero(const S* from, int64_t valid) {
+  return from && valid > 0 ? load_first(from, valid) : Vec<Number<S>>{};
 }
 
 template <class T>
@@ -55,7 +55,6 @@ RNNKERNELS_INLINE const T* advance(const T* p, int64_t by) {
 }
 
 // The saved bits of one step: half a word for each block.
-template <class T>
 struct StepBits {
   uint32_t* words = nullptr;
   int64_t row_words = 0;
@@ -79,9 +78,10 @@ struct StepBits {
   }
 };
 
-// What the sweeps share: sizes, decay, and how saved things are found.
-template <class T>
+// What the sweeps share: sizes, decay, and how saved things are found. S is what is stored.
+template <class S>
 struct SweepBase {
+  using T = Number<S>;
   const Recurrence& problem;
   const T* decay;  // [G][blocks * 16], padded with zeros
   int64_t hidden;
@@ -98,7 +98,7 @@ struct SweepBase {
     return load(decay + network * blocks * kBlock + column);
   }
   void begin_from_h0(int64_t row, int64_t column, Block<T>& state) const {
-    const T* h0 = rows_of<const T>(problem.h0, network).at(row, column);
+    const S* h0 = rows_of<const S>(problem.h0, network).at(row, column);
     for (int v = 0; v < kBlock; v += kLanes<T>) {
       state[v] = load_or_zero(advance(h0, v), hidden - column - v);
     }
@@ -106,30 +106,31 @@ struct SweepBase {
   int64_t first_row(int64_t t) const {
     return problem.layout.offsets ? problem.layout.offsets[t] : t * problem.layout.batch;
   }
-  StepBits<T> bits_at(int64_t t) const {
+  StepBits bits_at(int64_t t) const {
     const int64_t row_words = (hidden + 31) / 32;
     return {problem.saved.active + network * problem.saved.active_network_stride + first_row(t) * row_words,
             row_words, blocks};
   }
-  StepRows<T> activation_at(int64_t t) const {
-    return {static_cast<T*>(problem.saved.activation) + network * problem.saved.activation_network_stride +
+  StepRows<S> activation_at(int64_t t) const {
+    return {static_cast<S*>(problem.saved.activation) + network * problem.saved.activation_network_stride +
                 first_row(t) * hidden,
             hidden};
   }
 };
 
-template <class T, class Cell>
-struct ForwardSweep : SweepBase<T> {
+template <class S, class Cell>
+struct ForwardSweep : SweepBase<S> {
   static constexpr bool kBackward = false;
-  using Base = SweepBase<T>;
+  using Base = SweepBase<S>;
+  using typename Base::T;
   const ForwardProblem& forward;
 
   struct Step {
     int64_t rows = 0;
-    StepRows<const T> pre;
-    StepRows<T> output;
-    StepRows<T> activation;
-    StepBits<T> bits;
+    StepRows<const S> pre;
+    StepRows<S> output;
+    StepRows<S> activation;
+    StepBits bits;
   };
 
   ForwardSweep(const ForwardProblem& problem, const T* padded_decay)
@@ -141,8 +142,8 @@ struct ForwardSweep : SweepBase<T> {
     Step step;
     const Layout& layout = forward.layout;
     step.rows = layout.rows_at(t);
-    step.pre = rows_of<const T>(forward.pre, layout, this->network, t);
-    step.output = rows_of<T>(forward.output, layout, this->network, t);
+    step.pre = rows_of<const S>(forward.pre, layout, this->network, t);
+    step.output = rows_of<S>(forward.output, layout, this->network, t);
     if (Cell::kKeepsActivation && forward.saved.activation) step.activation = this->activation_at(t);
     if (Cell::kKeepsBits && forward.saved.active) step.bits = this->bits_at(t);
     return step;
@@ -156,9 +157,9 @@ struct ForwardSweep : SweepBase<T> {
 
   RNNKERNELS_INLINE void update(const Step& step, int64_t row, int64_t column, const T* product,
                                 Block<T>& state) const {
-    const T* pre = step.pre.at(row, column);
-    T* output = step.output.at(row, column);
-    T* activation = step.activation.at(row, column);
+    const S* pre = step.pre.at(row, column);
+    S* output = step.output.at(row, column);
+    S* activation = step.activation.at(row, column);
     uint32_t bits = 0;
     for (int v = 0; v < kBlock; v += kLanes<T>) {
       const int64_t valid = this->hidden - column - v;
@@ -178,7 +179,7 @@ struct ForwardSweep : SweepBase<T> {
   }
 
   void end(int64_t row, int64_t column, const Block<T>& state) const {
-    T* h_n = rows_of<T>(forward.h_n, this->network).at(row, column);
+    S* h_n = rows_of<S>(forward.h_n, this->network).at(row, column);
     for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
       store_first(h_n + v, state[v], this->hidden - column - v);
     }
@@ -188,24 +189,25 @@ struct ForwardSweep : SweepBase<T> {
   static RNNKERNELS_INLINE auto slope_is_one(Vec<T> a) { return Cell::Nonlinearity::slope(a) != Vec<T>{}; }
 };
 
-template <class T, class Cell>
-struct BackwardSweep : SweepBase<T> {
+template <class S, class Cell>
+struct BackwardSweep : SweepBase<S> {
   static constexpr bool kBackward = true;
-  using Base = SweepBase<T>;
+  using Base = SweepBase<S>;
+  using typename Base::T;
   const BackwardProblem& backward;
 
   struct Step {
     int64_t rows = 0;
     int64_t previous_rows = 0;  // how many of them have a previous step; the others began from h0
-    StepRows<const T> grad_output;
-    StepRows<const T> output;
-    StepRows<const T> previous;
-    StepRows<const T> h0;
-    StepRows<T> d_pre;
-    StepRows<T> activation;
-    StepBits<T> bits;
+    StepRows<const S> grad_output;
+    StepRows<const S> output;
+    StepRows<const S> previous;
+    StepRows<const S> h0;
+    StepRows<S> d_pre;
+    StepRows<S> activation;
+    StepBits bits;
 
-    RNNKERNELS_INLINE const T* previous_at(int64_t row, int64_t column) const {
+    RNNKERNELS_INLINE const S* previous_at(int64_t row, int64_t column) const {
       return row < previous_rows ? previous.at(row, column) : h0.at(row, column);
     }
   };
@@ -220,14 +222,14 @@ struct BackwardSweep : SweepBase<T> {
     Step step;
     const Layout& layout = backward.layout;
     step.rows = layout.rows_at(t);
-    step.grad_output = rows_of<const T>(backward.grad_output, layout, this->network, t);
-    step.output = rows_of<const T>(backward.output, layout, this->network, t);
-    step.d_pre = rows_of<T>(backward.d_pre, layout, this->network, t);
-    step.h0 = rows_of<const T>(backward.h0, this->network);
+    step.grad_output = rows_of<const S>(backward.grad_output, layout, this->network, t);
+    step.output = rows_of<const S>(backward.output, layout, this->network, t);
+    step.d_pre = rows_of<S>(backward.d_pre, layout, this->network, t);
+    step.h0 = rows_of<const S>(backward.h0, this->network);
     const int64_t before = layout.reverse ? t + 1 : t - 1;
     if (before >= 0 && before < layout.steps) {
       step.previous_rows = layout.rows_at(before);
-      step.previous = rows_of<const T>(backward.output, layout, this->network, before);
+      step.previous = rows_of<const S>(backward.output, layout, this->network, before);
     }
     if (Cell::kKeepsActivation) step.activation = this->activation_at(t);
     if (Cell::kKeepsBits) step.bits = this->bits_at(t);
@@ -235,7 +237,7 @@ struct BackwardSweep : SweepBase<T> {
   }
 
   void begin(int64_t row, int64_t column, Block<T>& state) const {
-    const T* grad_h_n = rows_of<const T>(backward.grad_h_n, this->network).at(row, column);
+    const S* grad_h_n = rows_of<const S>(backward.grad_h_n, this->network).at(row, column);
     T* d_decay = rows_of<T>(backward.d_decay, this->network).at(row, column);
     for (int v = 0; v < kBlock; v += kLanes<T>) {
       const int64_t valid = this->hidden - column - v;
@@ -246,8 +248,8 @@ struct BackwardSweep : SweepBase<T> {
 
   // delta_t = g_t + c_t replaces the state; u_t goes into the product and out as d_pre.
   RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, Block<T>& state, T* x) const {
-    const T* grad = step.grad_output.at(row, column);
-    T* d_pre = step.d_pre.at(row, column);
+    const S* grad = step.grad_output.at(row, column);
+    S* d_pre = step.d_pre.at(row, column);
     uint32_t bits = 0;
     if (Cell::kKeepsBits) bits = step.bits.get(row, column);
     for (int v = 0; v < kBlock; v += kLanes<T>) {
@@ -269,7 +271,7 @@ struct BackwardSweep : SweepBase<T> {
 
   RNNKERNELS_INLINE void update(const Step& step, int64_t row, int64_t column, const T* product,
                                 Block<T>& state) const {
-    const T* previous = Cell::kReadsPrevious ? step.previous_at(row, column) : nullptr;
+    const S* previous = Cell::kReadsPrevious ? step.previous_at(row, column) : nullptr;
     for (int v = 0; v < kBlock; v += kLanes<T>) {
       Vec<T> h{};
       if constexpr (Cell::kReadsPrevious) {
@@ -280,7 +282,7 @@ struct BackwardSweep : SweepBase<T> {
   }
 
   void end(int64_t row, int64_t column, const Block<T>& state) const {
-    T* d_h0 = rows_of<T>(backward.d_h0, this->network).at(row, column);
+    S* d_h0 = rows_of<S>(backward.d_h0, this->network).at(row, column);
     if (!d_h0) return;
     for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
       store_first(d_h0 + v, state[v], this->hidden - column - v);
@@ -291,8 +293,8 @@ struct BackwardSweep : SweepBase<T> {
   // In both forms (1-d) dh_t/dd = h_{t-1} - h_t, since h_t = d h_{t-1} + (1-d) y and y knows no d.
   void add_d_decay(const Step& step, int64_t row, int64_t column, const Block<T>& delta) const {
     T* sum = rows_of<T>(backward.d_decay, this->network).at(row, column);
-    const T* previous = step.previous_at(row, column);
-    const T* output = step.output.at(row, column);
+    const S* previous = step.previous_at(row, column);
+    const S* output = step.output.at(row, column);
     for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
       const int64_t valid = this->hidden - column - v;
       const Vec<T> change = load_or_zero(advance(previous, v), valid) - load_first(output + v, valid);
@@ -302,18 +304,19 @@ struct BackwardSweep : SweepBase<T> {
 };
 
 // See LinearProblem: alpha and beta belong to the step that is being made, with the rows of that step.
-template <class T>
-struct LinearSweep : SweepBase<T> {
+template <class S>
+struct LinearSweep : SweepBase<S> {
   static constexpr bool kBackward = false;
-  using Base = SweepBase<T>;
+  using Base = SweepBase<S>;
+  using typename Base::T;
   const LinearProblem& linear;
 
   struct Step {
     int64_t rows = 0;
-    StepRows<const T> drive;
-    StepRows<const T> alpha;
-    StepRows<const T> beta;
-    StepRows<T> output;
+    StepRows<const S> drive;
+    StepRows<const S> alpha;
+    StepRows<const S> beta;
+    StepRows<S> output;
   };
 
   LinearSweep(const LinearProblem& problem, const T* padded_decay)
@@ -325,17 +328,17 @@ struct LinearSweep : SweepBase<T> {
     Step step;
     const Layout& layout = linear.layout;
     step.rows = layout.rows_at(t);
-    step.drive = rows_of<const T>(linear.drive, layout, this->network, t);
-    step.alpha = rows_of<const T>(linear.alpha, layout, this->network, t);
-    step.beta = rows_of<const T>(linear.beta, layout, this->network, t);
-    step.output = rows_of<T>(linear.output, layout, this->network, t);
+    step.drive = rows_of<const S>(linear.drive, layout, this->network, t);
+    step.alpha = rows_of<const S>(linear.alpha, layout, this->network, t);
+    step.beta = rows_of<const S>(linear.beta, layout, this->network, t);
+    step.output = rows_of<S>(linear.output, layout, this->network, t);
     return step;
   }
 
   void begin(int64_t row, int64_t column, Block<T>& state) const { this->begin_from_h0(row, column, state); }
 
   RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, Block<T>& state, T* x) const {
-    const T* beta = step.beta.at(row, column);
+    const S* beta = step.beta.at(row, column);
     for (int v = 0; v < kBlock; v += kLanes<T>) {
       const Vec<T> y = state[v];
       store(x + v, beta ? load_or_zero(beta + v, this->hidden - column - v) * y : y);
@@ -344,9 +347,9 @@ struct LinearSweep : SweepBase<T> {
 
   RNNKERNELS_INLINE void update(const Step& step, int64_t row, int64_t column, const T* product,
                                 Block<T>& state) const {
-    const T* drive = step.drive.at(row, column);
-    const T* alpha = step.alpha.at(row, column);
-    T* output = step.output.at(row, column);
+    const S* drive = step.drive.at(row, column);
+    const S* alpha = step.alpha.at(row, column);
+    S* output = step.output.at(row, column);
     for (int v = 0; v < kBlock; v += kLanes<T>) {
       const int64_t valid = this->hidden - column - v;
       if (valid <= 0) break;

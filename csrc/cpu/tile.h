@@ -4,12 +4,14 @@
 //
 // with M packed so that the tile streams through it, and the operand read where it lies, one number at a
 // time. Each sum is one chain of multiply-adds over ascending k whatever the tile's size: how rows and
-// columns are shared out never changes a result.
+// columns are shared out never changes a result. Where the processor multiplies pairs of bfloat16, an element
+// of both factors may be such a pair: two k at a time, and the sums are float32.
 #pragma once
 
 #include <utility>
 
 #include "cpu/simd.h"
+#include "cpu/split.h"
 
 namespace rnnkernels {
 namespace {
@@ -59,6 +61,28 @@ void pack_blocks(const T* matrix, int64_t n, int64_t k, int64_t n_stride, int64_
   }
 }
 
+#if defined(__AVX512BF16__)
+// The same with two k to an element: [ceil(n / 16)][ceil(k / 2)][16]. An odd k is followed by zero.
+void pack_blocks(const float* matrix, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride,
+                 int64_t first_block, int64_t last_block, BFloat16Pair* packed) {
+  constexpr int64_t kDepth = 64;
+  alignas(64) float numbers[kDepth * kBlock];
+  const int64_t pairs = (k + 1) / 2;
+  for (int64_t block = first_block; block < last_block; ++block) {
+    for (int64_t i = 0; i < k; i += kDepth) {
+      const int64_t depth = least(kDepth, k - i);
+      pack_blocks(matrix + block * kBlock * n_stride + i * k_stride, n - block * kBlock, depth, n_stride,
+                  k_stride, 0, 1, numbers);
+      if (depth % 2 != 0) store(numbers + depth * kBlock, Vec<float>{});
+      BFloat16Pair* to = packed + (block * pairs + i / 2) * kBlock;
+      for (int64_t j = 0; j < depth; j += 2, to += kBlock) {
+        store(to, pair_lanes(load(numbers + j * kBlock), load(numbers + (j + 1) * kBlock)));
+      }
+    }
+  }
+}
+#endif
+
 // Accumulators leave room for the operands of one step of k.
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 constexpr int kMostRows = 6;
@@ -76,59 +100,60 @@ constexpr int tile_blocks(int rows) {
 }
 
 // Element (r, k) of the operand lies at r * row_stride + k * k_stride. out is [kRows][kBlocks * 16].
-template <class T, int kRows, int kBlocks>
-void tile(const T* operand, int64_t row_stride, int64_t k_stride, const T* packed, int64_t k, T* out) {
-  constexpr int kPerBlock = kVectorsPerBlock<T>;
-  Vec<T> sum[kRows][kBlocks * kPerBlock] = {};
+template <class E, int kRows, int kBlocks>
+void tile(const E* operand, int64_t row_stride, int64_t k_stride, const E* packed, int64_t k,
+          typename SumOf<E>::type* out) {
+  constexpr int kPerBlock = kVectorsPerBlock<E>;
+  Vec<typename SumOf<E>::type> sum[kRows][kBlocks * kPerBlock] = {};
   for (int64_t i = 0; i < k; ++i, operand += k_stride) {
-    Vec<T> column[kBlocks * kPerBlock];
+    Vec<E> column[kBlocks * kPerBlock];
     RNNKERNELS_UNROLL
     for (int v = 0; v < kBlocks * kPerBlock; ++v) {
-      column[v] = load(packed + (v / kPerBlock) * k * kBlock + i * kBlock + (v % kPerBlock) * kLanes<T>);
+      column[v] = load(packed + (v / kPerBlock) * k * kBlock + i * kBlock + (v % kPerBlock) * kLanes<E>);
     }
     RNNKERNELS_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const T x = operand[r * row_stride];
+      const E x = operand[r * row_stride];
       RNNKERNELS_UNROLL
-      for (int v = 0; v < kBlocks * kPerBlock; ++v) sum[r][v] += x * column[v];
+      for (int v = 0; v < kBlocks * kPerBlock; ++v) multiply_add(sum[r][v], x, column[v]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kBlocks * kPerBlock; ++v) {
-      store(out + (r * kBlocks * kPerBlock + v) * kLanes<T>, sum[r][v]);
+      store(out + (r * kBlocks * kPerBlock + v) * kLanes<E>, sum[r][v]);
     }
   }
 }
 
-template <class T>
-using Tile = void (*)(const T* operand, int64_t row_stride, int64_t k_stride, const T* packed, int64_t k,
-                      T* out);
+template <class E>
+using Tile = void (*)(const E* operand, int64_t row_stride, int64_t k_stride, const E* packed, int64_t k,
+                      typename SumOf<E>::type* out);
 
-template <class T, int kRows, int kBlocks>
-constexpr Tile<T> tile_or_null() {
-  if constexpr (kRows <= kTileRows<T> && kBlocks <= tile_blocks<T>(kRows)) {
-    return &tile<T, kRows, kBlocks>;
+template <class E, int kRows, int kBlocks>
+constexpr Tile<E> tile_or_null() {
+  if constexpr (kRows <= kTileRows<E> && kBlocks <= tile_blocks<E>(kRows)) {
+    return &tile<E, kRows, kBlocks>;
   } else {
     return nullptr;
   }
 }
 
-template <class T>
+template <class E>
 struct TileTable {
-  Tile<T> tiles[kMostRows * kMostBlocks];
-  constexpr Tile<T> at(int64_t rows, int64_t blocks) const {
+  Tile<E> tiles[kMostRows * kMostBlocks];
+  constexpr Tile<E> at(int64_t rows, int64_t blocks) const {
     return tiles[(rows - 1) * kMostBlocks + (blocks - 1)];
   }
 };
 
-template <class T, int... kIndex>
-constexpr TileTable<T> make_tiles(std::integer_sequence<int, kIndex...>) {
-  return {{tile_or_null<T, kIndex / kMostBlocks + 1, kIndex % kMostBlocks + 1>()...}};
+template <class E, int... kIndex>
+constexpr TileTable<E> make_tiles(std::integer_sequence<int, kIndex...>) {
+  return {{tile_or_null<E, kIndex / kMostBlocks + 1, kIndex % kMostBlocks + 1>()...}};
 }
 
-// kTiles<T>.at(rows, blocks), for rows <= kTileRows<T> and blocks <= tile_blocks<T>(rows).
-template <class T>
-constexpr TileTable<T> kTiles = make_tiles<T>(std::make_integer_sequence<int, kMostRows * kMostBlocks>{});
+// kTiles<E>.at(rows, blocks), for rows <= kTileRows<E> and blocks <= tile_blocks<E>(rows).
+template <class E>
+constexpr TileTable<E> kTiles = make_tiles<E>(std::make_integer_sequence<int, kMostRows * kMostBlocks>{});
 
 }  // namespace
 }  // namespace rnnkernels

@@ -1,10 +1,11 @@
-// The CPU kernels without torch: every instruction set that runs here, over layouts, sizes and numbers
-// of threads, against plain loops in double. All memory is of exactly the size that the kernels may
-// touch, so the address sanitizer sees a step too far; the thread sanitizer sees a missing meeting.
+// The CPU kernels without torch: every instruction set that runs here, over layouts, sizes, what is stored
+// and numbers of threads, against plain loops in double. All memory is of exactly the size that the kernels
+// may touch, so the address sanitizer sees a step too far; the thread sanitizer sees a missing meeting.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <random>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "core/cells.h"
+#include "cpu/elements.h"
 #include "cpu/kernels.h"
 #include "native.h"
 
@@ -22,7 +24,7 @@ namespace {
 // --- One case ----------------------------------------------------------------------------------------
 
 struct Case {
-  Scalar scalar;
+  ElementType type;
   int nonlinearity;
   Form form;
   int64_t networks, steps, batch, hidden;
@@ -30,33 +32,35 @@ struct Case {
 
   std::string text() const {
     char line[200];
-    std::snprintf(line, sizeof(line), "float%d %s %s G%ld T%ld B%ld H%ld%s%s%s%s",
-                  scalar == Scalar::kFloat32 ? 32 : 64, name_at(nonlinearity, Nonlinearities{}),
-                  form == Form::kRate ? "rate" : "current", long(networks), long(steps), long(batch),
-                  long(hidden), packed ? " packed" : "", reverse ? " reverse" : "", with_h0 ? " h0" : "",
-                  per_unit_decay ? " [H]" : "");
+    constexpr const char* kTypes[] = {"float32", "float64", "bfloat16", "float16"};
+    std::snprintf(line, sizeof(line), "%s %s %s G%ld T%ld B%ld H%ld%s%s%s%s", kTypes[int(type)],
+                  name_at(nonlinearity, Nonlinearities{}), form == Form::kRate ? "rate" : "current",
+                  long(networks), long(steps), long(batch), long(hidden), packed ? " packed" : "",
+                  reverse ? " reverse" : "", with_h0 ? " h0" : "", per_unit_decay ? " [H]" : "");
     return line;
   }
 };
 
-template <class T>
+// S is stored, and computed in Number<S>.
+template <class S>
 struct Data {
   std::vector<int64_t> rows, offsets;
   int64_t total = 0;
-  std::vector<T> pre, h0, weight, decay, grad_output, grad_h_n;
+  std::vector<S> pre, h0, grad_output, grad_h_n;
+  std::vector<Number<S>> weight, decay;
 };
 
-template <class T>
-Data<T> make_data(const Case& c, unsigned seed) {
+template <class S>
+Data<S> make_data(const Case& c, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<double> normal;
   std::uniform_real_distribution<double> uniform(0, 0.95);
-  const auto draw = [&](int64_t n, double scale) {
-    std::vector<T> values(n);
-    for (T& x : values) x = static_cast<T>(scale * normal(random));
-    return values;
+  using T = Number<S>;
+  const auto draw = [&](auto& values, int64_t n, double scale) {
+    values.resize(n);
+    for (auto& x : values) assign(&x, static_cast<T>(scale * normal(random)));
   };
-  Data<T> data;
+  Data<S> data;
   int64_t n = c.batch;
   for (int64_t t = 0; t < c.steps; ++t) {
     data.rows.push_back(n);
@@ -64,19 +68,20 @@ Data<T> make_data(const Case& c, unsigned seed) {
     data.total += n;
     if (c.packed && n > 1) n -= random() % 2 * (random() % n);
   }
-  data.pre = draw(c.networks * data.total * c.hidden, 1);
-  data.h0 = draw(c.networks * c.batch * c.hidden, 1);
-  data.weight = draw(c.networks * c.hidden * c.hidden, 1 / std::sqrt(double(c.hidden)));
+  draw(data.pre, c.networks * data.total * c.hidden, 1);
+  draw(data.h0, c.networks * c.batch * c.hidden, 1);
+  draw(data.weight, c.networks * c.hidden * c.hidden, 1 / std::sqrt(double(c.hidden)));
   data.decay.resize(c.per_unit_decay ? c.networks * c.hidden : c.networks);
   for (T& d : data.decay) d = static_cast<T>(uniform(random));
-  data.grad_output = draw(data.pre.size(), 1);
-  data.grad_h_n = draw(data.h0.size(), 1);
+  draw(data.grad_output, data.pre.size(), 1);
+  draw(data.grad_h_n, data.h0.size(), 1);
   return data;
 }
 
-template <class T>
+template <class S>
 struct Results {
-  std::vector<T> output, h_n, activation, d_pre, d_h0, d_decay, linear;
+  std::vector<S> output, h_n, activation, d_pre, d_h0, linear;
+  std::vector<Number<S>> d_decay;
   std::vector<uint32_t> active;
 };
 
@@ -103,19 +108,19 @@ bool has_kink(int nonlinearity) {
 }
 
 // The smallest |z| at which rounding could flip a ReLU comes back too: such a draw is no fair judge.
-template <class T>
-Results<double> plain(const Case& c, const Data<T>& data, double* smallest) {
+template <class S>
+Results<double> plain(const Case& c, const Data<S>& data, double* smallest) {
   const int64_t H = c.hidden;
   Results<double> r;
   r.output.resize(data.pre.size());
   r.d_pre.resize(data.pre.size());
   r.h_n.assign(data.h0.size(), 0);
-  r.d_h0.assign(data.grad_h_n.begin(), data.grad_h_n.end());
+  for (const S& x : data.grad_h_n) r.d_h0.push_back(number(x));
   r.d_decay.assign(data.h0.size(), 0);
-  if (c.with_h0) r.h_n.assign(data.h0.begin(), data.h0.end());
+  for (size_t i = 0; c.with_h0 && i < data.h0.size(); ++i) r.h_n[i] = number(data.h0[i]);
   *smallest = 1e30;
   for (int64_t g = 0; g < c.networks; ++g) {
-    const T* w = data.weight.data() + g * H * H;
+    const Number<S>* w = data.weight.data() + g * H * H;
     const auto d_of = [&](int64_t i) { return double(data.decay[c.per_unit_decay ? g * H + i : g]); };
     double* state = r.h_n.data() + g * c.batch * H;
     std::vector<std::vector<double>> befores(c.steps), zs(c.steps);
@@ -126,7 +131,7 @@ Results<double> plain(const Case& c, const Data<T>& data, double* smallest) {
       for (int64_t b = 0; b < n; ++b) {
         for (int64_t i = 0; i < H; ++i) {
           const int64_t at = (g * data.total + data.offsets[t] + b) * H + i;
-          double z = data.pre[at];
+          double z = number(data.pre[at]);
           for (int64_t k = 0; k < H; ++k) {
             const double h = befores[t][b * H + k];
             z += w[i * H + k] * (c.form == Form::kRate ? h : value(c.nonlinearity, h));
@@ -146,7 +151,7 @@ Results<double> plain(const Case& c, const Data<T>& data, double* smallest) {
         for (int64_t i = 0; i < H; ++i) {
           const int64_t at = (g * data.total + data.offsets[t] + b) * H + i;
           const double f_slope = c.form == Form::kRate ? slope(c.nonlinearity, zs[t][b * H + i]) : 1;
-          delta[i] = data.grad_output[at] + carried[b * H + i];
+          delta[i] = number(data.grad_output[at]) + carried[b * H + i];
           r.d_pre[at] = u[i] = (1 - d_of(i)) * f_slope * delta[i];
           r.d_decay[(g * c.batch + b) * H + i] += delta[i] * (befores[t][b * H + i] - r.output[at]);
         }
@@ -163,13 +168,13 @@ Results<double> plain(const Case& c, const Data<T>& data, double* smallest) {
 }
 
 // The linear walk with pre for its drive, grad_output for alpha and, where there is an h0, pre for beta.
-template <class T>
-std::vector<double> plain_linear(const Case& c, const Data<T>& data) {
+template <class S>
+std::vector<double> plain_linear(const Case& c, const Data<S>& data) {
   const int64_t H = c.hidden;
   std::vector<double> y(data.pre.size());
   for (int64_t g = 0; g < c.networks; ++g) {
     std::vector<double> state(c.batch * H);
-    if (c.with_h0) std::copy_n(data.h0.begin() + g * c.batch * H, c.batch * H, state.begin());
+    for (size_t i = 0; c.with_h0 && i < state.size(); ++i) state[i] = number(data.h0[g * c.batch * H + i]);
     for (int64_t s = 0; s < c.steps; ++s) {
       const int64_t t = c.reverse ? c.steps - 1 - s : s;
       for (int64_t b = 0; b < data.rows[t]; ++b) {
@@ -178,10 +183,11 @@ std::vector<double> plain_linear(const Case& c, const Data<T>& data) {
         for (int64_t i = 0; i < H; ++i) {
           double sum = 0;
           for (int64_t k = 0; k < H; ++k) {
-            sum += data.weight[(g * H + i) * H + k] * (c.with_h0 ? data.pre[row + k] : 1) * before[k];
+            sum += data.weight[(g * H + i) * H + k] * (c.with_h0 ? number(data.pre[row + k]) : 1) * before[k];
           }
           const double d = data.decay[c.per_unit_decay ? g * H + i : g];
-          y[row + i] = state[b * H + i] = d * before[i] + data.grad_output[row + i] * sum + data.pre[row + i];
+          y[row + i] = state[b * H + i] =
+              d * before[i] + number(data.grad_output[row + i]) * sum + number(data.pre[row + i]);
         }
       }
     }
@@ -191,10 +197,10 @@ std::vector<double> plain_linear(const Case& c, const Data<T>& data) {
 
 // --- The kernels -------------------------------------------------------------------------------------
 
-template <class T>
-void fill_common(Recurrence& p, const Case& c, const Data<T>& data, Results<T>& r) {
+template <class S>
+void fill_common(Recurrence& p, const Case& c, const Data<S>& data, Results<S>& r) {
   const int64_t H = c.hidden;
-  p.scalar = c.scalar;
+  p.type = c.type;
   p.nonlinearity = c.nonlinearity;
   p.form = c.form;
   p.networks = c.networks;
@@ -210,26 +216,29 @@ void fill_common(Recurrence& p, const Case& c, const Data<T>& data, Results<T>& 
   p.decay = data.decay.data();
   p.decay_network_stride = c.per_unit_decay ? H : 1;
   p.decay_stride = c.per_unit_decay ? 1 : 0;
-  if (c.with_h0) p.h0 = {const_cast<T*>(data.h0.data()), c.batch * H, H};
+  if (c.with_h0) p.h0 = {const_cast<S*>(data.h0.data()), c.batch * H, H};
   p.saved = {r.active.data(), data.total * ((H + 31) / 32), r.activation.data(), data.total * H};
 }
 
-template <class T>
-Results<T> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<T>& data, int promised) {
+template <class S>
+Results<S> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<S>& data, int promised) {
   const int64_t H = c.hidden;
-  Results<T> r;
+  Results<S> r;
   r.output.resize(data.pre.size());
   r.d_pre.resize(data.pre.size());
   r.linear.resize(data.pre.size());
   r.activation.resize(data.pre.size());
   r.active.assign(c.networks * data.total * ((H + 31) / 32), 0xdeadbeef);
-  for (auto* rows : {&r.h_n, &r.d_h0, &r.d_decay}) rows->resize(data.h0.size());
-  const auto sequence = [&](const std::vector<T>& v) {
-    return Sequence{const_cast<T*>(v.data()), data.total * H, c.batch * H, H};
+  for (auto* rows : {&r.h_n, &r.d_h0}) rows->resize(data.h0.size());
+  r.d_decay.resize(data.h0.size());
+  const auto sequence = [&](const std::vector<S>& v) {
+    return Sequence{const_cast<S*>(v.data()), data.total * H, c.batch * H, H};
   };
-  const auto rows = [&](const std::vector<T>& v) { return Rows{const_cast<T*>(v.data()), c.batch * H, H}; };
+  const auto rows = [&](const auto& v) {
+    return Rows{const_cast<void*>(static_cast<const void*>(v.data())), c.batch * H, H};
+  };
   const cpu::Threads threads{promised, true, &run_threads, 256 * 1024};
-  const cpu::Plan plan = cpu::make_plan(c.networks, c.steps, c.batch, H, sizeof(T), threads);
+  const cpu::Plan plan = cpu::make_plan(c.networks, c.steps, c.batch, H, sizeof(Number<S>), threads);
 
   ForwardProblem forward;
   fill_common(forward, c, data, r);
@@ -261,32 +270,40 @@ Results<T> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<T>
   return r;
 }
 
-template <class T>
-double difference(const std::vector<T>& a, const std::vector<double>& b) {
-  double worst = 0, largest = 1e-3;
+template <class S>
+double difference(const std::vector<S>& a, const std::vector<double>& b, bool of_halves = sizeof(S) == 2) {
+  // What is rounded to half precision has errors of the size of what came in, however small a difference is.
+  double worst = 0, largest = of_halves ? 1 : 1e-3;
   for (size_t i = 0; i < a.size(); ++i) {
-    worst = std::max(worst, std::isnan(a[i]) ? 1e9 : std::abs(double(a[i]) - b[i]));
+    const double found = number(a[i]);
+    worst = std::max(worst, std::isnan(found) ? 1e9 : std::abs(found - b[i]));
     largest = std::max(largest, std::abs(b[i]));
   }
   return worst / largest;
 }
 
-template <class T>
+template <class S>
+bool same_bits(const std::vector<S>& a, const std::vector<S>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0);
+}
+
+template <class S>
 void check(const Case& c, unsigned seed) {
-  const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-13;
-  const Data<T> data = make_data<T>(c, seed);
+  constexpr double kTolerances[] = {2e-5, 1e-13, 2e-2, 2e-3}, kFair[] = {1e-5, 1e-12, 2e-2, 2e-3};
+  const double tolerance = kTolerances[int(c.type)];
+  const Data<S> data = make_data<S>(c, seed);
   double smallest;
   const Results<double> expected = plain(c, data, &smallest);
   const std::vector<double> expected_linear = plain_linear(c, data);
-  const bool fair = !has_kink(c.nonlinearity) || smallest > (sizeof(T) == 4 ? 1e-5 : 1e-12);
+  const bool fair = !has_kink(c.nonlinearity) || smallest > kFair[int(c.type)];
   int sets = 0;
   const auto* set = cpu::instruction_sets(&sets);
   for (int s = 0; s < sets; ++s) {
     if (!set[s].runs_here()) continue;
-    Results<T> first;
+    Results<S> first;
     for (const auto& [promised, real] : {std::pair{1, 1}, {2, 2}, {3, 3}, {4, 2}, {5, 1}}) {
       real_threads = real;
-      const Results<T> r = run_kernels(*set[s].kernels, c, data, promised);
+      const Results<S> r = run_kernels(*set[s].kernels, c, data, promised);
       const std::string where = c.text() + " on " + set[s].name + ", " + std::to_string(promised) +
                                 " threads (" + std::to_string(real) + " came): ";
       if (promised == 1) {
@@ -297,11 +314,12 @@ void check(const Case& c, unsigned seed) {
         if (!fair) continue;
         expect(difference(r.d_pre, expected.d_pre) < tolerance, where + "d_pre");
         expect(difference(r.d_h0, expected.d_h0) < tolerance, where + "d_h0");
-        expect(difference(r.d_decay, expected.d_decay) < tolerance, where + "d_decay");
+        expect(difference(r.d_decay, expected.d_decay, sizeof(S) == 2) < tolerance, where + "d_decay");
       } else {
-        expect(r.output == first.output && r.h_n == first.h_n && r.d_pre == first.d_pre &&
-                   r.d_h0 == first.d_h0 && r.d_decay == first.d_decay && r.active == first.active &&
-                   r.linear == first.linear,
+        expect(same_bits(r.output, first.output) && same_bits(r.h_n, first.h_n) &&
+                   same_bits(r.d_pre, first.d_pre) && same_bits(r.d_h0, first.d_h0) &&
+                   same_bits(r.d_decay, first.d_decay) && same_bits(r.active, first.active) &&
+                   same_bits(r.linear, first.linear),
                where + "same bits as one thread");
       }
     }
@@ -317,11 +335,7 @@ int main(int argc, char** argv) {
   const auto next = [&](const Case& c) {
     if (++drawn % each != 0) return;
     ++cases;
-    if (c.scalar == Scalar::kFloat32) {
-      check<float>(c, drawn);
-    } else {
-      check<double>(c, drawn);
-    }
+    with_element(c.type, [&](auto stored) { check<decltype(stored)>(c, drawn); });
   };
   for (const auto& [networks, steps, batch, hidden] :
        {std::tuple<int64_t, int64_t, int64_t, int64_t>{1, 0, 3, 5},
@@ -342,8 +356,9 @@ int main(int argc, char** argv) {
           const bool packed = bits & 1, reverse = bits & 2, with_h0 = bits & 4;
           if (packed && (batch == 0 || steps == 0)) continue;
           const bool per_unit = (bits + hidden) % 2;
-          for (const Scalar scalar : {Scalar::kFloat32, Scalar::kFloat64}) {
-            next({scalar, nonlinearity, form, networks, steps, batch, hidden, packed, reverse, with_h0,
+          for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16,
+                                         ElementType::kFloat16}) {
+            next({type, nonlinearity, form, networks, steps, batch, hidden, packed, reverse, with_h0,
                   per_unit});
           }
         }

@@ -24,7 +24,7 @@ enum Addend { kNothing, kResult, kRows, kAddends };
 const char* const kAddendNames[] = {"", " + itself", " + rows"};
 
 struct Case {
-  Scalar scalar;
+  ElementType type;
   int64_t networks, rows, depth, columns;
   Lay left, right;
   bool with_bias;
@@ -34,7 +34,7 @@ struct Case {
   std::string text() const {
     char line[200];
     std::snprintf(line, sizeof(line), "float%d G%ld m%ld k%ld n%ld, left %s, right %s%s%s",
-                  scalar == Scalar::kFloat32 ? 32 : 64, long(networks), long(rows), long(depth),
+                  type == ElementType::kFloat32 ? 32 : 64, long(networks), long(rows), long(depth),
                   long(columns), kLayNames[left], kLayNames[right], with_bias ? " bias" : "",
                   kAddendNames[addend]);
     return line;
@@ -126,7 +126,7 @@ void check(const Case& c, unsigned seed) {
       real_threads = real;
       std::vector<T> out = before;
       Product product;
-      product.scalar = c.scalar;
+      product.type = c.type;
       product.networks = c.networks;
       product.rows = c.rows;
       product.depth = c.depth;
@@ -180,13 +180,13 @@ int main(int argc, char** argv) {
         {1, 40, 515, 259}}) {
     for (int added = 0; added < 2 * kAddends; ++added) {
       for (int lay = 0; lay < kLays * kLays; ++lay) {
-        for (const Scalar scalar : {Scalar::kFloat32, Scalar::kFloat64}) {
+        for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat64}) {
           if (++drawn % each != 0) continue;
           ++cases;
           const Case c{
-              scalar,         networks,          rows,   depth, columns, Lay(lay % kLays), Lay(lay / kLays),
+              type,           networks,          rows,   depth, columns, Lay(lay % kLays), Lay(lay / kLays),
               added % 2 != 0, Addend(added / 2), lay % 3};
-          if (scalar == Scalar::kFloat32) {
+          if (type == ElementType::kFloat32) {
             check<float>(c, drawn);
           } else {
             check<double>(c, drawn);
