@@ -39,6 +39,7 @@ def leaky_recurrence(
     smooth ``f`` in the rate form, ``f(z_t)``; in the current form nothing more.
 
     bfloat16 and float16 are for storing: the state and all sums are float32, results are rounded once.
+    Processors with products of bfloat16 round what ``W_hh`` is multiplied with to it as well.
 
     Args:
         pre: ``p``, all that reaches the units besides the recurrence (input projection, biases,

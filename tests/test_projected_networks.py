@@ -54,10 +54,10 @@ def results(tensors: dict[str, Tensor], batch_sizes: Tensor | None, kind: tuple[
     return [output, h_n, *grads]
 
 
-# 512 KiB hold 512 rows of 128 float64, so each thread has one network at a time; 16 MiB hold 4096 of 512.
+# 512 KiB hold 512 rows of 128 float64, so each thread has one network at a time; 8 MiB hold 2048 of 512.
 SIZES = {
     "some networks": (7, 9, 100, 128),
-    "and some steps": (5, 6, 1100, 512),
+    "and some steps": (5, 6, 600, 512),
     "one": (1, 4, 2, 5),
     "none": (0, 4, 2, 5),
 }

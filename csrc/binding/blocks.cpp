@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kNetworkBytes = int64_t{512} << 10;
 // Steps are cut alike however many networks walk together: where sums are cut must not depend on
 // threads.
-constexpr int64_t kStepBytes = int64_t{16} << 20;
+constexpr int64_t kStepBytes = int64_t{8} << 20;
 
 int64_t bytes_of(const at::Tensor& tensor) {
   return tensor.numel() * static_cast<int64_t>(tensor.element_size());

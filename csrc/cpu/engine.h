@@ -261,19 +261,33 @@ class Engine {
     alignas(64) T product[kMostRows * kMostBlocks * kBlock];
     const int64_t depth = workspace_.depth, blocks = last_block - first_block;
     const E* packed = workspace_.packed + (sweep.network * workspace_.blocks + first_block) * kBlock * depth;
+    for (int64_t row = first_row; row < last_row; ++row) {
+      for (int64_t b = 0; b < blocks; ++b) sweep.prefetch(step, next, row, (first_block + b) * kBlock);
+    }
     kTiles<E>.at(last_row - first_row, blocks)(operand_of(sweep, s % 2, first_row), workspace_.operand_stride,
                                                1, packed, depth, product);
+    update_tile(sweep, step, next, s, first_row, last_row, first_block, blocks, product);
+  }
+
+  // Sweep and steps by value: they then stay in registers, whatever is stored.
+  RNNKERNELS_INLINE void update_tile(const Sweep sweep, const typename Sweep::Step step,
+                                     const typename Sweep::Step next, int64_t s, int64_t first_row,
+                                     int64_t last_row, int64_t first_block, int64_t blocks,
+                                     const T* product) const {
+    const int64_t row_stride = workspace_.row_stride, operand_stride = workspace_.operand_stride;
+    T* state = state_of(sweep, first_row);
+    E* operand = operand_of(sweep, (s + 1) % 2, first_row);
     for (int64_t row = first_row; row < last_row; ++row) {
-      const T* row_product = product + (row - first_row) * blocks * kBlock;
-      T* state = state_of(sweep, row);
-      E* operand = operand_of(sweep, (s + 1) % 2, row);
-      for (int64_t b = 0; b < blocks; ++b) {
+      const bool goes_on = row < next.rows;
+      for (int64_t b = 0; b < blocks; ++b, product += kBlock) {
         const int64_t column = (first_block + b) * kBlock;
         Block<T> now = load_block(state + column);
-        sweep.update(step, row, column, row_product + b * kBlock, now);
-        if (row < next.rows) form_operand(sweep, next, row, column, now, operand);
+        sweep.update(step, row, column, product, now);
+        if (goes_on) form_operand(sweep, next, row, column, now, operand);
         store_block(state + column, now);
       }
+      state += row_stride;
+      operand += operand_stride;
     }
   }
 };

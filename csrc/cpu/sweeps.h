@@ -13,6 +13,8 @@
 // nothing of meaning.
 #pragma once
 
+#include <type_traits>
+
 #include "core/cells.h"
 #include "core/problem.h"
 #include "cpu/simd.h"
@@ -77,6 +79,16 @@ struct StepBits {
     std::memcpy(reinterpret_cast<char*>(word) + ((block % 2 == 0) == kLittle ? 0 : 2), &half, 2);
   }
 };
+
+// Asks for what a block of a row will read or write soon.
+template <class S>
+RNNKERNELS_INLINE void prefetch_block(const StepRows<S>& rows, int64_t row, int64_t column) {
+  const auto* at = rows.at(row, column);
+  if (!at) return;
+  for (int v = 0; v < kBlock; v += 64 / static_cast<int>(sizeof(S))) {
+    __builtin_prefetch(at + v, std::is_const_v<S> ? 0 : 1);
+  }
+}
 
 // What the sweeps share: sizes, decay, and how saved things are found. S is what is stored.
 template <class S>
@@ -150,6 +162,12 @@ struct ForwardSweep : SweepBase<S> {
   }
 
   void begin(int64_t row, int64_t column, Block<T>& state) const { this->begin_from_h0(row, column, state); }
+
+  RNNKERNELS_INLINE void prefetch(const Step& step, const Step&, int64_t row, int64_t column) const {
+    prefetch_block(step.pre, row, column);
+    prefetch_block(step.output, row, column);
+    prefetch_block(step.activation, row, column);
+  }
 
   RNNKERNELS_INLINE void operand(const Step&, int64_t, int64_t, Block<T>& state, T* x) const {
     for (int v = 0; v < kBlock; v += kLanes<T>) store(x + v, Cell::operand(state[v]));
@@ -246,6 +264,14 @@ struct BackwardSweep : SweepBase<S> {
     }
   }
 
+  RNNKERNELS_INLINE void prefetch(const Step& step, const Step& next, int64_t row, int64_t column) const {
+    if constexpr (Cell::kReadsPrevious) prefetch_block(step.previous, row, column);
+    if (row >= next.rows) return;
+    prefetch_block(next.grad_output, row, column);
+    prefetch_block(next.d_pre, row, column);
+    if constexpr (Cell::kKeepsActivation) prefetch_block(next.activation, row, column);
+  }
+
   // delta_t = g_t + c_t replaces the state; u_t goes into the product and out as d_pre.
   RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, Block<T>& state, T* x) const {
     const S* grad = step.grad_output.at(row, column);
@@ -336,6 +362,13 @@ struct LinearSweep : SweepBase<S> {
   }
 
   void begin(int64_t row, int64_t column, Block<T>& state) const { this->begin_from_h0(row, column, state); }
+
+  RNNKERNELS_INLINE void prefetch(const Step& step, const Step& next, int64_t row, int64_t column) const {
+    prefetch_block(step.drive, row, column);
+    prefetch_block(step.alpha, row, column);
+    prefetch_block(step.output, row, column);
+    prefetch_block(next.beta, row, column);
+  }
 
   RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, Block<T>& state, T* x) const {
     const S* beta = step.beta.at(row, column);
