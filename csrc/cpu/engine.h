@@ -42,6 +42,9 @@ Range rows_of_part(const Layout& layout, int64_t index, int64_t parts) {
   return range;
 }
 
+// About as much of a sequence as stays near a team from one pass over it to the next.
+constexpr int64_t kNearBytes = 512 * 1024;
+
 // The engine's memory (E: an element of the product's factors, a number or a pair of bfloat16), cut out of
 // the caller's one piece. All row strides are padded by a block, so that the rows of a tile do not all fall
 // into the same cache set.
@@ -84,7 +87,15 @@ class Engine {
 
  public:
   Engine(const Recurrence& problem, const Plan& plan, const Workspace<E>& workspace, const Sweep& sweep)
-      : problem_(problem), plan_(plan), workspace_(workspace), sweep_(sweep) {}
+      : problem_(problem), plan_(plan), workspace_(workspace), sweep_(sweep) {
+    const Layout& layout = problem.layout;
+    const int64_t last = layout.steps - 1;
+    const int64_t rows = last < 0      ? 0
+                         : layout.rows ? layout.offsets[last] + layout.rows[last]
+                                       : layout.steps * layout.batch;
+    far_ =
+        problem.networks * rows * problem.hidden * static_cast<int64_t>(sizeof(T)) > kNearBytes * plan.slots;
+  }
 
   void run(const Threads& threads) {
     for (int i = 0; i <= plan_.slots; ++i) workspace_.barriers[i].reset();
@@ -100,6 +111,7 @@ class Engine {
   const Plan& plan_;
   const Workspace<E>& workspace_;
   const Sweep& sweep_;
+  bool far_;  // whether a sequence is larger than the caches near a team
 
   // What one thread does of one team's work.
   struct Part {
@@ -261,7 +273,7 @@ class Engine {
     alignas(64) T product[kMostRows * kMostBlocks * kBlock];
     const int64_t depth = workspace_.depth, blocks = last_block - first_block;
     const E* packed = workspace_.packed + (sweep.network * workspace_.blocks + first_block) * kBlock * depth;
-    for (int64_t row = first_row; row < last_row; ++row) {
+    for (int64_t row = first_row; far_ && row < last_row; ++row) {
       for (int64_t b = 0; b < blocks; ++b) sweep.prefetch(step, next, row, (first_block + b) * kBlock);
     }
     kTiles<E>.at(last_row - first_row, blocks)(operand_of(sweep, s % 2, first_row), workspace_.operand_stride,
