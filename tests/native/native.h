@@ -24,7 +24,7 @@ void expect(bool holds, const std::string& what) {
 
 int real_threads = 1;  // how many turn up, which may be fewer than promised
 
-void run_threads(int shares, void (*work)(void*, int, int), void* argument) {
+[[maybe_unused]] void run_threads(int shares, void (*work)(void*, int, int), void* argument) {
   const int each = (shares + real_threads - 1) / real_threads;
   std::vector<std::thread> pool;
   for (int first = 0; first < shares; first += each) {

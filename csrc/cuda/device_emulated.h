@@ -1,0 +1,173 @@
+// The host's body of device.h, on the fibers of emulation.h.
+#pragma once
+
+#include <cstring>
+
+#include "cuda/emulation.h"
+
+namespace rnnkernels::device {
+
+inline Place place() {
+  const emulation::Place at = emulation::place();
+  return {at.thread, at.threads, at.block, at.blocks, at.cluster_rank, at.cluster_size};
+}
+
+template <class T>
+class Shared {
+ public:
+  Shared() = default;
+  Shared(emulation::Address at, int64_t size) : at_(at), size_(size) {}
+
+  T operator[](int64_t i) const {
+    T x;
+    std::memcpy(&x, emulation::touch(element(i, 1), sizeof(T), emulation::Access::kRead), sizeof(T));
+    return x;
+  }
+  void set(int64_t i, T x) const {
+    std::memcpy(emulation::touch(element(i, 1), sizeof(T), emulation::Access::kWrite), &x, sizeof(T));
+  }
+  // Several elements at once, aligned to their size.
+  template <class Packed>
+  Packed load(int64_t i) const {
+    Packed x;
+    const int64_t count = static_cast<int64_t>(sizeof(Packed) / sizeof(T));
+    std::memcpy(&x, emulation::touch(element(i, count), sizeof(Packed), emulation::Access::kRead),
+                sizeof(Packed));
+    return x;
+  }
+  Shared slice(int64_t first, int64_t size) const {
+    if (first < 0 || size < 0 || first + size > size_) emulation::out_of_run(first + size - 1, size_);
+    return {{at_.block, at_.offset + first * static_cast<int64_t>(sizeof(T))}, size};
+  }
+  Shared of_peer(int rank) const {
+    const Place me = place();
+    if (rank < 0 || rank >= me.cluster_size) emulation::out_of_run(rank, me.cluster_size);
+    return {{me.block / me.cluster_size * me.cluster_size + rank, at_.offset}, size_};
+  }
+  emulation::Address element(int64_t i, int64_t count) const {
+    if (i < 0 || i + count > size_) emulation::out_of_run(i + count - 1, size_);
+    return {at_.block, at_.offset + i * static_cast<int64_t>(sizeof(T))};
+  }
+
+ private:
+  emulation::Address at_;
+  int64_t size_ = 0;
+};
+
+template <class T>
+Shared<T> shared_memory(int64_t at, int64_t size) {
+  return {{emulation::place().block, at}, size};
+}
+
+using emulation::add_release;
+using emulation::commit_copies;
+using emulation::load_acquire;
+using emulation::store_release;
+using emulation::sync_block;
+using emulation::sync_cluster;
+using emulation::sync_warp;
+
+template <class T>
+T shuffle_xor(T x, int mask) {
+  const int lane = emulation::place().thread % kWarpLanes;
+  T result;
+  std::memcpy(&result, emulation::exchange("shuffle_xor", &x, sizeof(T)) + (lane ^ mask) * sizeof(T),
+              sizeof(T));
+  return result;
+}
+
+template <class T>
+void copy_async(const Shared<T>& to, int64_t i, const T* from) {
+  emulation::copy_async(to.element(i, static_cast<int64_t>(16 / sizeof(T))), from);
+}
+template <int kLeft>
+void wait_copies() {
+  emulation::wait_copies(kLeft);
+}
+
+class Mbarrier {
+ public:
+  explicit Mbarrier(const Shared<uint64_t>& memory) : memory_(memory) {}
+  void init(int arrivals) const { emulation::barrier_init(memory_.element(0, 1), arrivals); }
+  void arrive() const { emulation::barrier_arrive(memory_.element(0, 1)); }
+  void arrive_at_peer(int rank) const { emulation::barrier_arrive(memory_.of_peer(rank).element(0, 1)); }
+  void expect(int64_t bytes) const { emulation::barrier_expect(memory_.element(0, 1), bytes); }
+  void wait(int parity) const { emulation::barrier_wait(memory_.element(0, 1), parity); }
+  Mbarrier of_peer(int rank) const { return Mbarrier(memory_.of_peer(rank)); }
+  emulation::Address address() const { return memory_.element(0, 1); }
+
+ private:
+  Shared<uint64_t> memory_;
+};
+
+template <class T>
+void store_async(const Shared<T>& to, int64_t i, T x, const Mbarrier& barrier) {
+  emulation::store_async(to.element(i, 1), &x, sizeof(T), barrier.address());
+}
+
+namespace emulated {
+
+inline float bfloat16_in(uint32_t pair, int which) {
+  const uint32_t bits = which == 0 ? pair << 16 : pair & 0xffff0000u;
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline float tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  bits &= 0xffffe000u;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+inline float element(const BFloat16Fragments::A* a, int row, int k) {
+  const int lane = row % 8 * 4 + k % 8 / 2;
+  return bfloat16_in(a[lane].x[row / 8 + k / 8 * 2], k % 2);
+}
+inline float element(const BFloat16Fragments::B* b, int k, int column, int) {
+  return bfloat16_in(b[column * 4 + k % 8 / 2].x[k / 8], k % 2);
+}
+inline float element(const TF32Fragments::A* a, int row, int k) {
+  return tf32(a[row % 8 * 4 + k % 4].x[row / 8 + k / 4 * 2]);
+}
+inline float element(const TF32Fragments::B* b, int k, int column, int) {
+  return tf32(b[column * 4 + k % 4].x[k / 4]);
+}
+
+// Every lane computes its own sums out of what all lanes brought.
+template <int kDepth, class Fragments>
+void multiply_add(const char* name, Sums& c, const typename Fragments::A& a, const typename Fragments::B& b) {
+  struct Both {
+    typename Fragments::A a;
+    typename Fragments::B b;
+  };
+  const Both mine{a, b};
+  const char* all = emulation::exchange(name, &mine, sizeof(mine));
+  typename Fragments::A all_a[kWarpLanes];
+  typename Fragments::B all_b[kWarpLanes];
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    Both one;
+    std::memcpy(&one, all + lane * sizeof(Both), sizeof(Both));
+    all_a[lane] = one.a;
+    all_b[lane] = one.b;
+  }
+  const int lane = emulation::place().thread % kWarpLanes;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 0; k < kDepth; ++k) sum += element(all_a, row, k) * element(all_b, k, column, 0);
+    c.x[i] += sum;
+  }
+}
+
+}  // namespace emulated
+
+inline void multiply_add(Sums& c, const BFloat16Fragments::A& a, const BFloat16Fragments::B& b) {
+  emulated::multiply_add<16, BFloat16Fragments>("multiply_add of bfloat16", c, a, b);
+}
+inline void multiply_add(Sums& c, const TF32Fragments::A& a, const TF32Fragments::B& b) {
+  emulated::multiply_add<8, TF32Fragments>("multiply_add of TF32", c, a, b);
+}
+
+}  // namespace rnnkernels::device
