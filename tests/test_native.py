@@ -28,10 +28,20 @@ def build(sanitizer: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("program", ["test_cpu", "test_product", "test_optimizer", "test_emulation"])
+@pytest.mark.parametrize("program", ["test_cpu", "test_product", "test_optimizer"])
 @pytest.mark.parametrize(("sanitizer", "each"), [("", 1), ("address", 3), ("thread", 7)])
 def test_kernels_equal_plain_loops(sanitizer: str, each: int, program: str) -> None:
     """`each` thins the cases out where a sanitizer makes them slow."""
     done = subprocess.run([build(sanitizer) / program, str(each)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    assert done.stdout.strip().endswith("0 failures")
+
+
+# Every n-th case in so many orders of its threads; each of them checks memory and order by itself, too.
+@pytest.mark.parametrize(("sanitizer", "each", "orders"), [("", 29, 4), ("address", 397, 20)])
+@pytest.mark.parametrize("program", ["test_emulation", "test_block_engine"])
+def test_gpu_kernels_on_the_emulated_gpu(program: str, sanitizer: str, each: int, orders: int) -> None:
+    command = [build(sanitizer) / program, str(each), str(orders)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     assert done.stdout.strip().endswith("0 failures")

@@ -17,6 +17,7 @@
 
 #include <cstdint>
 
+#include "core/config.h"
 #include "core/element_type.h"
 
 namespace rnnkernels {
@@ -35,7 +36,7 @@ struct Layout {
   const int64_t* offsets = nullptr;  // [T] where a step's first row lies; null: steps are strided
   bool reverse = false;              // walk from step T-1 down to step 0
 
-  int64_t rows_at(int64_t t) const { return rows ? rows[t] : batch; }
+  RNNKERNELS_INLINE int64_t rows_at(int64_t t) const { return rows ? rows[t] : batch; }
 };
 
 // A sequence [G, T, B, H] (or [G, sum(rows), H]) whose units are contiguous.

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "core/optimizer.h"
-#include "cpu/elements.h"
+#include "core/elements.h"
 #include "cpu/power_sum.h"
 #include "cpu/team.h"
 

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cpu/elements.h"
+#include "core/elements.h"
 #include "cpu/simd.h"
 
 namespace rnnkernels {

@@ -12,7 +12,7 @@
 #endif
 
 #include "core/config.h"
-#include "cpu/elements.h"
+#include "core/elements.h"
 
 namespace rnnkernels {
 namespace {

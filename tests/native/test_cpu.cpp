@@ -1,301 +1,35 @@
 // The CPU kernels without torch: every instruction set that runs here, over layouts, sizes, what is stored
 // and numbers of threads, against plain loops in double. All memory is of exactly the size that the kernels
 // may touch, so the address sanitizer sees a step too far; the thread sanitizer sees a missing meeting.
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <random>
-#include <string>
-#include <vector>
 
-#include "core/cells.h"
-#include "cpu/elements.h"
 #include "cpu/kernels.h"
 #include "native.h"
-
-using namespace rnnkernels;
+#include "recurrences.h"
 
 namespace {
 
-// --- One case ----------------------------------------------------------------------------------------
-
-struct Case {
-  ElementType type;
-  int nonlinearity;
-  Form form;
-  int64_t networks, steps, batch, hidden;
-  bool packed, reverse, with_h0, per_unit_decay;
-
-  std::string text() const {
-    char line[200];
-    constexpr const char* kTypes[] = {"float32", "float64", "bfloat16", "float16"};
-    std::snprintf(line, sizeof(line), "%s %s %s G%ld T%ld B%ld H%ld%s%s%s%s", kTypes[int(type)],
-                  name_at(nonlinearity, Nonlinearities{}), form == Form::kRate ? "rate" : "current",
-                  long(networks), long(steps), long(batch), long(hidden), packed ? " packed" : "",
-                  reverse ? " reverse" : "", with_h0 ? " h0" : "", per_unit_decay ? " [H]" : "");
-    return line;
-  }
-};
-
-// S is stored, and computed in Number<S>.
-template <class S>
-struct Data {
-  std::vector<int64_t> rows, offsets;
-  int64_t total = 0;
-  std::vector<S> pre, h0, grad_output, grad_h_n;
-  std::vector<Number<S>> weight, decay;
-};
-
-template <class S>
-Data<S> make_data(const Case& c, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  std::uniform_real_distribution<double> uniform(0, 0.95);
-  using T = Number<S>;
-  const auto draw = [&](auto& values, int64_t n, double scale) {
-    values.resize(n);
-    for (auto& x : values) assign(&x, static_cast<T>(scale * normal(random)));
-  };
-  Data<S> data;
-  int64_t n = c.batch;
-  for (int64_t t = 0; t < c.steps; ++t) {
-    data.rows.push_back(n);
-    data.offsets.push_back(data.total);
-    data.total += n;
-    if (c.packed && n > 1) n -= random() % 2 * (random() % n);
-  }
-  draw(data.pre, c.networks * data.total * c.hidden, 1);
-  draw(data.h0, c.networks * c.batch * c.hidden, 1);
-  draw(data.weight, c.networks * c.hidden * c.hidden, 1 / std::sqrt(double(c.hidden)));
-  data.decay.resize(c.per_unit_decay ? c.networks * c.hidden : c.networks);
-  for (T& d : data.decay) d = static_cast<T>(uniform(random));
-  draw(data.grad_output, data.pre.size(), 1);
-  draw(data.grad_h_n, data.h0.size(), 1);
-  return data;
-}
-
-template <class S>
-struct Results {
-  std::vector<S> output, h_n, activation, d_pre, d_h0, linear;
-  std::vector<Number<S>> d_decay;
-  std::vector<uint32_t> active;
-};
-
-// --- Plain loops -------------------------------------------------------------------------------------
-
-// f and f' come from the list itself, as functions of one double; Python's tests judge those.
-template <class Fn>
-double with_f(int nonlinearity, Fn&& fn) {
-  double result = 0;
-  with_cell(nonlinearity, Form::kRate, Nonlinearities{}, [&](auto cell) {
-    using F = typename decltype(cell)::Nonlinearity;
-    result = fn(F{});
-  });
-  return result;
-}
-double value(int nonlinearity, double z) {
-  return with_f(nonlinearity, [&](auto f) { return f.value(z); });
-}
-double slope(int nonlinearity, double z) {
-  return with_f(nonlinearity, [&](auto f) { return f.slope(f.value(z)); });
-}
-bool has_kink(int nonlinearity) {
-  return with_f(nonlinearity, [](auto f) { return double(f.kBinarySlope); }) != 0;
-}
-
-// The smallest |z| at which rounding could flip a ReLU comes back too: such a draw is no fair judge.
-template <class S>
-Results<double> plain(const Case& c, const Data<S>& data, double* smallest) {
-  const int64_t H = c.hidden;
-  Results<double> r;
-  r.output.resize(data.pre.size());
-  r.d_pre.resize(data.pre.size());
-  r.h_n.assign(data.h0.size(), 0);
-  for (const S& x : data.grad_h_n) r.d_h0.push_back(number(x));
-  r.d_decay.assign(data.h0.size(), 0);
-  for (size_t i = 0; c.with_h0 && i < data.h0.size(); ++i) r.h_n[i] = number(data.h0[i]);
-  *smallest = 1e30;
-  for (int64_t g = 0; g < c.networks; ++g) {
-    const Number<S>* w = data.weight.data() + g * H * H;
-    const auto d_of = [&](int64_t i) { return double(data.decay[c.per_unit_decay ? g * H + i : g]); };
-    double* state = r.h_n.data() + g * c.batch * H;
-    std::vector<std::vector<double>> befores(c.steps), zs(c.steps);
-    for (int64_t s = 0; s < c.steps; ++s) {
-      const int64_t t = c.reverse ? c.steps - 1 - s : s, n = data.rows[t];
-      befores[t].assign(state, state + n * H);
-      zs[t].resize(n * H);
-      for (int64_t b = 0; b < n; ++b) {
-        for (int64_t i = 0; i < H; ++i) {
-          const int64_t at = (g * data.total + data.offsets[t] + b) * H + i;
-          double z = number(data.pre[at]);
-          for (int64_t k = 0; k < H; ++k) {
-            const double h = befores[t][b * H + k];
-            z += w[i * H + k] * (c.form == Form::kRate ? h : value(c.nonlinearity, h));
-          }
-          zs[t][b * H + i] = z;
-          *smallest = std::min(*smallest, std::abs(c.form == Form::kRate ? z : befores[t][b * H + i]));
-          const double y = c.form == Form::kRate ? value(c.nonlinearity, z) : z;
-          r.output[at] = state[b * H + i] = d_of(i) * befores[t][b * H + i] + (1 - d_of(i)) * y;
-        }
-      }
-    }
-    double* carried = r.d_h0.data() + g * c.batch * H;
-    for (int64_t s = c.steps - 1; s >= 0; --s) {
-      const int64_t t = c.reverse ? c.steps - 1 - s : s, n = data.rows[t];
-      for (int64_t b = 0; b < n; ++b) {
-        std::vector<double> u(H), delta(H);
-        for (int64_t i = 0; i < H; ++i) {
-          const int64_t at = (g * data.total + data.offsets[t] + b) * H + i;
-          const double f_slope = c.form == Form::kRate ? slope(c.nonlinearity, zs[t][b * H + i]) : 1;
-          delta[i] = number(data.grad_output[at]) + carried[b * H + i];
-          r.d_pre[at] = u[i] = (1 - d_of(i)) * f_slope * delta[i];
-          r.d_decay[(g * c.batch + b) * H + i] += delta[i] * (befores[t][b * H + i] - r.output[at]);
-        }
-        for (int64_t k = 0; k < H; ++k) {
-          double sum = 0;
-          for (int64_t i = 0; i < H; ++i) sum += w[i * H + k] * u[i];
-          if (c.form == Form::kCurrent) sum *= slope(c.nonlinearity, befores[t][b * H + k]);
-          carried[b * H + k] = d_of(k) * delta[k] + sum;
-        }
-      }
-    }
-  }
-  return r;
-}
-
-// The linear walk with pre for its drive, grad_output for alpha and, where there is an h0, pre for beta.
-template <class S>
-std::vector<double> plain_linear(const Case& c, const Data<S>& data) {
-  const int64_t H = c.hidden;
-  std::vector<double> y(data.pre.size());
-  for (int64_t g = 0; g < c.networks; ++g) {
-    std::vector<double> state(c.batch * H);
-    for (size_t i = 0; c.with_h0 && i < state.size(); ++i) state[i] = number(data.h0[g * c.batch * H + i]);
-    for (int64_t s = 0; s < c.steps; ++s) {
-      const int64_t t = c.reverse ? c.steps - 1 - s : s;
-      for (int64_t b = 0; b < data.rows[t]; ++b) {
-        const int64_t row = (g * data.total + data.offsets[t] + b) * H;
-        const std::vector<double> before(state.begin() + b * H, state.begin() + (b + 1) * H);
-        for (int64_t i = 0; i < H; ++i) {
-          double sum = 0;
-          for (int64_t k = 0; k < H; ++k) {
-            sum += data.weight[(g * H + i) * H + k] * (c.with_h0 ? number(data.pre[row + k]) : 1) * before[k];
-          }
-          const double d = data.decay[c.per_unit_decay ? g * H + i : g];
-          y[row + i] = state[b * H + i] =
-              d * before[i] + number(data.grad_output[row + i]) * sum + number(data.pre[row + i]);
-        }
-      }
-    }
-  }
-  return y;
-}
-
-// --- The kernels -------------------------------------------------------------------------------------
-
-template <class S>
-void fill_common(Recurrence& p, const Case& c, const Data<S>& data, Results<S>& r) {
-  const int64_t H = c.hidden;
-  p.type = c.type;
-  p.nonlinearity = c.nonlinearity;
-  p.form = c.form;
-  p.networks = c.networks;
-  p.hidden = H;
-  p.layout.steps = c.steps;
-  p.layout.batch = c.batch;
-  p.layout.reverse = c.reverse;
-  if (c.packed) {
-    p.layout.rows = data.rows.data();
-    p.layout.offsets = data.offsets.data();
-  }
-  p.weight = {data.weight.data(), H * H, H, 1};
-  p.decay = data.decay.data();
-  p.decay_network_stride = c.per_unit_decay ? H : 1;
-  p.decay_stride = c.per_unit_decay ? 1 : 0;
-  if (c.with_h0) p.h0 = {const_cast<S*>(data.h0.data()), c.batch * H, H};
-  p.saved = {r.active.data(), data.total * ((H + 31) / 32), r.activation.data(), data.total * H};
-}
-
 template <class S>
 Results<S> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<S>& data, int promised) {
-  const int64_t H = c.hidden;
-  Results<S> r;
-  r.output.resize(data.pre.size());
-  r.d_pre.resize(data.pre.size());
-  r.linear.resize(data.pre.size());
-  r.activation.resize(data.pre.size());
-  r.active.assign(c.networks * data.total * ((H + 31) / 32), 0xdeadbeef);
-  for (auto* rows : {&r.h_n, &r.d_h0}) rows->resize(data.h0.size());
-  r.d_decay.resize(data.h0.size());
-  const auto sequence = [&](const std::vector<S>& v) {
-    return Sequence{const_cast<S*>(v.data()), data.total * H, c.batch * H, H};
-  };
-  const auto rows = [&](const auto& v) {
-    return Rows{const_cast<void*>(static_cast<const void*>(v.data())), c.batch * H, H};
-  };
+  Results<S> r = empty_results(c, data);
   const cpu::Threads threads{promised, true, &run_threads, 256 * 1024};
-  const cpu::Plan plan = cpu::make_plan(c.networks, c.steps, c.batch, H, sizeof(Number<S>), threads);
-
-  ForwardProblem forward;
-  fill_common(forward, c, data, r);
-  forward.pre = sequence(data.pre);
-  forward.output = sequence(r.output);
-  forward.h_n = rows(r.h_n);
+  const cpu::Plan plan = cpu::make_plan(c.networks, c.steps, c.batch, c.hidden, sizeof(Number<S>), threads);
+  const ForwardProblem forward = forward_problem(c, data, r);
   with_memory(kernels.forward_workspace(forward, plan),
               [&](void* memory) { kernels.forward(forward, plan, threads, memory); });
-
-  BackwardProblem backward;
-  fill_common(backward, c, data, r);
-  backward.grad_output = sequence(data.grad_output);
-  backward.grad_h_n = rows(data.grad_h_n);
-  backward.output = sequence(r.output);
-  backward.d_pre = sequence(r.d_pre);
-  backward.d_h0 = rows(r.d_h0);
-  backward.d_decay = rows(r.d_decay);
+  const BackwardProblem backward = backward_problem(c, data, r);
   with_memory(kernels.backward_workspace(backward, plan),
               [&](void* memory) { kernels.backward(backward, plan, threads, memory); });
-
-  LinearProblem linear;
-  fill_common(linear, c, data, r);
-  linear.drive = sequence(data.pre);
-  linear.alpha = sequence(data.grad_output);
-  if (c.with_h0) linear.beta = sequence(data.pre);
-  linear.output = sequence(r.linear);
+  const LinearProblem linear = linear_problem(c, data, r);
   with_memory(kernels.linear_workspace(linear, plan),
               [&](void* memory) { kernels.linear(linear, plan, threads, memory); });
   return r;
 }
 
 template <class S>
-double difference(const std::vector<S>& a, const std::vector<double>& b, bool of_halves = sizeof(S) == 2) {
-  // What is rounded to half precision has errors of the size of what came in, however small a difference is.
-  double worst = 0, largest = of_halves ? 1 : 1e-3;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const double found = number(a[i]);
-    worst = std::max(worst, std::isnan(found) ? 1e9 : std::abs(found - b[i]));
-    largest = std::max(largest, std::abs(b[i]));
-  }
-  return worst / largest;
-}
-
-template <class S>
-bool same_bits(const std::vector<S>& a, const std::vector<S>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0);
-}
-
-template <class S>
 void check(const Case& c, unsigned seed) {
-  constexpr double kTolerances[] = {2e-5, 1e-13, 2e-2, 2e-3}, kFair[] = {1e-5, 1e-12, 2e-2, 2e-3};
-  const double tolerance = kTolerances[int(c.type)];
   const Data<S> data = make_data<S>(c, seed);
-  double smallest;
-  const Results<double> expected = plain(c, data, &smallest);
-  const std::vector<double> expected_linear = plain_linear(c, data);
-  const bool fair = !has_kink(c.nonlinearity) || smallest > kFair[int(c.type)];
+  const Expected<S> expected(c, data);
   int sets = 0;
   const auto* set = cpu::instruction_sets(&sets);
   for (int s = 0; s < sets; ++s) {
@@ -308,19 +42,9 @@ void check(const Case& c, unsigned seed) {
                                 " threads (" + std::to_string(real) + " came): ";
       if (promised == 1) {
         first = r;
-        expect(difference(r.output, expected.output) < tolerance, where + "output");
-        expect(difference(r.h_n, expected.h_n) < tolerance, where + "h_n");
-        expect(difference(r.linear, expected_linear) < tolerance, where + "linear walk");
-        if (!fair) continue;
-        expect(difference(r.d_pre, expected.d_pre) < tolerance, where + "d_pre");
-        expect(difference(r.d_h0, expected.d_h0) < tolerance, where + "d_h0");
-        expect(difference(r.d_decay, expected.d_decay, sizeof(S) == 2) < tolerance, where + "d_decay");
+        expected.check(r, where);
       } else {
-        expect(same_bits(r.output, first.output) && same_bits(r.h_n, first.h_n) &&
-                   same_bits(r.d_pre, first.d_pre) && same_bits(r.d_h0, first.d_h0) &&
-                   same_bits(r.d_decay, first.d_decay) && same_bits(r.active, first.active) &&
-                   same_bits(r.linear, first.linear),
-               where + "same bits as one thread");
+        expect(same_bits(r, first), where + "same bits as one thread");
       }
     }
   }
