@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
-#include "core/optimizer.h"
 #include "core/elements.h"
+#include "core/optimizer.h"
 #include "cpu/power_sum.h"
 #include "cpu/team.h"
 
