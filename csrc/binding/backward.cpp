@@ -96,14 +96,15 @@ class WeightGradient {
     const at::Tensor u = packed_ ? d_pre_ : d_pre_.flatten(step_dim(), step_dim() + 1);
     const at::Tensor h = packed_ ? output_ : output_.flatten(step_dim(), step_dim() + 1);
     for (int64_t t = 0; t < layout_.steps;) {
-      const int64_t start = offset(t);
+      const int64_t start = layout_.first_row(t);
       int64_t end = t;
-      while (end < layout_.steps && (end == t || offset(end) + layout_.rows_at(end) - start <= kRowsAtOnce)) {
+      while (end < layout_.steps &&
+             (end == t || layout_.first_row(end) + layout_.rows_at(end) - start <= kRowsAtOnce)) {
         ++end;
       }
-      const int64_t rows = offset(end - 1) + layout_.rows_at(end - 1) - start;
+      const int64_t rows = layout_.first_row(end - 1) + layout_.rows_at(end - 1) - start;
       at::Tensor x = at::empty(shape_of(rows), sum_.options());
-      for (int64_t step = t; step < end; ++step) copy_previous(step, h, x, offset(step) - start);
+      for (int64_t step = t; step < end; ++step) copy_previous(step, h, x, layout_.first_row(step) - start);
       if (!kind_.reads_state) {
         active_kernels().activate(kind_.nonlinearity, element_type(x.scalar_type()).value(), x.data_ptr(),
                                   x.data_ptr(), x.numel());
@@ -112,8 +113,6 @@ class WeightGradient {
       t = end;
     }
   }
-
-  int64_t offset(int64_t t) const { return layout_.offsets ? layout_.offsets[t] : t * layout_.batch; }
 
   std::vector<int64_t> shape_of(int64_t rows) const {
     std::vector<int64_t> shape = sum_.sizes().vec();
@@ -127,7 +126,7 @@ class WeightGradient {
     const int64_t before = layout_.reverse ? t + 1 : t - 1;
     const bool exists = before >= 0 && before < layout_.steps;
     const int64_t carried = exists ? std::min(rows, layout_.rows_at(before)) : 0;
-    if (carried > 0) x.narrow(dim, at, carried).copy_(h.narrow(dim, offset(before), carried));
+    if (carried > 0) x.narrow(dim, at, carried).copy_(h.narrow(dim, layout_.first_row(before), carried));
     if (carried == rows) return;
     at::Tensor fresh = x.narrow(dim, at + carried, rows - carried);
     if (h0_.defined()) {

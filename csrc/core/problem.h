@@ -37,6 +37,8 @@ struct Layout {
   bool reverse = false;              // walk from step T-1 down to step 0
 
   RNNKERNELS_INLINE int64_t rows_at(int64_t t) const { return rows ? rows[t] : batch; }
+  // Where a step begins among the rows of all steps.
+  RNNKERNELS_INLINE int64_t first_row(int64_t t) const { return offsets ? offsets[t] : t * batch; }
 };
 
 // A sequence [G, T, B, H] (or [G, sum(rows), H]) whose units are contiguous.

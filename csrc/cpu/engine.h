@@ -90,9 +90,7 @@ class Engine {
       : problem_(problem), plan_(plan), workspace_(workspace), sweep_(sweep) {
     const Layout& layout = problem.layout;
     const int64_t last = layout.steps - 1;
-    const int64_t rows = last < 0      ? 0
-                         : layout.rows ? layout.offsets[last] + layout.rows[last]
-                                       : layout.steps * layout.batch;
+    const int64_t rows = last < 0 ? 0 : layout.first_row(last) + layout.rows_at(last);
     far_ =
         problem.networks * rows * problem.hidden * static_cast<int64_t>(sizeof(T)) > kNearBytes * plan.slots;
   }

@@ -115,17 +115,15 @@ struct SweepBase {
       state[v] = load_or_zero(advance(h0, v), hidden - column - v);
     }
   }
-  int64_t first_row(int64_t t) const {
-    return problem.layout.offsets ? problem.layout.offsets[t] : t * problem.layout.batch;
-  }
   StepBits bits_at(int64_t t) const {
     const int64_t row_words = (hidden + 31) / 32;
-    return {problem.saved.active + network * problem.saved.active_network_stride + first_row(t) * row_words,
+    return {problem.saved.active + network * problem.saved.active_network_stride +
+                problem.layout.first_row(t) * row_words,
             row_words, blocks};
   }
   StepRows<S> activation_at(int64_t t) const {
     return {static_cast<S*>(problem.saved.activation) + network * problem.saved.activation_network_stride +
-                first_row(t) * hidden,
+                problem.layout.first_row(t) * hidden,
             hidden};
   }
 };

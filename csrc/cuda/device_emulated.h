@@ -125,13 +125,13 @@ inline float element(const BFloat16Fragments::A* a, int row, int k) {
   const int lane = row % 8 * 4 + k % 8 / 2;
   return bfloat16_in(a[lane].x[row / 8 + k / 8 * 2], k % 2);
 }
-inline float element(const BFloat16Fragments::B* b, int k, int column, int) {
+inline float element(const BFloat16Fragments::B* b, int k, int column) {
   return bfloat16_in(b[column * 4 + k % 8 / 2].x[k / 8], k % 2);
 }
 inline float element(const TF32Fragments::A* a, int row, int k) {
   return tf32(a[row % 8 * 4 + k % 4].x[row / 8 + k / 4 * 2]);
 }
-inline float element(const TF32Fragments::B* b, int k, int column, int) {
+inline float element(const TF32Fragments::B* b, int k, int column) {
   return tf32(b[column * 4 + k % 4].x[k / 4]);
 }
 
@@ -156,7 +156,7 @@ void multiply_add(const char* name, Sums& c, const typename Fragments::A& a, con
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
     float sum = 0;
-    for (int k = 0; k < kDepth; ++k) sum += element(all_a, row, k) * element(all_b, k, column, 0);
+    for (int k = 0; k < kDepth; ++k) sum += element(all_a, row, k) * element(all_b, k, column);
     c.x[i] += sum;
   }
 }

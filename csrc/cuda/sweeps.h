@@ -16,11 +16,6 @@
 
 namespace rnnkernels::cuda {
 
-// Where the rows of a step begin in a sequence, in rows.
-RNNKERNELS_INLINE int64_t first_row(const Layout& layout, int64_t t) {
-  return layout.offsets ? layout.offsets[t] : t * layout.batch;
-}
-
 template <class S>
 RNNKERNELS_INLINE S* at(const Sequence& sequence, const Layout& layout, int64_t network, int64_t t,
                         int64_t row, int64_t unit) {
@@ -54,13 +49,13 @@ struct SweepBase {
   RNNKERNELS_INLINE S* activation(const Step& step, int64_t row, int64_t unit) const {
     if (!problem.saved.activation) return nullptr;
     return static_cast<S*>(problem.saved.activation) + network * problem.saved.activation_network_stride +
-           (first_row(problem.layout, step.t) + row) * problem.hidden + unit;
+           (problem.layout.first_row(step.t) + row) * problem.hidden + unit;
   }
   // The words of a row; a tile of 16 units has half a word.
   RNNKERNELS_INLINE uint32_t* words(const Step& step, int64_t row) const {
     if (!problem.saved.active) return nullptr;
     return problem.saved.active + network * problem.saved.active_network_stride +
-           (first_row(problem.layout, step.t) + row) * ((problem.hidden + 31) / 32);
+           (problem.layout.first_row(step.t) + row) * ((problem.hidden + 31) / 32);
   }
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -333,5 +334,26 @@ class Expected {
     expect(difference(found, expected, least_) < tolerance_, where);
   }
 };
+
+// Calls fn(case) for every form, nonlinearity and layout of these shapes (G, T, B, H), stored as these types.
+template <class Fn>
+void for_cases(const std::vector<std::array<int64_t, 4>>& shapes, const std::vector<ElementType>& types,
+               Fn&& fn) {
+  for (const auto& [networks, steps, batch, hidden] : shapes) {
+    for (const Form form : {Form::kRate, Form::kCurrent}) {
+      for (int nonlinearity = 0; nonlinearity < count(Nonlinearities{}); ++nonlinearity) {
+        for (int bits = 0; bits < 8; ++bits) {
+          const bool packed = bits & 1, reverse = bits & 2, with_h0 = bits & 4;
+          if (packed && (batch == 0 || steps == 0)) continue;
+          const bool per_unit = (bits + hidden) % 2;
+          for (const ElementType type : types) {
+            fn(Case{type, nonlinearity, form, networks, steps, batch, hidden, packed, reverse, with_h0,
+                    per_unit});
+          }
+        }
+      }
+    }
+  }
+}
 
 }  // namespace

@@ -1,7 +1,6 @@
 // The GPU's engine for a team of one block, on the emulated GPU: all directions, forms and layouts against
 // plain loops, under several orders of its threads each.
 #include <cstdlib>
-#include <tuple>
 
 #include "cuda/block_engine.h"
 #include "cuda/emulation.h"
@@ -86,39 +85,25 @@ int main(int argc, char** argv) {
   const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
   const int orders = argc > 2 ? std::max(1, std::atoi(argv[2])) : 4;
   int drawn = 0, cases = 0;
-  for (const auto& [networks, steps, batch, hidden] :
-       {std::tuple<int64_t, int64_t, int64_t, int64_t>{1, 0, 3, 5},
-        {1, 3, 0, 5},
-        {1, 1, 1, 1},
-        {1, 4, 3, 7},
-        {2, 3, 9, 16},
-        {1, 4, 8, 33},
-        {2, 3, 11, 50},
-        {1, 3, 17, 64}}) {
-    for (const Form form : {Form::kRate, Form::kCurrent}) {
-      for (int nonlinearity = 0; nonlinearity < count(Nonlinearities{}); ++nonlinearity) {
-        for (int bits = 0; bits < 8; ++bits) {
-          const bool packed = bits & 1, reverse = bits & 2, with_h0 = bits & 4;
-          if (packed && (batch == 0 || steps == 0)) continue;
-          const bool per_unit = (bits + hidden) % 2;
-          for (const ElementType type :
-               {ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat16}) {
-            if (++drawn % each != 0) continue;
-            ++cases;
-            const Case c{type,   nonlinearity, form,    networks, steps,   batch,
-                         hidden, packed,       reverse, with_h0,  per_unit};
-            if (type == ElementType::kFloat32) {
-              check<float>(c, drawn, orders);
-            } else if (type == ElementType::kBFloat16) {
-              check<BFloat16>(c, drawn, orders);
-            } else {
-              check<Float16>(c, drawn, orders);
-            }
-          }
-        }
-      }
-    }
-  }
+  for_cases({{1, 0, 3, 5},
+             {1, 3, 0, 5},
+             {1, 1, 1, 1},
+             {1, 4, 3, 7},
+             {2, 3, 9, 16},
+             {1, 4, 8, 33},
+             {2, 3, 11, 50},
+             {1, 3, 17, 64}},
+            {ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat16}, [&](const Case& c) {
+              if (++drawn % each != 0) return;
+              ++cases;
+              if (c.type == ElementType::kFloat32) {
+                check<float>(c, drawn, orders);
+              } else if (c.type == ElementType::kBFloat16) {
+                check<BFloat16>(c, drawn, orders);
+              } else {
+                check<Float16>(c, drawn, orders);
+              }
+            });
   std::printf("%d cases, %d failures\n", cases, failures);
   return failures != 0 || cases == 0;
 }

@@ -56,39 +56,24 @@ void check(const Case& c, unsigned seed) {
 int main(int argc, char** argv) {
   const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
   int drawn = 0, cases = 0;
-  const auto next = [&](const Case& c) {
-    if (++drawn % each != 0) return;
-    ++cases;
-    with_element(c.type, [&](auto stored) { check<decltype(stored)>(c, drawn); });
-  };
-  for (const auto& [networks, steps, batch, hidden] :
-       {std::tuple<int64_t, int64_t, int64_t, int64_t>{1, 0, 3, 5},
-        {1, 4, 0, 5},
-        {1, 1, 1, 1},
-        {1, 5, 3, 7},
-        {2, 4, 13, 16},
-        {1, 6, 9, 33},
-        {3, 3, 2, 50},
-        {1, 3, 26, 64},
-        {1, 7, 1, 190},
-        {1, 9, 3, 200},
-        {2, 5, 13, 100},
-        {1, 4, 2, 257}}) {
-    for (const Form form : {Form::kRate, Form::kCurrent}) {
-      for (int nonlinearity = 0; nonlinearity < count(Nonlinearities{}); ++nonlinearity) {
-        for (int bits = 0; bits < 8; ++bits) {
-          const bool packed = bits & 1, reverse = bits & 2, with_h0 = bits & 4;
-          if (packed && (batch == 0 || steps == 0)) continue;
-          const bool per_unit = (bits + hidden) % 2;
-          for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16,
-                                         ElementType::kFloat16}) {
-            next({type, nonlinearity, form, networks, steps, batch, hidden, packed, reverse, with_h0,
-                  per_unit});
-          }
-        }
-      }
-    }
-  }
+  for_cases({{1, 0, 3, 5},
+             {1, 4, 0, 5},
+             {1, 1, 1, 1},
+             {1, 5, 3, 7},
+             {2, 4, 13, 16},
+             {1, 6, 9, 33},
+             {3, 3, 2, 50},
+             {1, 3, 26, 64},
+             {1, 7, 1, 190},
+             {1, 9, 3, 200},
+             {2, 5, 13, 100},
+             {1, 4, 2, 257}},
+            {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16, ElementType::kFloat16},
+            [&](const Case& c) {
+              if (++drawn % each != 0) return;
+              ++cases;
+              with_element(c.type, [&](auto stored) { check<decltype(stored)>(c, drawn); });
+            });
   std::printf("%d cases, %d failures\n", cases, failures);
   return failures != 0 || cases == 0;
 }
