@@ -5,11 +5,20 @@
 
 #include "cuda/emulation.h"
 
+#define RNNKERNELS_DEVICE inline
+#define RNNKERNELS_KERNEL(threads, blocks) void
+#define RNNKERNELS_ARGUMENT const
+
 namespace rnnkernels::device {
 
 inline Place place() {
   const emulation::Place at = emulation::place();
   return {at.thread, at.threads, at.block, at.blocks, at.cluster_rank, at.cluster_size};
+}
+
+template <class T>
+T opaque(T x) {
+  return x;
 }
 
 template <class T>
@@ -34,6 +43,12 @@ class Shared {
     std::memcpy(&x, emulation::touch(element(i, count), sizeof(Packed), emulation::Access::kRead),
                 sizeof(Packed));
     return x;
+  }
+  template <class Packed>
+  void store(int64_t i, Packed x) const {
+    const int64_t count = static_cast<int64_t>(sizeof(Packed) / sizeof(T));
+    std::memcpy(emulation::touch(element(i, count), sizeof(Packed), emulation::Access::kWrite), &x,
+                sizeof(Packed));
   }
   Shared slice(int64_t first, int64_t size) const {
     if (first < 0 || size < 0 || first + size > size_) emulation::out_of_run(first + size - 1, size_);
@@ -103,6 +118,31 @@ class Mbarrier {
 template <class T>
 void store_async(const Shared<T>& to, int64_t i, T x, const Mbarrier& barrier) {
   emulation::store_async(to.element(i, 1), &x, sizeof(T), barrier.address());
+}
+
+using emulation::store_word;
+template <int kCount>
+void await_words(const uint64_t* const (&from)[kCount], uint32_t mark, uint32_t (&to)[kCount][2]) {
+  for (int i = 0; i < kCount; ++i) {
+    for (int j = 0; from[i] && j < 2; ++j) to[i][j] = emulation::await_word(from[i] + j, mark);
+  }
+}
+
+template <class... Arguments>
+Status launch(const Grid& grid, Stream, void (*kernel)(Arguments...), Arguments... arguments) {
+  emulation::Launch launch;
+  launch.blocks = static_cast<int>(grid.blocks);
+  launch.threads = grid.threads;
+  launch.cluster = grid.cluster;
+  launch.shared_bytes = grid.shared_bytes;
+  launch.seed = emulation::next_seed();
+  emulation::run(launch, [&] { kernel(arguments...); });
+  return 0;
+}
+
+inline Status fill_zero(void* memory, int64_t bytes, Stream) {
+  std::memset(memory, 0, static_cast<size_t>(bytes));
+  return 0;
 }
 
 namespace emulated {

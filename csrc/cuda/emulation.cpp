@@ -162,4 +162,27 @@ unsigned add_release(unsigned* to, unsigned value) {
   return before;
 }
 
+void store_word(uint64_t* to, uint32_t x, uint32_t mark) {
+  machine->yield_sometimes();
+  *to = static_cast<uint64_t>(mark) << 32 | x;
+}
+
+uint32_t await_word(const uint64_t* from, uint32_t mark) {
+  const auto found = [from] { return static_cast<uint32_t>(*from >> 32); };
+  if (found() < mark) {
+    machine->wait(text("a word with mark %u", mark), [found, mark] { return found() >= mark; });
+  }
+  if (found() != mark) {
+    throw Fault("overrun",
+                machine->who(machine->current()) + text(" finds mark %u in place of %u", found(), mark));
+  }
+  return static_cast<uint32_t>(*from);
+}
+
+namespace {
+uint64_t seed = 0;
+}  // namespace
+void set_seed(uint64_t from) { seed = from; }
+uint64_t next_seed() { return seed++; }
+
 }  // namespace rnnkernels::emulation
