@@ -74,13 +74,13 @@ template <Slopes kSlopes>
 using AnyRate = AnyCell<RateCell, kSlopes>;
 using AnyCurrent = AnyCell<CurrentCell, Slopes::kAny>;
 
-// Calls fn(a cell type) with that of the form and row of the list.
+// Calls fn(null, of the type of the cell) for the form and row of the list.
 template <class Fn>
 void with_any_cell(NonlinearityIndex nonlinearity, Form form, const Fn& fn) {
-  if (form == Form::kCurrent) return fn(static_cast<AnyCurrent*>(nullptr));
-  visit<Slopes::kAny>(nonlinearity, Nonlinearities{}, [&](auto f) {
-    constexpr Slopes kSlopes = decltype(f)::kBinarySlope ? Slopes::kBinary : Slopes::kSmooth;
-    fn(static_cast<AnyRate<kSlopes>*>(nullptr));
+  with_cell(nonlinearity, form, Nonlinearities{}, [&](auto cell) {
+    constexpr bool kBinary = decltype(cell)::Nonlinearity::kBinarySlope;
+    if (form == Form::kCurrent) return fn(static_cast<AnyCurrent*>(nullptr));
+    return fn(static_cast<AnyRate<kBinary ? Slopes::kBinary : Slopes::kSmooth>*>(nullptr));
   });
 }
 

@@ -93,7 +93,7 @@ constexpr int kDeepEnough = 2;
 RNNKERNELS_INLINE constexpr int register_slices(Shape shape, bool bfloat16) {
   switch (shape) {
     case Shape::kSmall:
-      return bfloat16 ? 7 : 14;
+      return bfloat16 ? 7 : 10;
     case Shape::kWide:
       return bfloat16 ? 15 : 16;
     case Shape::kLong:
