@@ -12,16 +12,21 @@ namespace rnnkernels::cuda {
 
 enum class Slopes { kBinary, kSmooth, kAny };  // of the f that a cell may have
 
-// Calls fn(F{}) with row `index` of the list, if its slope is one of these.
+template <class F, Slopes kSlopes>
+constexpr bool kHasSlope = kSlopes == Slopes::kAny || (kSlopes == Slopes::kBinary) == F::kBinarySlope;
+
+// Calls fn(F{}) with row `index` of the list, one of those with such a slope. If there is but one, no
+// question is asked.
 template <Slopes kSlopes, class Fn, class... F>
 RNNKERNELS_INLINE void visit(NonlinearityIndex index, NonlinearityList<F...>, const Fn& fn) {
+  constexpr bool kOnlyOne = (int{kHasSlope<F, kSlopes>} + ...) == 1;
   int row = 0;
   const auto try_row = [&](auto f) {
     const bool found = row++ == index;
-    if constexpr (kSlopes == Slopes::kAny || (kSlopes == Slopes::kBinary) == decltype(f)::kBinarySlope) {
-      if (found) fn(f);
+    if constexpr (kHasSlope<decltype(f), kSlopes>) {
+      if (kOnlyOne || found) fn(f);
     }
-    return found;
+    return !kOnlyOne && found;
   };
   (void)(try_row(F{}) || ...);
 }
