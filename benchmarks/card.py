@@ -30,12 +30,8 @@ def no_card() -> str | None:
     """Why nothing can be measured on a GPU here; None where it can."""
     if torch.cuda.is_available():
         return None
-    why = (
-        "and it finds no GPU that works"
-        if torch.version.cuda
-        else "which was built without CUDA, so it would find no GPU"
-    )
-    return f"this needs an NVIDIA GPU and a torch that sees it; here is torch {torch.__version__}, {why}"
+    why = "which finds none that works" if torch.version.cuda else "which was built without CUDA"
+    return f"this needs an NVIDIA GPU and a torch that uses it; here is torch {torch.__version__}, {why}"
 
 
 def arch_list(capability: tuple[int, int]) -> str:

@@ -33,7 +33,8 @@ def capture_on_cuda(function: Callable[[], Result]) -> Callable[[], Result]:
         function()  # libraries make their handles and workspaces now, not in the capture
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads, JAX's among them, may do with the device what they like meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
 
     def replay() -> Result:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from .problem import OURS, Cell
+from .report import RECURRENCE
 
+ALWAYS = (OURS, RECURRENCE)
 INPUTS = 64
 STEPS = 512
 HIDDEN = (256, 128, 512, 1024, 64, 2048, 384, 768)  # in this order, so that a short run has the middle of it
@@ -83,7 +85,7 @@ SET_UP_OTHERS = 0.2
 STEP_US = {"loop": (20.0, 80.0), "compile": (15.0, 60.0), "graph": (5.0, 15.0), "scan": (10.0, 30.0)}
 STEP_US_OTHERS = (2.0, 6.0)
 FLOPS_PER_S = 2e13  # of a step's product, where nobody has measured yet
-READINGS = 8  # of each pass: warming and timed ones
+READINGS = 12  # of each pass: warming and timed ones
 LEAST_READING = 0.01  # seconds
 
 
@@ -125,7 +127,7 @@ def choose(
     """What fits into the seconds: peers go first, the dearest first; then points, the last first."""
     kept = {point: list(peers) for point, peers in wanted.items()}
     dropped: dict[Point, list[str]] = {}
-    total = sum(cost(point, who) for point in kept for who in (OURS, *kept[point]))
+    total = sum(cost(point, who) for point in kept for who in (*ALWAYS, *kept[point]))
     optional = [(point, peer) for point, peers in kept.items() for peer in peers if peer not in stay]
     cheapest: dict[str, tuple[Point, str]] = {}
     for pair in sorted(optional, key=lambda pair: cost(*pair)):
@@ -143,7 +145,7 @@ def choose(
     for point in reversed(wanted):
         if total <= seconds:
             break
-        total -= sum(cost(point, who) for who in (OURS, *kept.pop(point)))
+        total -= sum(cost(point, who) for who in (*ALWAYS, *kept.pop(point)))
         points_dropped.insert(0, point)
         dropped.pop(point, None)
     return Choice(kept, dropped, points_dropped)

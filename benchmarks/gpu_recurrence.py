@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from . import floor, gpu_table, layer, report
+from .bench import Bench, cuda_bench
 from .card import no_card, tf32_allowed
 from .check import TF32_TOLERANCE, Checker
 from .gpu_plan import QUICK_GRID, Costs, Point, choose, grid, unsuited
@@ -29,27 +30,13 @@ from .jax_scan import prepare_jax
 from .machine import environment
 from .peers import PEERS, Recurrence, make_ours
 from .problem import OURS, Contender, Problem, make_problem
-from .timing import EventStopwatch, Plan, Rotation, Stopwatch, Timing, measure, wall_clock
+from .timing import Rotation, Timing, measure
 
 DECAY = 0.8
-INPUT_SETS = 3
 BUDGET = 300.0
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
-# Events already average over calls, and nothing spins on a device that waits.
-PLAN = Plan(seconds=3.0, rounds=5, turn=0.01, turn_calls=2, rest=0.0, warmup=0.05)
-QUICK_PLAN = Plan(seconds=0.2, rounds=2, turn=0.002, turn_calls=1, rest=0.0, warmup=0.01)
 NETWORKS = (100, 32, 512, 64, 128)  # side by side: their number, B, T, I, H
 QUICK_NETWORKS = (3, 2, 8, 4, 16)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The device, and how time is taken on it."""
-
-    device: str
-    new_stopwatch: Callable[[], Stopwatch]
-    plan: Plan
-    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass
@@ -58,18 +45,6 @@ class Measured:
 
     timings: dict[tuple[str, str], Timing] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)  # by contender
-
-
-def cuda_bench(quick: bool) -> Bench:
-    def new_stopwatch() -> Stopwatch:
-        return EventStopwatch(lambda: torch.cuda.Event(enable_timing=True))
-
-    return Bench("cuda", new_stopwatch, QUICK_PLAN if quick else PLAN)
-
-
-def cpu_bench() -> Bench:
-    """The same steps without a card, for the tests."""
-    return Bench("cpu", lambda: wall_clock, QUICK_PLAN)
 
 
 # ------------------------------------------------------------------------------------------- run
@@ -99,7 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
         written.append(arguments.picture or path.with_suffix(".png"))
         gpu_table.picture(document, written[-1])
     print("written:", ", ".join(map(str, written)), file=sys.stderr)
-    return 1 if failures(document) else 0
+    wrong = failures(document)
+    for why in wrong:
+        print(f"error: {why}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def points_of(arguments: argparse.Namespace) -> Sequence[Point]:
@@ -155,7 +133,7 @@ def measure_grid(
         "environment": environment(torch.get_num_threads(), bench.device),
         "settings": {
             "decay": DECAY, "nonlinearity": "relu", "seed": seed, "budget_s": budget,
-            "input_sets": INPUT_SETS, "rounds": bench.plan.rounds,
+            "input_sets": bench.input_sets, "rounds": bench.plan.rounds,
             "slow_s": bench.plan.slow, "slow_calls": bench.plan.slow_calls,
         },
         "rates": rates.document(),
@@ -173,7 +151,7 @@ def measure_grid(
             document["points_left_out"] = [str(point) for point in rest]
             break
         print(f"[{number + 1}/{len(points)}] {spent:4.0f} s  {point}", file=sys.stderr, flush=True)
-        found = measure_point(point, choice.kept[point], bench, costs, seed + INPUT_SETS * number)
+        found = measure_point(point, choice.kept[point], bench, costs, seed + bench.input_sets * number)
         measured.update(choice.kept[point])
         cell = cell_figures(point, found, rates)
         cell["left_out"] = choice.dropped.get(point, [])
@@ -205,7 +183,7 @@ def measure_point(point: Point, peers: Sequence[str], bench: Bench, costs: Costs
     makers |= {name: PEERS[name].make for name in peers}
     with tf32_allowed(point.precision == "tf32"):
         try:
-            problems = make_problems(point, bench.device, seed)
+            problems = make_problems(point, bench, seed)
         except RuntimeError as error:
             result.failed[OURS] = first_line(error)
             return result
@@ -226,10 +204,11 @@ def measure_point(point: Point, peers: Sequence[str], bench: Bench, costs: Costs
     return result
 
 
-def make_problems(point: Point, device: str, seed: int) -> list[Problem]:
+def make_problems(point: Point, bench: Bench, seed: int) -> list[Problem]:
     dtype = DTYPES[point.precision]
     return [
-        make_problem(point.cell, dtype, DECAY, seed + k, device, point.lengths) for k in range(INPUT_SETS)
+        make_problem(point.cell, dtype, DECAY, seed + k, bench.device, point.lengths)
+        for k in range(bench.input_sets)
     ]
 
 

@@ -218,12 +218,14 @@ def picture(document: Document, path: Path) -> None:
     for panel in panels.flat:
         labels |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     figure.legend(labels.values(), labels, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
-    figure.supxlabel(f"H.  {environment_line(document['environment'])[:120]}", fontsize=7, color=GREY)
+    card, torch_version = document["environment"].get("card", {}), document["environment"]["torch"]
+    figure.supxlabel(f"H.  {card.get('name', 'no card')}, torch {torch_version}", fontsize=8, color=GREY)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def draw_panel(panel: Any, cells: Sequence[Document], name: str) -> None:
+    ticker: Any = importlib.import_module("matplotlib.ticker")
     contenders = dict.fromkeys(who for cell in cells for who in cell[name]["times"])
     for who in contenders:
         having = [c for c in cells if who in c[name]["times"]]
@@ -236,5 +238,9 @@ def draw_panel(panel: Any, cells: Sequence[Document], name: str) -> None:
         panel.plot(*zip(*floors, strict=True), "--", color=GREY, linewidth=1, label="floor")
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.minorticks_off()
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter("{x:g}")
     panel.grid(color="#dddddd", linewidth=0.5)
     panel.tick_params(labelsize=7)

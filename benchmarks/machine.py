@@ -83,7 +83,7 @@ class OtherLoad:
         return max(0.0, ((busy - self._busy) - (own - self._own)) / spent)
 
 
-def environment(threads: int, device: str = "cpu") -> dict[str, Any]:
+def environment(threads: int, device: str = "cpu", package: bool = True) -> dict[str, Any]:
     """All that a reader needs to judge, or repeat, the figures. No paths, no names of hosts."""
     jax = _version("jax")
     return {
@@ -100,7 +100,7 @@ def environment(threads: int, device: str = "cpu") -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_parallel": _parallel_info(),
         "jax": None if jax is None else {"version": jax, "jaxlib": _version("jaxlib")},
-        "rnnkernels": _build_config(),
+        "rnnkernels": _build_config() if package else {},
     }
 
 
@@ -134,11 +134,8 @@ def git_commit() -> str | None:
 
 
 def _build_config() -> dict[str, Any]:
-    """Empty before it is built."""
-    try:
-        import rnnkernels
-    except ImportError:
-        return {}
+    import rnnkernels
+
     return dict(rnnkernels.build_config())
 
 

@@ -61,9 +61,7 @@ class Settings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="three small cells, seconds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="of a run with cuda; the rest is left out"
-    )
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="of a run with cuda, default 300")
     parser.add_argument("--grid", type=parse_grid, metavar="B,T,I,H;...", help="other cells")
     parser.add_argument("--threads", type=_positive, help="default: what PyTorch takes")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32; with cuda both that and bfloat16")

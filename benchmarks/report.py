@@ -84,7 +84,9 @@ def summary(cells: Sequence[Document]) -> Document:
 
 def save_json(document: Document, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    whole = path.with_suffix(".part")  # whoever is stopped while writing leaves the file of before
+    whole.write_text(json.dumps(document, indent=1) + "\n")
+    whole.replace(path)
 
 
 # ---------------------------------------------------------------------------------------- tables
