@@ -19,7 +19,11 @@ TF32_TOLERANCE = TOLERANCES[torch.bfloat16]  # products of ten bits
 
 
 class WrongAnswerError(Exception):
-    """A contender does not compute what it is timed for."""
+    """A contender does not compute what it is timed for; `forward_right`: its output is right."""
+
+    def __init__(self, text: str, forward_right: bool = False) -> None:
+        super().__init__(text)
+        self.forward_right = forward_right
 
 
 class Checker:
@@ -59,4 +63,6 @@ def compare(
             raise WrongAnswerError(f"{where} is {list(value.shape)}, expected {list(wanted.shape)}")
         error = float(torch.linalg.vector_norm(value - wanted) / torch.linalg.vector_norm(wanted))
         if not error <= most:  # also where it is not a number
-            raise WrongAnswerError(f"{where} is wrong: relative error {error:.2g}, expected at most {most:g}")
+            raise WrongAnswerError(
+                f"{where} is wrong: relative error {error:.2g}, expected at most {most:g}", what != "output"
+            )

@@ -2,7 +2,8 @@
 
 The plan is made anew before each point, with the time that is left and with what the peers have cost so far.
 Ours and nn.RNN stay to the end. Of the others the dearest goes first, which is a slow peer at a large shape;
-but a peer that has not been measured anywhere keeps its cheapest point as long as possible.
+but a peer that has not been measured anywhere keeps its first point as long as possible, and from then on its
+cost is known.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ QUICK_GRID = (Point(Cell(4, 32, 8, 64), "float32"), Point(Cell(4, 32, 8, 64), "b
 
 def unsuited(peer: str, point: Point, packs: bool) -> str | None:
     """Why a peer is not for a point, however much time there is."""
+    if peer == "half" and point.precision != "bfloat16":
+        return "is beside bfloat16 alone"
     if point.packed and not packs:
         return "takes no packed batch"
     if point.cell.T > STEPS and peer in ("compile", "flash"):
@@ -129,11 +132,11 @@ def choose(
     dropped: dict[Point, list[str]] = {}
     total = sum(cost(point, who) for point in kept for who in (*ALWAYS, *kept[point]))
     optional = [(point, peer) for point, peers in kept.items() for peer in peers if peer not in stay]
-    cheapest: dict[str, tuple[Point, str]] = {}
-    for pair in sorted(optional, key=lambda pair: cost(*pair)):
+    first: dict[str, tuple[Point, str]] = {}
+    for pair in optional:
         if pair[1] not in measured:
-            cheapest.setdefault(pair[1], pair)
-    keepsakes = set(cheapest.values())
+            first.setdefault(pair[1], pair)
+    keepsakes = set(first.values())
     for pair in sorted(optional, key=lambda pair: (pair in keepsakes, -cost(*pair))):
         if total <= seconds:
             break

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .gpu_peers import COMPILED_STEPS
 from .machine import environment_line
 from .peers import PEERS
 from .problem import OURS
@@ -59,7 +60,7 @@ def measured_peers(document: Document) -> list[str]:
 
 def rows(document: Document, name: str) -> list[list[str]]:
     peers = measured_peers(document)
-    head = ["H", "B", "T", "dtype", "ours", *map(label, peers), "best", "alone", "floor", "share"]
+    head = ["H", "B", "T", "dtype", "ours", *peers, "best", "alone", "floor", "share"]
     lines = [head]
     for cell in ordered(document):
         figures = cell[name]
@@ -100,9 +101,12 @@ def notes(document: Document) -> list[str]:
     products = ", ".join(f"{1e-12 * rate:.3g} in {name}" for name, rate in rates["flops_per_s"].items())
     lines = [
         "Medians by the device's events, input projection included; best: the fastest other over rnnkernels,"
-        " above 1x rnnkernels is faster. nn.RNN and FlashRNN compute a recurrence without leak, all others"
-        " the leaky one. JAX waits for the device at each call. float32 is exact for everyone; tf32 is"
-        " float32 with torch's and cuDNN's TF32 allowed, as cuDNN has it by default.",
+        " above 1x rnnkernels is faster. rnn: nn.RNN, by cuDNN where that takes the dtype; half: the same in"
+        " float16, beside bfloat16; graph: the loop as one CUDA graph; compile: the loop in compiled blocks"
+        f" of {COMPILED_STEPS} steps; scan: jax.lax.scan; flash: FlashRNN's Elman network. rnn, half and flash"
+        " compute a recurrence without leak, all others the leaky one. JAX waits for the device at each call."
+        " float32 is exact for everyone; tf32 is float32 with torch's and cuDNN's TF32 allowed, as cuDNN has"
+        " it by default.",
         f"{settings['input_sets']} sets of random inputs take turns; caches are not emptied between calls.",
         "alone: the recurrence without its projection; share: of the floor in that. The floor is computed"
         f" from what this run measured: copy {1e-12 * rates['copy_bytes_per_s']:.3g} TB/s; products, TFLOP/s:"
@@ -113,6 +117,9 @@ def notes(document: Document) -> list[str]:
             f"A small kernel every {1e6 * rates['launch_s']:.1f} us from Python, every"
             f" {1e6 * rates['graph_node_s']:.1f} us in a CUDA graph."
         )
+    not_by_cudnn = [name for name, takes in document["cudnn_takes"].items() if not takes]
+    if not_by_cudnn:
+        lines.append(f"This torch gives no {', '.join(not_by_cudnn)} to cuDNN: there rnn is torch's own.")
     lines += [f"Not measured: {label(peer)} ({why})." for peer, why in document["skipped"].items()]
     for cell in document["cells"]:
         for who, why in cell["failed"].items():
@@ -149,7 +156,7 @@ def left_out_lines(document: Document) -> list[str]:
 
 
 def shortened(places: Sequence[str], most: int = 4) -> str:
-    return ", ".join(places[:most]) + (", ..." if len(places) > most else "")
+    return ", ".join(places[:most]) + (" and more" if len(places) > most else "")
 
 
 # --------------------------------------------------------------------------------------- summary
@@ -158,7 +165,7 @@ def shortened(places: Sequence[str], most: int = 4) -> str:
 def summary_rows(document: Document) -> list[list[str]]:
     """For each pass and precision: the means and the least over the points."""
     peers = measured_peers(document)
-    lines = [["geometric means", "", "points", "best", "least", *map(label, peers), "share of floor"]]
+    lines = [["geometric means", "", "points", "best", "least", *peers, "share of floor"]]
     kinds = dict.fromkeys(map(kind_of, ordered(document)))
     for name, title in PASSES.items():
         for kind in kinds:

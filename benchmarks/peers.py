@@ -8,7 +8,7 @@ All but `torch.nn.RNN` and FlashRNN, which know no leak, compute the leaky recur
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,25 @@ def make_nn_rnn(problem: Problem) -> Contender:
     return _from_module(problem, module, 0.0)
 
 
+class HalfRnn:
+    """nn.RNN in float16, which cuDNN has had for longer than bfloat16; the gradient is scaled into its range."""
+
+    scale = 2.0**-8
+
+    def __init__(self, problem: Problem) -> None:
+        grad_output = (problem.grad_output.float() * self.scale).half()
+        weights = {name: weight.half() for name, weight in problem.weights.items()}
+        half = replace(problem, x=problem.x.half(), weights=weights, grad_output=grad_output)
+        self._contender = make_nn_rnn(half)
+        self.decay = self._contender.decay
+        self.forward = self._contender.forward
+        self.forward_backward = self._contender.forward_backward
+
+    def results(self) -> Results:
+        output, gradients = self._contender.results()
+        return Results(output, {name: g.float() / self.scale for name, g in gradients.items()})
+
+
 def _no_script() -> str | None:
     return None if hasattr(torch.jit, "script") else "this PyTorch has no TorchScript"
 
@@ -95,6 +114,7 @@ class Peer:
 
 PEERS: dict[str, Peer] = {
     "rnn": Peer("nn.RNN", make_nn_rnn, packs=True),
+    "half": Peer("nn.RNN float16", HalfRnn, no_cuda, ("cuda",), packs=True),
     "graph": Peer("CUDA graph", GraphedLoop, no_cuda, ("cuda",), packs=True),
     "loop": Peer("loop", make_loop, packs=True),
     "script": Peer("TorchScript", make_script, _no_script, ("cpu",)),

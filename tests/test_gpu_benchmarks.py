@@ -24,7 +24,7 @@ from benchmarks.bench import Bench, cpu_bench  # noqa: E402
 from benchmarks.check import Checker, WrongAnswerError  # noqa: E402
 from benchmarks.gpu_plan import Costs, Point  # noqa: E402
 from benchmarks.loops import from_loop, make_loop  # noqa: E402
-from benchmarks.peers import PEERS, Peer, Recurrence, make_nn_rnn, make_ours  # noqa: E402
+from benchmarks.peers import PEERS, HalfRnn, Peer, Recurrence, make_nn_rnn, make_ours  # noqa: E402
 from benchmarks.problem import OURS, Cell, Problem, make_problem  # noqa: E402
 from benchmarks.timing import Plan, Rotation  # noqa: E402
 
@@ -46,6 +46,14 @@ CARD = {"name": "NVIDIA Test", "capability": [9, 0], "multiprocessors": 128, "cu
 
 
 # ----------------------------------------------------------------------------------------- peers
+
+
+def test_nn_rnn_in_float16_is_right_beside_bfloat16() -> None:
+    for cell, lengths in ((TINY, None), (TINY, (7, 4, 1)), (Cell(64, 200, 8, 16), None)):
+        problem = make_problem(cell, torch.bfloat16, 0.8, seed=1, lengths=lengths)
+        contender = HalfRnn(problem)
+        Checker(problem)("half", contender)
+        assert contender.forward().dtype == torch.float16
 
 
 def test_the_graphed_loop_captures_each_pass_once_and_is_right() -> None:
@@ -96,7 +104,7 @@ def test_flashrnn_is_given_its_axes_and_checked_against_tanh(monkeypatch: pytest
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 def test_peers_of_a_gpu_say_that_there_is_none() -> None:
-    for name in ("graph", "compile"):
+    for name in ("graph", "compile", "half"):
         assert PEERS[name].missing() == "torch finds no NVIDIA GPU"
 
 
@@ -162,9 +170,7 @@ def test_tables_are_made_from_the_file_alone(tmp_path: Path, capsys: pytest.Capt
     )
     assert "barrier 20, shared read 10, product 20, cluster read 100, flag 400" in " ".join(printed.split())
     heads = [line.split() for line in printed.splitlines() if "alone" in line.split()]
-    assert (
-        heads == [["H", "B", "T", "dtype", "ours", "nn.RNN", "loop", "best", "alone", "floor", "share"]] * 2
-    )
+    assert heads == [["H", "B", "T", "dtype", "ours", "rnn", "loop", "best", "alone", "floor", "share"]] * 2
     assert main(["show", str(path), "--markdown"]) == 0
     assert "| H | B | T | dtype |" in capsys.readouterr().out
 
@@ -186,7 +192,28 @@ def test_a_peer_that_fails_is_left_out_with_a_line(monkeypatch: pytest.MonkeyPat
     assert "output is wrong" in cell["failed"]["wrong"]
     assert set(cell["forward"]["times"]) == {OURS, "rnn"}
     assert gpu_recurrence.failures(document) == []
-    assert any(note.startswith("Failed: wrong one at B 3") for note in gpu_table.notes(document))
+    notes = gpu_table.notes(document)
+    assert any(note.startswith("Failed: wrong one at B 3") for note in notes)
+    if not torch.cuda.is_available():
+        assert "This torch gives no float32, bfloat16, tf32 to cuDNN: there rnn is torch's own." in notes
+
+
+def test_whose_gradients_alone_are_wrong_is_timed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(problem: Problem) -> Any:
+        """The last step is cut out of the gradient."""
+
+        def loop(*arguments: Any) -> torch.Tensor:
+            output = gpu_peers.leaky_loop(*arguments)
+            return torch.cat((output[:-1], output[-1:].detach()))
+
+        return from_loop(problem, loop)
+
+    monkeypatch.setitem(PEERS, "cut", Peer("cut", cut))
+    document = tiny_run(peers=("cut", "rnn"), points=tiny_points()[:1])
+    (cell,) = document["cells"]
+    assert "gradient of weight_" in cell["failed"]["cut"]
+    assert set(cell["forward"]["times"]) == {OURS, "cut", "rnn"}
+    assert set(cell["forward_backward"]["times"]) == {OURS, "rnn"}
 
 
 def test_where_ours_fails_the_peers_are_measured_and_the_run_has_failed(

@@ -114,6 +114,8 @@ def test_who_is_not_for_a_point() -> None:
     whole, packed = Point(Cell(16, 512, 64, 512), "float32"), Point(Cell(64, 512, 64, 256), "bfloat16", True)
     assert unsuited("scan", packed, packs=False) == "takes no packed batch"
     assert unsuited("rnn", packed, packs=True) is None
+    assert unsuited("half", packed, packs=True) is None
+    assert unsuited("half", whole, packs=True) == "is beside bfloat16 alone"
     assert unsuited("compile", whole, packs=False) is None
     assert "few shapes" in unsuited("compile", whole._replace(cell=Cell(64, 512, 64, 768)), packs=False)
     assert "one T" in unsuited("compile", whole._replace(cell=Cell(16, 4096, 64, 256)), packs=False)
