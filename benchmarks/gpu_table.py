@@ -103,8 +103,9 @@ def notes(document: Document) -> list[str]:
         "Medians by the device's events, input projection included; best: the fastest other over rnnkernels,"
         " above 1x rnnkernels is faster. rnn: nn.RNN, by cuDNN where that takes the dtype; half: the same in"
         " float16, beside bfloat16; graph: the loop as one CUDA graph; compile: the loop in compiled blocks"
-        f" of {COMPILED_STEPS} steps; scan: jax.lax.scan; flash: FlashRNN's Elman network. rnn, half and flash"
-        " compute a recurrence without leak, all others the leaky one. JAX waits for the device at each call."
+        f" of {COMPILED_STEPS} steps; scan: jax.lax.scan; flash: FlashRNN's Elman network. rnn, half and"
+        " flash compute a recurrence without leak, all others the leaky one. JAX waits for the device at each"
+        " call."
         " float32 is exact for everyone; tf32 is float32 with torch's and cuDNN's TF32 allowed, as cuDNN has"
         " it by default.",
         f"{settings['input_sets']} sets of random inputs take turns; caches are not emptied between calls.",

@@ -79,7 +79,7 @@ def make_nn_rnn(problem: Problem) -> Contender:
 
 
 class HalfRnn:
-    """nn.RNN in float16, which cuDNN has had for longer than bfloat16; the gradient is scaled into its range."""
+    """nn.RNN in float16, which cuDNN takes where it may not take bfloat16; gradients scaled to its range."""
 
     scale = 2.0**-8
 

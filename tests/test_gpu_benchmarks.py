@@ -175,6 +175,30 @@ def test_tables_are_made_from_the_file_alone(tmp_path: Path, capsys: pytest.Capt
     assert "| H | B | T | dtype |" in capsys.readouterr().out
 
 
+def test_the_whole_command_with_the_cpu_as_its_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_recurrence, "no_card", lambda: None)
+    monkeypatch.setattr(gpu_recurrence, "cuda_bench", lambda quick: cpu_bench(PLAN, 2))
+    monkeypatch.setattr(gpu_recurrence, "prepare_jax", lambda *what: None)
+    monkeypatch.setattr(floor, "measure_rates", lambda *what, **more: RATES)
+    monkeypatch.setattr(gpu_recurrence, "QUICK_NETWORKS", (3, 2, 4, 3, 5))
+    command = ["recurrence", "--device", "cuda", "--quick", "--output", str(tmp_path), "--peers", "rnn,loop"]
+    assert main(command) == 0
+    assert "3 networks of H 5, B 2" in capsys.readouterr().out.splitlines()[-1]
+    document = json.loads((tmp_path / "recurrence.json").read_text())
+    assert [cell["packed"] for cell in document["cells"]] == [False, True]
+    assert (tmp_path / "recurrence.png").exists() == report.can_draw()
+    assert main([*command, "--grid", "3,7,4,5", "--dtype", "bfloat16"]) == 0
+    assert [c["point"] for c in json.loads((tmp_path / "recurrence.json").read_text())["cells"]] == [
+        "B 3, T 7, I 4, H 5, bfloat16"
+    ]
+    monkeypatch.setattr(gpu_recurrence, "make_ours", failing)
+    assert main([*command, "--grid", "3,7,4,5"]) == 1
+    assert "error: B 3, T 7, I 4, H 5, float32: NotImplementedError" in capsys.readouterr().err
+    assert main([*command, "--dtype", "float64"]) == 2
+
+
 def failing(problem: Problem) -> Any:
     raise NotImplementedError("not for these sizes\nand more")
 
