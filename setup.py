@@ -98,6 +98,7 @@ class BuildWithCMake(build_ext):
         ]  # fmt: skip
         jobs = ["--parallel", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         self.call(configure)
+        self.call(configure)  # if nvcc is another than the last time, CMake has dropped all other options
         self.call([cmake, "--build", str(build), *jobs])
         self.call([cmake, "--install", str(build), "--prefix", str(target), "--component", "module"])
         (target / "_build.json").write_text(json.dumps({"torch": version}) + "\n")
