@@ -7,14 +7,20 @@
 #   make clean    remove what the others made
 #
 # TORCH=...   another requirement for torch      PYTHON=...   another interpreter
+# RNNKERNELS_CUDA=1   with the CUDA kernels, =0 without them. They take minutes, so by default they are built
+# here only where there is a GPU; `pip install .` builds them wherever it finds nvcc.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py cuda_build.py pyproject.toml
+ifeq ($(RNNKERNELS_CUDA),)
+RNNKERNELS_CUDA := $(shell nvidia-smi > /dev/null 2>&1 || echo 0)
+endif
+export RNNKERNELS_CUDA
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench lint clean always
 .DELETE_ON_ERROR:
 
 help:
@@ -29,7 +35,11 @@ $(VENV)/torch.stamp:
 	$(PIP) install --quiet "$(TORCH)" numpy "setuptools>=77" "pybind11>=2.13" "cmake>=3.22" ninja
 	@touch $@
 
-$(VENV)/package.stamp: $(VENV)/torch.stamp $(SOURCES)
+# Newer when RNNKERNELS_CUDA is another than the last time.
+$(VENV)/cuda.setting: $(VENV)/torch.stamp always
+	@echo "$(RNNKERNELS_CUDA)" | cmp -s - $@ || echo "$(RNNKERNELS_CUDA)" > $@
+
+$(VENV)/package.stamp: $(VENV)/torch.stamp $(VENV)/cuda.setting $(SOURCES)
 	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 

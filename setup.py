@@ -16,6 +16,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # where build front ends do not
+from cuda_build import cmake_options  # noqa: E402
+
 OLDEST_TORCH = (2, 8)
 ASK_TORCH = (
     "import json, os, sys, torch; "
@@ -73,7 +76,7 @@ class BuildWithCMake(build_ext):
 
     def build_extension(self, ext):
         compiler = os.environ.get("CXX", "").split()
-        find_tool(compiler[0] if compiler else "c++", "a C++20 compiler (g++ or clang++)")
+        compiler = find_tool(compiler[0] if compiler else "c++", "a C++20 compiler (g++ or clang++)")
         cmake = find_tool("cmake", "CMake (pip install cmake)")
         ninja = find_tool("ninja", "Ninja (pip install ninja)")
         try:
@@ -91,16 +94,19 @@ class BuildWithCMake(build_ext):
             cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DRNNKERNELS_TORCH={folder}",
-            f"-DRNNKERNELS_TORCH_VERSION={version}",
+            f"-DRNNKERNELS_TORCH_VERSION={version}", *cmake_options(os.environ, compiler),
         ]  # fmt: skip
         jobs = ["--parallel", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         self.call(configure)
+        self.call(configure)  # if nvcc is another than the last time, CMake has dropped all other options
         self.call([cmake, "--build", str(build), *jobs])
         self.call([cmake, "--install", str(build), "--prefix", str(target), "--component", "module"])
-        # An editable install copies the module into the source tree, and only the module.
-        editable = getattr(self, "editable_mode", False)
-        for place in [target, ROOT / "rnnkernels"] if editable else [target]:
-            (place / "_build.json").write_text(json.dumps({"torch": version}) + "\n")
+        (target / "_build.json").write_text(json.dumps({"torch": version}) + "\n")
+
+    def copy_extensions_to_source(self):
+        """The record stays with the module where it is used from this folder."""
+        super().copy_extensions_to_source()
+        shutil.copy(Path(self.build_lib, "rnnkernels", "_build.json"), ROOT / "rnnkernels")
 
     def call(self, command):
         """Run, and turn a failure into one sentence after the tool's own output."""

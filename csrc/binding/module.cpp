@@ -61,7 +61,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = RNNKERNELS_VERSION;
   m.attr("compiler") = RNNKERNELS_COMPILER;
   m.attr("torch_version") = RNNKERNELS_TORCH_VERSION;
-  m.attr("cuda_architectures") = py::tuple();
+  m.attr("cuda_architectures") = py::tuple(py::str(RNNKERNELS_CUDA_ARCHITECTURES).attr("split")());
   m.def("nonlinearities", &nonlinearities, "Names of the nonlinearities, in the order of the C++ list.");
   m.def("instruction_sets", &instruction_sets,
         "The CPU instruction sets that were built, fastest first, and whether each runs here.");
