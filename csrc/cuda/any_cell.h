@@ -12,16 +12,21 @@ namespace rnnkernels::cuda {
 
 enum class Slopes { kBinary, kSmooth, kAny };  // of the f that a cell may have
 
-// Calls fn(F{}) with row `index` of the list, if its slope is one of these.
+template <class F, Slopes kSlopes>
+constexpr bool kHasSlope = kSlopes == Slopes::kAny || (kSlopes == Slopes::kBinary) == F::kBinarySlope;
+
+// Calls fn(F{}) with row `index` of the list, one of those with such a slope. If there is but one, no
+// question is asked.
 template <Slopes kSlopes, class Fn, class... F>
 RNNKERNELS_INLINE void visit(NonlinearityIndex index, NonlinearityList<F...>, const Fn& fn) {
+  constexpr bool kOnlyOne = (int{kHasSlope<F, kSlopes>} + ...) == 1;
   int row = 0;
   const auto try_row = [&](auto f) {
     const bool found = row++ == index;
-    if constexpr (kSlopes == Slopes::kAny || (kSlopes == Slopes::kBinary) == decltype(f)::kBinarySlope) {
-      if (found) fn(f);
+    if constexpr (kHasSlope<decltype(f), kSlopes>) {
+      if (kOnlyOne || found) fn(f);
     }
-    return found;
+    return !kOnlyOne && found;
   };
   (void)(try_row(F{}) || ...);
 }
@@ -74,13 +79,13 @@ template <Slopes kSlopes>
 using AnyRate = AnyCell<RateCell, kSlopes>;
 using AnyCurrent = AnyCell<CurrentCell, Slopes::kAny>;
 
-// Calls fn(a cell type) with that of the form and row of the list.
+// Calls fn(null, of the type of the cell) for the form and row of the list.
 template <class Fn>
 void with_any_cell(NonlinearityIndex nonlinearity, Form form, const Fn& fn) {
-  if (form == Form::kCurrent) return fn(static_cast<AnyCurrent*>(nullptr));
-  visit<Slopes::kAny>(nonlinearity, Nonlinearities{}, [&](auto f) {
-    constexpr Slopes kSlopes = decltype(f)::kBinarySlope ? Slopes::kBinary : Slopes::kSmooth;
-    fn(static_cast<AnyRate<kSlopes>*>(nullptr));
+  with_cell(nonlinearity, form, Nonlinearities{}, [&](auto cell) {
+    constexpr bool kBinary = decltype(cell)::Nonlinearity::kBinarySlope;
+    if (form == Form::kCurrent) return fn(static_cast<AnyCurrent*>(nullptr));
+    return fn(static_cast<AnyRate<kBinary ? Slopes::kBinary : Slopes::kSmooth>*>(nullptr));
   });
 }
 

@@ -13,6 +13,8 @@
 //   shared_memory<T>(at, size)   such a run from byte `at` of the block's own memory on
 //   sync_block, sync_warp, sync_cluster
 //   shuffle_xor(x, mask)         the x of lane (lane ^ mask)
+//   rounded_pair(low, high)      two numbers as bfloat16, the first in the lower half
+//   rounded<S>(x)                the bits of x in half precision, BFloat16 or Float16
 //   multiply_add(c, a, b)        C += A B for a warp: m16n8k16 of bfloat16, m16n8k8 of TF32; sums in float32
 //   copy_async(to, i, from)      16 bytes from global memory to element i on; from null: zeros
 //   commit_copies, wait_copies<n>   all but the last n groups have landed, for this thread
@@ -34,6 +36,8 @@
 #pragma once
 
 #include <cstdint>
+
+#include "core/elements.h"
 
 namespace rnnkernels::device {
 

@@ -91,6 +91,14 @@ T shuffle_xor(T x, int mask) {
   return result;
 }
 
+template <class S>
+uint16_t rounded(float x) {
+  return static_cast<uint16_t>(rnnkernels::rounded<uint32_t>(S{}, x));
+}
+inline uint32_t rounded_pair(float low, float high) {
+  return rounded<BFloat16>(low) | static_cast<uint32_t>(rounded<BFloat16>(high)) << 16;
+}
+
 template <class T>
 void copy_async(const Shared<T>& to, int64_t i, const T* from) {
   emulation::copy_async(to.element(i, static_cast<int64_t>(16 / sizeof(T))), from);

@@ -88,6 +88,24 @@ __device__ __forceinline__ T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
+__device__ __forceinline__ uint32_t rounded_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+template <class S>
+__device__ __forceinline__ uint16_t rounded(float x);
+template <>
+__device__ __forceinline__ uint16_t rounded<BFloat16>(float x) {
+  return static_cast<uint16_t>(rounded_pair(x, 0));
+}
+template <>
+__device__ __forceinline__ uint16_t rounded<Float16>(float x) {
+  uint16_t half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
+  return half;
+}
+
 __device__ __forceinline__ void multiply_add(Sums& c, const BFloat16Fragments::A& a,
                                              const BFloat16Fragments::B& b) {
   asm volatile(

@@ -29,13 +29,13 @@ class Engine {
         hidden_(static_cast<int>(problem.hidden)),
         lane_(device::place().thread % device::kWarpLanes),
         warp_(device::place().thread / device::kWarpLanes) {
-    const int columns = plan.warps / plan.parts, column = warp_ % columns;
-    part_ = warp_ / columns;
+    const int column = warp_ % plan.columns;
+    part_ = warp_ / plan.columns;
     first_tile_ = team_.rank() * plan.tiles + column * kTiles;
     last_tile_ = min(min(team_.rank() * plan.tiles + plan.tiles, (hidden_ + kTileUnits - 1) / kTileUnits),
                      first_tile_ + kTiles);
+    last_unit_ = min(last_tile_ * kTileUnits, hidden_);
     first_slice_ = part_ * plan.part_slices;
-    slices_ = min(plan.slices - first_slice_, plan.part_slices);
   }
 
   // Walks of 8 rows of one network, dealt out to its teams in turn.
@@ -60,7 +60,7 @@ class Engine {
   const Factors factors_;
   Team team_;
   const int hidden_, lane_, warp_;
-  int part_, first_tile_, last_tile_, first_slice_, slices_, rows_ = 0;
+  int part_, first_tile_, last_tile_, last_unit_, first_slice_, rows_ = 0;
   unsigned operands_ = 0;  // put so far
   A matrix_[kTiles][kRegisterSlices];
   device::Sums sums_[kTiles];
@@ -75,7 +75,7 @@ class Engine {
   }
   RNNKERNELS_DEVICE int row_of(int i) const { return lane_ % 4 * 2 + i % 2; }
 
-  // Calls fn(tile, i, row, unit) for the numbers that this lane owns and that there are.
+  // Calls fn(tile, i, row, unit, whether there is this number) for the numbers that this lane owns.
   template <class Fn>
   RNNKERNELS_DEVICE void for_numbers(int rows, const Fn& fn) const {
     if (!owns()) return;
@@ -84,7 +84,7 @@ class Engine {
       RNNKERNELS_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int unit = unit_of(tile, i), row = row_of(i);
-        if (first_tile_ + tile < last_tile_ && unit < hidden_ && row < rows) fn(tile, i, row, unit);
+        fn(tile, i, row, unit, unit < last_unit_ && row < rows);
       }
     }
   }
@@ -95,9 +95,9 @@ class Engine {
     const auto step_at = [&](int64_t s) { return sweep.at_step(down ? steps - 1 - s : s); };
     team_.begin(rows_, steps);
     if (team_.rank() >= plan_.busy) return;
-    for_numbers(rows_, [&](int tile, int i, int row, int unit) {
-      state_[tile][i] = sweep.begin(row, unit);
-      decay_[tile][i / 2] = sweep.decay(unit);
+    for_numbers(rows_, [&](int tile, int i, int row, int unit, bool on) {
+      state_[tile][i] = on ? sweep.begin(row, unit) : State{};
+      if (i % 2 == 0) decay_[tile][i / 2] = unit < last_unit_ ? sweep.decay(unit) : 0;
     });
     Incoming ahead[kTiles][4];
     Step next{};
@@ -109,7 +109,7 @@ class Engine {
     for (int64_t s = 0; s < steps; ++s) {
       const Step step = next;
       Incoming incoming[kTiles][4];
-      for_numbers(kTeamRows, [&](int tile, int i, int, int) { incoming[tile][i] = ahead[tile][i]; });
+      for_numbers(kTeamRows, [&](int tile, int i, int, int, bool) { incoming[tile][i] = ahead[tile][i]; });
       const bool last = s + 1 == steps;
       if (!last) {
         next = step_at(s + 1);
@@ -123,7 +123,9 @@ class Engine {
       device::sync_warp();  // all of its lanes have read the operand (teams.h)
       if (!last) put_operand(sweep, next, ahead);
     }
-    for_numbers(rows_, [&](int tile, int i, int row, int unit) { sweep.end(row, unit, state_[tile][i]); });
+    for_numbers(rows_, [&](int tile, int i, int row, int unit, bool on) {
+      if (on) sweep.end(row, unit, state_[tile][i]);
+    });
   }
 
   // Transposed for the backward walk. A lane keeps its own fragments, in shared memory as well.
@@ -134,7 +136,7 @@ class Engine {
       for (int tile = 0; tile < kTiles; ++tile) matrix_[tile][slice] = fragment(network, tile, slice);
       if (slice % 4 == 3) device::sync_warp();
     }
-    for (int slice = kRegisterSlices; slice < slices_; ++slice) {
+    for (int slice = kRegisterSlices; slice < plan_.part_slices; ++slice) {
       for (int tile = 0; tile < kTiles; ++tile) {
         shared_matrix().store(fragment_at(tile, slice), fragment(network, tile, slice));
       }
@@ -162,7 +164,7 @@ class Engine {
     return (place * device::kWarpLanes + lane_) * 4;
   }
 
-  // Slices in turn into two sums, whose products need not wait for each other.
+  // A chunk of slices at a time, in turn into two sums, whose products need not wait for each other.
   RNNKERNELS_DEVICE void multiply() {
     device::Sums even[kTiles], odd[kTiles];
     RNNKERNELS_UNROLL
@@ -170,13 +172,14 @@ class Engine {
     const int words =
         team_.place(operands_ - 1, lane_ / 4, first_slice_ * static_cast<int>(kSliceWords)) + lane_ % 4;
     RNNKERNELS_UNROLL
-    for (int slice = 0; slice < kRegisterSlices; ++slice) {
-      if (slice >= slices_) break;
-      multiply(words, slice, slice % 2 ? odd : even, [&](int tile) { return matrix_[tile][slice]; });
+    for (int first = 0; first < kRegisterSlices; first += kChunk) {
+      if (first >= plan_.part_slices) break;
+      multiply(words, first, even, odd, [&](int tile, int slice) { return matrix_[tile][first + slice]; });
     }
-    for (int slice = kRegisterSlices; slice < slices_; ++slice) {
-      multiply(words, slice, even,
-               [&](int tile) { return shared_matrix().template load<A>(fragment_at(tile, slice)); });
+    for (int first = kRegisterSlices; first < plan_.part_slices; first += kChunk) {
+      multiply(words, first, even, odd, [&](int tile, int slice) {
+        return shared_matrix().template load<A>(fragment_at(tile, first + slice));
+      });
     }
     RNNKERNELS_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -185,21 +188,31 @@ class Engine {
     }
   }
   template <class Fragment>
-  RNNKERNELS_DEVICE void multiply(int words, int slice, device::Sums (&sums)[kTiles],
-                                  const Fragment& fragment) const {
-    const int at = words + slice * static_cast<int>(kSliceWords);
-    const uint32_t above = team_.word(at), below = team_.word(at + 4);
+  RNNKERNELS_DEVICE void multiply(int words, int first, device::Sums (&even)[kTiles],
+                                  device::Sums (&odd)[kTiles], const Fragment& fragment) const {
+    uint32_t above[kChunk], below[kChunk];
     RNNKERNELS_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) factors_.multiply(sums[tile], fragment(tile), above, below);
+    for (int slice = 0; slice < kChunk; ++slice) {
+      const int at = words + (first + slice) * static_cast<int>(kSliceWords);
+      above[slice] = team_.word(at);
+      below[slice] = team_.word(at + static_cast<int>(kSliceWords) / 2);
+    }
+    RNNKERNELS_UNROLL
+    for (int slice = 0; slice < kChunk; ++slice) {
+      RNNKERNELS_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        factors_.multiply(slice % 2 ? odd[tile] : even[tile], fragment(tile, slice), above[slice],
+                          below[slice]);
+      }
+    }
   }
 
   // The sums of the other parts of a column, in their order, to its first.
   RNNKERNELS_DEVICE void join_parts() {
     if (plan_.parts == 1) return;
-    const int columns = plan_.warps / plan_.parts;
     const auto sums = device::shared_memory<float>(plan_.sums_at, (plan_.matrix_at - plan_.sums_at) / 4);
     const auto place = [&](int warp, int tile) {
-      return (((warp - columns) * kTiles + tile) * device::kWarpLanes + lane_) * 4;
+      return (((warp - plan_.columns) * kTiles + tile) * device::kWarpLanes + lane_) * 4;
     };
     const bool any = first_tile_ < last_tile_;
     if (any && !owns()) {
@@ -207,7 +220,7 @@ class Engine {
       for (int tile = 0; tile < kTiles; ++tile) sums.store(place(warp_, tile), sums_[tile]);
     }
     device::sync_block();
-    for (int warp = warp_ + columns; any && owns() && warp < plan_.warps; warp += columns) {
+    for (int warp = warp_ + plan_.columns; any && owns() && warp < plan_.warps; warp += plan_.columns) {
       RNNKERNELS_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         const auto theirs = sums.template load<device::Sums>(place(warp, tile));
@@ -218,15 +231,16 @@ class Engine {
   }
 
   RNNKERNELS_DEVICE void fetch(const Sweep& sweep, const Step& step, Incoming (&to)[kTiles][4]) const {
-    for_numbers(step.rows,
-                [&](int tile, int i, int row, int unit) { to[tile][i] = sweep.fetch(step, row, unit); });
+    for_numbers(step.rows, [&](int tile, int i, int row, int unit, bool on) {
+      to[tile][i] = sweep.fetch(step, row, unit, on);
+    });
   }
 
   RNNKERNELS_DEVICE void update(const Sweep& sweep, const Step& step, const Incoming (&incoming)[kTiles][4]) {
     uint32_t bits[kTiles] = {};
-    for_numbers(step.rows, [&](int tile, int i, int row, int unit) {
-      const bool bit = sweep.update(step, row, unit, decay_[tile][i / 2], incoming[tile][i], sums_[tile].x[i],
-                                    state_[tile][i]);
+    for_numbers(step.rows, [&](int tile, int i, int row, int unit, bool on) {
+      const bool bit = sweep.update(step, row, unit, on, decay_[tile][i / 2], incoming[tile][i],
+                                    sums_[tile].x[i], state_[tile][i]);
       bits[tile] |= static_cast<uint32_t>(bit) << (i % 2 * 16 + i / 2 * 8 + lane_ / 4);
     });
     if constexpr (Sweep::kKeepsBits) {
@@ -234,26 +248,23 @@ class Engine {
     }
   }
 
-  // The bits of a tile's two rows in this column of lanes, half a word each. The half that nobody owns is
-  // cleared along with the last tile.
+  // The bits of a tile's two rows in this column of lanes, half a word each. The half of a word that nobody
+  // owns is cleared along with the last tile.
   RNNKERNELS_DEVICE void keep_bits(const Sweep& sweep, const Step& step,
                                    const uint32_t (&bits)[kTiles]) const {
-    const int tiles = (hidden_ + kTileUnits - 1) / kTileUnits;
     RNNKERNELS_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       uint32_t both = bits[tile];
+      RNNKERNELS_UNROLL
       for (int mask = 4; mask < device::kWarpLanes; mask *= 2) both |= device::shuffle_xor(both, mask);
       const int place = first_tile_ + tile;
-      for (int i = 0; lane_ / 4 == 0 && i < 2; ++i) {
-        uint32_t* words =
-            row_of(i) < step.rows && place < last_tile_ ? sweep.words(step, row_of(i)) : nullptr;
-        if (!words) continue;
-        const uint16_t half = static_cast<uint16_t>(both >> (16 * i));
-        if (place % 2 == 0 && place + 1 == tiles) {
-          words[place / 2] = half;
-        } else {
-          reinterpret_cast<uint16_t*>(words)[place] = half;  // GPUs are little-endian
-        }
+      const bool alone = place % 2 == 0 && (place + 1) * kTileUnits >= hidden_;
+      RNNKERNELS_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        auto* halves = reinterpret_cast<uint16_t*>(sweep.words(step, row_of(i)));  // GPUs are little-endian
+        if (lane_ / 4 != 0 || row_of(i) >= step.rows || place >= last_tile_ || !sweep.keeps()) continue;
+        halves[place] = static_cast<uint16_t>(both >> (16 * i));
+        if (alone) halves[place + 1] = 0;
       }
     }
   }
@@ -263,8 +274,9 @@ class Engine {
     const unsigned n = operands_++;
     if (!owns()) return;
     float x[kTiles][4] = {};
-    for_numbers(step.rows, [&](int tile, int i, int row, int unit) {
-      x[tile][i] = sweep.operand(step, row, unit, decay_[tile][i / 2], incoming[tile][i], state_[tile][i]);
+    for_numbers(step.rows, [&](int tile, int i, int row, int unit, bool on) {
+      x[tile][i] =
+          sweep.operand(step, row, unit, on, decay_[tile][i / 2], incoming[tile][i], state_[tile][i]);
     });
     RNNKERNELS_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {

@@ -36,28 +36,25 @@ struct BFloat16Factors {
     RNNKERNELS_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i % 2 * 8, column = lane % 4 * 2 + i / 2 * 8;
-      a.x[i] = pair(get(row, column), get(row, column + 1));
+      a.x[i] = device::rounded_pair(get(row, column), get(row, column + 1));
     }
     return a;
   }
   // The words made of a lane's four numbers (device.h, Sums). Two units share a word, so the lane next to
   // this one in g gives one row's number and takes the other's.
   static RNNKERNELS_DEVICE void words(int lane, const float (&x)[4], OperandWord (&to)[kWordsOfLane]) {
-    const int odd = lane / 4 % 2;
+    const bool odd = lane / 4 % 2;
     RNNKERNELS_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const float keep = odd ? x[2 * half + 1] : x[2 * half], give = odd ? x[2 * half] : x[2 * half + 1];
-      const float got = device::shuffle_xor(give, 4);
-      to[half] = {lane % 4 * 2 + odd, lane / 8 + 4 * half, odd ? pair(got, keep) : pair(keep, got)};
+      const float even_row = x[2 * half], odd_row = x[2 * half + 1];
+      // Opaque, or the choice becomes a branch with a shuffle on either side.
+      const float got = device::shuffle_xor(device::opaque(odd ? even_row : odd_row), 4);
+      const uint32_t bits = device::rounded_pair(odd ? got : even_row, odd ? odd_row : got);
+      to[half] = {lane % 4 * 2 + odd, lane / 8 + 4 * half, bits};
     }
   }
   RNNKERNELS_DEVICE void multiply(device::Sums& sums, const A& a, uint32_t above, uint32_t below) const {
     device::multiply_add(sums, a, device::BFloat16Fragments::B{{above, below}});
-  }
-
- private:
-  static RNNKERNELS_DEVICE uint32_t pair(float low, float high) {
-    return rounded<uint32_t>(BFloat16{}, low) | rounded<uint32_t>(BFloat16{}, high) << 16;
   }
 };
 

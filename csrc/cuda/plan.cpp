@@ -60,15 +60,16 @@ bool fill(const Extent& extent, const Device& device, const Candidate& candidate
   plan->blocks = blocks;
   plan->tiles = static_cast<int>(ceil_div(all_tiles, blocks));
   plan->busy = static_cast<int>(ceil_div(all_tiles, plan->tiles));
-  const int columns = static_cast<int>(ceil_div(plan->tiles, per_warp));
+  const int columns = plan->columns = static_cast<int>(ceil_div(plan->tiles, per_warp));
   if (columns > kMostWarps) return false;
   plan->words = all_tiles * kTileUnits / units_of_word;
-  plan->slices = plan->words / static_cast<int>(kSliceWords);
-  const int most_parts = std::max(1, std::min(kMostWarps / columns, plan->slices / kDeepEnough));
-  plan->part_slices = static_cast<int>(ceil_div(plan->slices, most_parts));
-  plan->parts = static_cast<int>(ceil_div(plan->slices, plan->part_slices));
+  const int chunks = static_cast<int>(ceil_div(plan->words, kChunk * kSliceWords));
+  const int most_parts = std::max(1, std::min(kMostWarps / columns, chunks / (kDeepEnough / kChunk)));
+  plan->part_slices = static_cast<int>(ceil_div(chunks, most_parts)) * kChunk;
+  plan->parts = static_cast<int>(ceil_div(chunks * kChunk, plan->part_slices));
   plan->warps = columns * plan->parts;
-  plan->stride = plan->words + 4;  // rows on different banks
+  plan->padded_words = plan->parts * plan->part_slices * static_cast<int>(kSliceWords);
+  plan->stride = plan->padded_words + 4;  // rows on different banks
 
   const int held = register_slices(candidate.shape, bfloat16);
   const int64_t left = std::max(0, plan->part_slices - held);

@@ -39,16 +39,17 @@ struct Device {
 struct Plan {
   Team team = Team::kSteps;
   Shape shape = Shape::kSmall;
-  int teams = 0;        // of a network; the walks (8 rows each) are dealt out to them
-  int blocks = 0;       // of a team
-  int busy = 0;         // of them: those that have units
-  int tiles = 0;        // of a block, each of 16 units
-  int parts = 1;        // warps that share the depth of a tile's product
-  int warps = 0;        // of a block
-  int slices = 0;       // of the whole depth
-  int part_slices = 0;  // of a warp's part of it
-  int words = 0;        // of a row of the operand: all units, four bytes a word
-  int stride = 0;       // from one of its rows to the next in shared memory
+  int teams = 0;         // of a network; the walks (8 rows each) are dealt out to them
+  int blocks = 0;        // of a team
+  int busy = 0;          // of them: those that have units
+  int tiles = 0;         // of a block, each of 16 units
+  int columns = 0;       // of a block's tiles, side by side: as many as a warp has
+  int parts = 1;         // warps that share the depth of a tile's product
+  int warps = 0;         // of a block
+  int part_slices = 0;   // of a warp's part of the depth, whole chunks
+  int words = 0;         // of a row of the operand: all units, four bytes a word
+  int padded_words = 0;  // and up to the end of the last part
+  int stride = 0;        // from one of its rows to the next in shared memory
   // In a block's shared memory: barriers, then the operand [2][8][stride], then sums of the parts, then what
   // the registers do not hold of W_hh.
   int operand_at = 0, sums_at = 0, matrix_at = 0;  // bytes
@@ -83,19 +84,22 @@ constexpr int64_t kSliceWords = 8;
 constexpr int64_t kFragmentBytes = 512;  // of 16 units of W_hh and a slice's depth
 
 RNNKERNELS_INLINE constexpr int tiles_of_warp(Shape shape) { return shape == Shape::kWide ? 2 : 1; }
+// Slices whose operands a warp loads together.
+constexpr int kChunk = 4;
+
 // Slices of each of its tiles that a warp has in registers, as many as no kernel spills with; the rest of its
 // part is in shared memory. And how deep a part must be to be worth its meeting. Emulated, both are small, so
 // that small walks go all the ways of large ones.
 #if defined(RNNKERNELS_EMULATED)
-RNNKERNELS_INLINE constexpr int register_slices(Shape, bool) { return 2; }
-constexpr int kDeepEnough = 2;
+RNNKERNELS_INLINE constexpr int register_slices(Shape, bool) { return kChunk; }
+constexpr int kDeepEnough = kChunk;
 #else
 RNNKERNELS_INLINE constexpr int register_slices(Shape shape, bool bfloat16) {
   switch (shape) {
     case Shape::kSmall:
-      return bfloat16 ? 7 : 14;
+      return 8;
     case Shape::kWide:
-      return bfloat16 ? 15 : 16;
+      return bfloat16 ? 12 : 16;
     case Shape::kLong:
       return 32;
   }

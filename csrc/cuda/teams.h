@@ -28,11 +28,12 @@ class TeamBase {
   }
   RNNKERNELS_DEVICE uint32_t word(int at) const { return operand_[at]; }
 
-  // Before a walk of so many rows: the other rows are never put, but multiplied.
+  // Before a walk of so many rows: the other rows, and the words beyond those that there are, are never put,
+  // but multiplied.
   RNNKERNELS_DEVICE void begin(int rows, int64_t /*steps*/) {
     rows_ = rows;
-    for (int row = rows; row < kTeamRows; ++row) {
-      for (int i = me_.thread; i < plan_.words; i += me_.threads) {
+    for (int row = 0; row < kTeamRows; ++row) {
+      for (int i = (row < rows ? plan_.words : 0) + me_.thread; i < plan_.padded_words; i += me_.threads) {
         operand_.set(place(0, row, i), 0);
         operand_.set(place(1, row, i), 0);
       }
