@@ -22,7 +22,7 @@
 //   store_async(to, i, x, b)     x into a peer's memory; counts for the barrier b there when it has landed
 //   load_acquire, store_release, add_release   numbers in global memory that order what lies around them
 //   store_word(to, x, mark)      a word into global memory, with a mark beside it that comes with it
-//   await_words<n>(from, mark, to)   n pairs of such words once they bear the mark; null ones are left out
+//   await_words(from, stride, count, mark, to)   `count` pairs of such words, once they bear the mark
 //
 // And of the host:
 //   launch(grid, stream, kernel, arguments...)   a kernel is declared with RNNKERNELS_KERNEL(threads, blocks)

@@ -129,10 +129,10 @@ void store_async(const Shared<T>& to, int64_t i, T x, const Mbarrier& barrier) {
 }
 
 using emulation::store_word;
-template <int kCount>
-void await_words(const uint64_t* const (&from)[kCount], uint32_t mark, uint32_t (&to)[kCount][2]) {
-  for (int i = 0; i < kCount; ++i) {
-    for (int j = 0; from[i] && j < 2; ++j) to[i][j] = emulation::await_word(from[i] + j, mark);
+template <int kMost>
+void await_words(const uint64_t* from, int64_t stride, int count, uint32_t mark, uint32_t (&to)[kMost][2]) {
+  for (int i = 0; i < count; ++i) {
+    for (int j = 0; j < 2; ++j) to[i][j] = emulation::await_word(from + i * stride + j, mark);
   }
 }
 
@@ -169,18 +169,22 @@ inline float tf32(float x) {
   return x;
 }
 
-inline float element(const BFloat16Fragments::A* a, int row, int k) {
+template <class Both>
+float element(BFloat16Fragments::A Both::* a, const Both* lanes, int row, int k) {
   const int lane = row % 8 * 4 + k % 8 / 2;
-  return bfloat16_in(a[lane].x[row / 8 + k / 8 * 2], k % 2);
+  return bfloat16_in((lanes[lane].*a).x[row / 8 + k / 8 * 2], k % 2);
 }
-inline float element(const BFloat16Fragments::B* b, int k, int column) {
-  return bfloat16_in(b[column * 4 + k % 8 / 2].x[k / 8], k % 2);
+template <class Both>
+float element(BFloat16Fragments::B Both::* b, const Both* lanes, int k, int column) {
+  return bfloat16_in((lanes[column * 4 + k % 8 / 2].*b).x[k / 8], k % 2);
 }
-inline float element(const TF32Fragments::A* a, int row, int k) {
-  return tf32(a[row % 8 * 4 + k % 4].x[row / 8 + k / 4 * 2]);
+template <class Both>
+float element(TF32Fragments::A Both::* a, const Both* lanes, int row, int k) {
+  return tf32((lanes[row % 8 * 4 + k % 4].*a).x[row / 8 + k / 4 * 2]);
 }
-inline float element(const TF32Fragments::B* b, int k, int column) {
-  return tf32(b[column * 4 + k % 4].x[k / 4]);
+template <class Both>
+float element(TF32Fragments::B Both::* b, const Both* lanes, int k, int column) {
+  return tf32((lanes[column * 4 + k % 4].*b).x[k / 4]);
 }
 
 // Every lane computes its own sums out of what all lanes brought.
@@ -191,20 +195,13 @@ void multiply_add(const char* name, Sums& c, const typename Fragments::A& a, con
     typename Fragments::B b;
   };
   const Both mine{a, b};
-  const char* all = emulation::exchange(name, &mine, sizeof(mine));
-  typename Fragments::A all_a[kWarpLanes];
-  typename Fragments::B all_b[kWarpLanes];
-  for (int lane = 0; lane < kWarpLanes; ++lane) {
-    Both one;
-    std::memcpy(&one, all + lane * sizeof(Both), sizeof(Both));
-    all_a[lane] = one.a;
-    all_b[lane] = one.b;
-  }
+  const Both* lanes = reinterpret_cast<const Both*>(emulation::exchange(name, &mine, sizeof(mine)));
   const int lane = emulation::place().thread % kWarpLanes;
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
     float sum = 0;
-    for (int k = 0; k < kDepth; ++k) sum += element(all_a, row, k) * element(all_b, k, column);
+    for (int k = 0; k < kDepth; ++k)
+      sum += element(&Both::a, lanes, row, k) * element(&Both::b, lanes, k, column);
     c.x[i] += sum;
   }
 }

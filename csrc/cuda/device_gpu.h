@@ -222,24 +222,24 @@ __device__ __forceinline__ void store_word(uint64_t* to, uint32_t x, uint32_t ma
   const uint64_t both = static_cast<uint64_t>(mark) << 32 | x;
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(both) : "memory");
 }
-template <int kCount>
-__device__ __forceinline__ void await_words(const uint64_t* const (&from)[kCount], uint32_t mark,
-                                            uint32_t (&to)[kCount][2]) {
+template <int kMost>
+__device__ __forceinline__ void await_words(const uint64_t* from, int64_t stride, int count, uint32_t mark,
+                                            uint32_t (&to)[kMost][2]) {
   bool arrived;
   do {
-    uint64_t words[kCount][2];
+    uint64_t words[kMost][2];
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (!from[i]) continue;
+    for (int i = 0; i < kMost; ++i) {
+      if (i >= count) continue;
       asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
                    : "=l"(words[i][0]), "=l"(words[i][1])
-                   : "l"(from[i])
+                   : "l"(from + i * stride)
                    : "memory");
     }
     arrived = true;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (!from[i]) continue;
+    for (int i = 0; i < kMost; ++i) {
+      if (i >= count) continue;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         to[i][j] = static_cast<uint32_t>(words[i][j]);

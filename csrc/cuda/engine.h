@@ -90,9 +90,9 @@ class Engine {
   }
 
   RNNKERNELS_DEVICE void run(const Sweep& sweep) {
-    const int64_t steps = sweep.steps();
+    const int steps = sweep.steps();
     const bool down = problem_.layout.reverse != Sweep::kBackward;
-    const auto step_at = [&](int64_t s) { return sweep.at_step(down ? steps - 1 - s : s); };
+    const auto step_at = [&](int s) { return sweep.at_step(down ? steps - 1 - s : s); };
     team_.begin(rows_, steps);
     if (team_.rank() >= plan_.busy) return;
     for_numbers(rows_, [&](int tile, int i, int row, int unit, bool on) {
@@ -106,7 +106,7 @@ class Engine {
       fetch(sweep, next, ahead);
       put_operand(sweep, next, ahead);
     }
-    for (int64_t s = 0; s < steps; ++s) {
+    for (int s = 0; s < steps; ++s) {
       const Step step = next;
       Incoming incoming[kTiles][4];
       for_numbers(kTeamRows, [&](int tile, int i, int, int, bool) { incoming[tile][i] = ahead[tile][i]; });

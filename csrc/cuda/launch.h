@@ -11,16 +11,17 @@ namespace rnnkernels::cuda {
 
 constexpr Status kNotSupported = 801;  // cudaErrorNotSupported
 
-// One block is all that a multiprocessor holds, but for the small shape.
-constexpr int blocks_at_once(Shape shape) { return shape == Shape::kSmall ? 2 : 1; }
+// One block is all that a multiprocessor holds, but for the small shape, if it need not fetch much.
+constexpr int blocks_at_once(Shape shape, int fetched) {
+  return shape == Shape::kSmall && fetched < 3 ? 2 : 1;
+}
 
 template <class Sweep, class Factors, class Team, Shape kShape>
-RNNKERNELS_KERNEL(kMostWarps* kWarpThreads, blocks_at_once(kShape))
+RNNKERNELS_KERNEL(kMostWarps* kWarpThreads, blocks_at_once(kShape, Sweep::kFetched))
 walk(RNNKERNELS_ARGUMENT typename Sweep::Problem problem, RNNKERNELS_ARGUMENT Plan plan, bool exact,
      int64_t first_network, void* workspace) {
-  constexpr bool kBFloat16 = Factors::kUnitsOfWord == 2;
-  Engine<Sweep, Factors, Team, tiles_of_warp(kShape), register_slices(kShape, kBFloat16)>(problem, plan,
-                                                                                          exact, workspace)
+  Engine<Sweep, Factors, Team, tiles_of_warp(kShape), register_slices(kShape)>(problem, plan, exact,
+                                                                               workspace)
       .run(first_network);
 }
 
@@ -29,6 +30,7 @@ walk(RNNKERNELS_ARGUMENT typename Sweep::Problem problem, RNNKERNELS_ARGUMENT Pl
 template <class Sweep, class Factors, class Team, Shape kShape>
 Status launch(const typename Sweep::Problem& problem, const Plan& plan, bool exact, void* workspace,
               Stream stream) {
+  if (problem.layout.steps > INT32_MAX) return kNotSupported;
   const int64_t at_once = Team::kTogether ? 1 : problem.networks;
   device::Grid grid;
   grid.blocks = at_once * plan.teams * plan.blocks;

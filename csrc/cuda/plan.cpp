@@ -71,7 +71,7 @@ bool fill(const Extent& extent, const Device& device, const Candidate& candidate
   plan->padded_words = plan->parts * plan->part_slices * static_cast<int>(kSliceWords);
   plan->stride = plan->padded_words + 4;  // rows on different banks
 
-  const int held = register_slices(candidate.shape, bfloat16);
+  const int held = register_slices(candidate.shape);
   const int64_t left = std::max(0, plan->part_slices - held);
   constexpr int kBarrierBytes = 128;
   plan->operand_at = kBarrierBytes;

@@ -91,17 +91,17 @@ constexpr int kChunk = 4;
 // part is in shared memory. And how deep a part must be to be worth its meeting. Emulated, both are small, so
 // that small walks go all the ways of large ones.
 #if defined(RNNKERNELS_EMULATED)
-RNNKERNELS_INLINE constexpr int register_slices(Shape, bool) { return kChunk; }
+RNNKERNELS_INLINE constexpr int register_slices(Shape) { return kChunk; }
 constexpr int kDeepEnough = kChunk;
 #else
-RNNKERNELS_INLINE constexpr int register_slices(Shape shape, bool bfloat16) {
+RNNKERNELS_INLINE constexpr int register_slices(Shape shape) {
   switch (shape) {
     case Shape::kSmall:
       return 8;
     case Shape::kWide:
-      return bfloat16 ? 12 : 16;
+      return 12;
     case Shape::kLong:
-      return 32;
+      return 28;
   }
   return 0;
 }

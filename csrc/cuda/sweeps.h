@@ -4,6 +4,7 @@
 // A sweep provides
 //   Incoming                     what comes from memory for a step, fetched ahead of its use
 //   State                        what a thread carries from step to step
+//   kFetched                     how much that takes, about
 //   kBackward                    whether it visits the steps in the forward walk's reverse
 //   at_step(t)                   where step t's rows lie
 //   fetch(step, row, unit, on)
@@ -25,7 +26,7 @@
 namespace rnnkernels::cuda {
 
 struct Step {
-  int64_t t = 0;
+  int t = 0;
   int64_t position = 0;  // of its rows in a sequence (Layout)
   int64_t first = 0;     // of its rows among those of all steps
   int rows = 0;          // of the team's
@@ -70,16 +71,17 @@ class SweepBase {
   RNNKERNELS_DEVICE SweepBase(const Problem& problem, Walk walk, int most_rows)
       : problem_(problem), walk_(walk), most_rows_(most_rows), h0_(problem.h0, walk) {}
 
-  RNNKERNELS_DEVICE Step at_step(int64_t t) const {
+  RNNKERNELS_DEVICE Step at_step(int t) const {
     const Layout& layout = problem_.layout;
     return {t, layout.position(t), layout.first_row(t), rows_at(t)};
   }
   // How many steps, from step 0 on, have rows of the team.
-  RNNKERNELS_DEVICE int64_t steps() const {
-    if (!problem_.layout.rows) return problem_.layout.steps;
-    int64_t low = 0, high = problem_.layout.steps;  // the first of them without lies in [low, high]
+  RNNKERNELS_DEVICE int steps() const {
+    const auto all = static_cast<int>(problem_.layout.steps);
+    if (!problem_.layout.rows) return all;
+    int low = 0, high = all;  // the first of them without lies in [low, high]
     while (low < high) {
-      const int64_t middle = (low + high) / 2;
+      const int middle = low + (high - low) / 2;
       if (problem_.layout.rows[middle] > walk_.first_row) {
         low = middle + 1;
       } else {
@@ -137,6 +139,7 @@ class ForwardSweep : public SweepBase<ForwardProblem, S> {
 
  public:
   using typename Base::T;
+  static constexpr int kFetched = 1;
   static constexpr bool kBackward = false;
   static constexpr bool kKeepsBits = Cell::kKeepsBits;
   struct Incoming {
@@ -191,6 +194,7 @@ class BackwardSweep : public SweepBase<BackwardProblem, S> {
 
  public:
   using typename Base::T;
+  static constexpr int kFetched = Cell::kKeepsBits ? 2 : 3;
   static constexpr bool kBackward = true;
   static constexpr bool kKeepsBits = false;
   struct Incoming {
@@ -268,7 +272,7 @@ class BackwardSweep : public SweepBase<BackwardProblem, S> {
   // h_{t-1}: of the step before where the row has one, else h0.
   RNNKERNELS_DEVICE S previous(const Step& step, int row, int unit, bool on) const {
     const Layout& layout = this->problem_.layout;
-    const int64_t before = layout.reverse ? step.t + 1 : step.t - 1;
+    const int before = layout.reverse ? step.t + 1 : step.t - 1;
     const bool exists = before >= 0 && before < layout.steps;
     const bool goes_on = exists && row < this->rows_at(before);
     const S* const state = goes_on ? output_.at(layout.position(before), row, unit) : this->h0_.at(row, unit);
@@ -283,6 +287,7 @@ class LinearSweep : public SweepBase<LinearProblem, S> {
 
  public:
   using typename Base::T;
+  static constexpr int kFetched = 3;
   static constexpr bool kBackward = false;
   static constexpr bool kKeepsBits = false;
   struct Incoming {

@@ -30,7 +30,7 @@ class TeamBase {
 
   // Before a walk of so many rows: the other rows, and the words beyond those that there are, are never put,
   // but multiplied.
-  RNNKERNELS_DEVICE void begin(int rows, int64_t /*steps*/) {
+  RNNKERNELS_DEVICE void begin(int rows, int /*steps*/) {
     rows_ = rows;
     for (int row = 0; row < kTeamRows; ++row) {
       for (int i = (row < rows ? plan_.words : 0) + me_.thread; i < plan_.padded_words; i += me_.threads) {
@@ -69,7 +69,7 @@ class ClusterTeam : public TeamBase {
   RNNKERNELS_DEVICE int team() const { return me_.block / me_.cluster_size; }
   RNNKERNELS_DEVICE int rank() const { return me_.cluster_rank; }
 
-  RNNKERNELS_DEVICE void begin(int rows, int64_t steps) {
+  RNNKERNELS_DEVICE void begin(int rows, int steps) {
     TeamBase::begin(rows, steps);
     steps_ = steps;
     if (me_.thread == 0) {
@@ -94,13 +94,13 @@ class ClusterTeam : public TeamBase {
   RNNKERNELS_DEVICE void end() const { device::sync_cluster(); }
 
  private:
-  int64_t steps_ = 0;
+  int steps_ = 0;
 
   RNNKERNELS_DEVICE device::Mbarrier barrier(unsigned n) const {
     return device::Mbarrier(device::shared_memory<uint64_t>(n % 2 * sizeof(uint64_t), 1));
   }
   RNNKERNELS_DEVICE void expect(unsigned n) const {
-    if (n >= steps_) return;
+    if (static_cast<int>(n) >= steps_) return;
     barrier(n).expect(rows_ * plan_.words * static_cast<int>(sizeof(uint32_t)));
     barrier(n).arrive();
   }
@@ -115,7 +115,7 @@ class GridTeam : public TeamBase {
   RNNKERNELS_DEVICE int team() const { return me_.block / plan_.blocks; }
   RNNKERNELS_DEVICE int rank() const { return me_.block % plan_.blocks; }
 
-  RNNKERNELS_DEVICE void begin(int rows, int64_t steps) {
+  RNNKERNELS_DEVICE void begin(int rows, int steps) {
     device::sync_block();  // the walk before is read to its end
     TeamBase::begin(rows, steps);
   }
@@ -125,11 +125,8 @@ class GridTeam : public TeamBase {
   // A pair of words of every row at a time, so that their latencies pass together.
   RNNKERNELS_DEVICE void await(unsigned n) const {
     for (int i = 2 * me_.thread; i < plan_.words; i += 2 * me_.threads) {
-      const uint64_t* from[kTeamRows];
       uint32_t bits[kTeamRows][2];
-      RNNKERNELS_UNROLL
-      for (int row = 0; row < kTeamRows; ++row) from[row] = row < rows_ ? at(n, row, i) : nullptr;
-      device::await_words(from, n + 1, bits);
+      device::await_words(at(n, 0, i), plan_.words, rows_, n + 1, bits);
       RNNKERNELS_UNROLL
       for (int row = 0; row < kTeamRows; ++row) {
         if (row >= rows_) continue;

@@ -424,9 +424,8 @@ void test_words() {
     for (uint32_t n = 0; n < 6; ++n) {
       const auto piece = [&](int block) { return memory.data() + 4 * block + n % 2 * 2; };
       for (uint32_t i = 0; i < 2; ++i) store_word(piece(me.block) + i, 10 * n + i, n + 1);
-      const uint64_t* const from[2] = {piece(1 - me.block), nullptr};
       uint32_t to[2][2];
-      await_words(from, n + 1, to);
+      await_words(piece(1 - me.block), 2, 1, n + 1, to);
       expect(to[0][0] == 10 * n && to[0][1] == 10 * n + 1, "the words of this mark");
     }
   });
