@@ -13,6 +13,7 @@ from cuda_helpers import (
     CAN_RUN,
     DEVICE,
     DTYPES,
+    GRADIENT_TOLERANCE,
     HAS_TEAMS,
     LARGE,
     ON_GPU,
@@ -184,22 +185,27 @@ def test_forward_mode(form: str, nonlinearity: str, seed: int) -> None:
         assert distance(x, expected, 1.0) < 1e-11
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("team", ["", "block", "grid", "steps"])
-def test_networks_under_vmap_are_a_loop_over_them(team: str, dtype: torch.dtype, seed: int, force) -> None:
+def test_networks_under_vmap_are_a_loop_over_them(team: str, dtype, packed: bool, seed: int, force) -> None:
     force(team)
-    problems = [drawn(seed + i, (4, 9, 33), dtype, form="rate", nonlinearity="tanh", packed=False,
-                      reverse=False, h0=True, decay="unit") for i in range(3)]  # fmt: skip
-    if not fits(team, problems[0]):
+    first = drawn(seed, (4, 9, 33), dtype, nonlinearity="tanh", packed=packed, h0=True, decay="unit")
+    problems = [first]
+    for i in range(1, 3):
+        noise = {name: 0.1 * normal_like(x, seed + i) for name, x in first.tensors.items() if name != "decay"}
+        others = {name: first.tensors[name] + x for name, x in noise.items()}
+        problems.append(replace(first, **others, decay=first.decay * 0.5**i))
+    if not fits(team, first):
         pytest.skip("no such team for this type on this device")
 
     def loss(tensors):
-        output, h_n = replace(problems[0], **tensors).run()
+        output, h_n = replace(first, **tensors).run()
         return (output.double() ** 2).sum() + h_n.double().sin().sum(), output
 
     many = {
         name: torch.stack([on_device(p.tensors[name]) for p in problems]).requires_grad_()
-        for name in problems[0].tensors
+        for name in first.tensors
     }
     losses, output = vmap(loss)(many)
     found = torch.autograd.grad(losses.sum(), list(many.values()))
@@ -211,7 +217,7 @@ def test_networks_under_vmap_are_a_loop_over_them(team: str, dtype: torch.dtype,
         gradients = torch.autograd.grad(expected, list(single.tensors.values()))
         least = problem.magnitudes()
         for name, x, y in zip(many, found, gradients, strict=True):
-            assert distance(x[i], y, least[name]) < 2 * TOLERANCE[dtype], name
+            assert distance(x[i], y, least[name]) < 2 * GRADIENT_TOLERANCE[dtype], name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
