@@ -3,6 +3,7 @@
 #   make demo     train on Bach's chorales, fused against a plain PyTorch loop (DATA=file: your own rolls)
 #   make test     the whole test suite
 #   make bench    the benchmark behind README's table
+#   make gpu-report   build, tests, sanitizers and benchmarks where there is an NVIDIA GPU
 #   make lint     format and type checks
 #   make clean    remove what the others made
 #
@@ -20,7 +21,7 @@ RNNKERNELS_CUDA := $(shell nvidia-smi > /dev/null 2>&1 || echo 0)
 endif
 export RNNKERNELS_CUDA
 
-.PHONY: help demo test bench lint clean always
+.PHONY: help demo test bench gpu-report lint clean always
 .DELETE_ON_ERROR:
 
 help:
@@ -57,11 +58,15 @@ test: $(VENV)/test.extra
 bench: $(VENV)/bench.extra
 	$(BIN)/python -m benchmarks recurrence
 
+# Without .venv: nothing is fetched, and the torch that can use the card is the machine's own.
+gpu-report:
+	$(PYTHON) -m benchmarks gpu-report $(ARGS)
+
 lint: $(VENV)/dev.extra
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info rnnkernels/*.so rnnkernels/_build.json demo.png seeds.png benchmark-results

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import call, layer, memory, optimizer, options, recurrence, scaling, show
+from . import call, gpu_report, layer, memory, optimizer, options, recurrence, scaling, show
 
 
 class Benchmark(NamedTuple):
@@ -32,9 +32,15 @@ BENCHMARKS = {
         "what a training step takes, long sequences and large batches", memory.add_arguments, memory.run
     ),
     "optimizer": Benchmark(
-        "the clipped optimizers against torch's clipping and update", options.add_arguments, optimizer.run
+        "the clipped optimizers against torch's clipping and update", optimizer.add_arguments, optimizer.run
     ),
     "scaling": Benchmark("how a step grows with T, B, H and threads", options.add_arguments, scaling.run),
+    "gpu-report": Benchmark(
+        "build, tests, sanitizers and benchmarks on a machine with an NVIDIA GPU",
+        gpu_report.add_arguments,
+        gpu_report.run,
+        False,
+    ),
     "show": Benchmark("table and picture of a saved run", show.add_arguments, show.run, False),
 }
 

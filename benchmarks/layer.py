@@ -32,10 +32,10 @@ class Pair(NamedTuple):
     plain: Task
 
 
-def _layer(inputs: int, hidden: int) -> nn.Module:
+def _layer(inputs: int, hidden: int, device: str = "cpu") -> nn.Module:
     import rnnkernels  # not before __main__ has settled which one
 
-    layer: nn.Module = rnnkernels.LeakyRNN(inputs, hidden, decay=DECAY)
+    layer: nn.Module = rnnkernels.LeakyRNN(inputs, hidden, decay=DECAY, device=device)
     return layer
 
 
@@ -61,21 +61,39 @@ def packed(batch: int, steps: int, inputs: int, hidden: int) -> Pair:
     )
 
 
-def together(count: int, batch: int, steps: int, inputs: int, hidden: int) -> Pair:
-    """vmap over stacked weights, against a call for each network."""
-    layers = [_layer(inputs, hidden) for _ in range(count)]
+def _stacked(layers: list[nn.Module], x: Tensor) -> Task:
+    """All networks in one call: vmap over their stacked weights."""
     weights, buffers = stack_module_state(layers)
-    base, x = copy.deepcopy(layers[0]).to("meta"), torch.randn(steps, batch, inputs)
+    base = copy.deepcopy(layers[0]).to("meta")
 
     def call(weights: Any, buffers: Any) -> Any:
         return functional_call(base, (weights, buffers), (x,))[0]
 
+    return _step(lambda: vmap(call)(weights, buffers).sum(), weights.values)
+
+
+def together(count: int, batch: int, steps: int, inputs: int, hidden: int) -> Pair:
+    """vmap over stacked weights, against a call for each network."""
+    layers = [_layer(inputs, hidden) for _ in range(count)]
+    x = torch.randn(steps, batch, inputs)
     each = [_step(lambda layer=layer: layer(x)[0].sum(), layer.parameters) for layer in layers]
     return Pair(
         f"{count} networks, B {batch}, T {steps}, I {inputs}, H {hidden}",
         "one call against one for each",
-        _step(lambda: vmap(call)(weights, buffers).sum(), weights.values),
+        _stacked(layers, x),
         lambda: [step() for step in each],
+    )
+
+
+def side_by_side(count: int, batch: int, steps: int, inputs: int, hidden: int, device: str) -> Pair:
+    """vmap over stacked weights, against one of the networks: nearly equal where there is room to spare."""
+    layers = [_layer(inputs, hidden, device) for _ in range(count)]
+    x = torch.randn(steps, batch, inputs, device=device)
+    return Pair(
+        f"{count} networks, B {batch}, T {steps}, I {inputs}, H {hidden}",
+        "all in one call against one of them",
+        _stacked(layers, x),
+        _step(lambda: layers[0](x)[0].sum(), layers[0].parameters),
     )
 
 

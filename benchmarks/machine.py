@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .card import card, card_line
+
 # The instruction sets that decide how fast a matrix product can be.
 _INSTRUCTION_SETS = (
     "fma",
@@ -81,10 +83,11 @@ class OtherLoad:
         return max(0.0, ((busy - self._busy) - (own - self._own)) / spent)
 
 
-def environment(threads: int) -> dict[str, Any]:
+def environment(threads: int, device: str = "cpu", package: bool = True) -> dict[str, Any]:
     """All that a reader needs to judge, or repeat, the figures. No paths, no names of hosts."""
     jax = _version("jax")
     return {
+        **({"card": card()} if device == "cuda" else {}),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "cpu": _cpu_model(),
@@ -97,14 +100,15 @@ def environment(threads: int) -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_parallel": _parallel_info(),
         "jax": None if jax is None else {"version": jax, "jaxlib": _version("jaxlib")},
-        "rnnkernels": _build_config(),
+        "rnnkernels": _build_config() if package else {},
     }
 
 
 def environment_line(environment: dict[str, Any]) -> str:
     """The short form, for the head of a table."""
     package = environment["rnnkernels"]
-    parts = [
+    parts = [card_line(environment["card"])] if "card" in environment else []
+    parts += [
         f"{environment['cpu']}, {environment['threads']} threads on {environment['cores']} cores",
         f"rnnkernels {package.get('version', '')}".strip(),
         f"torch {environment['torch']} {environment['torch_cpu_capability']}",

@@ -21,6 +21,7 @@ import torch
 
 from . import options, peers, report
 from .machine import OtherLoad, environment
+from .problem import OURS, Cell, make_problem
 from .timing import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,7 @@ WAYS = {
     "every": "checkpoint_every={segment}",
     "truncated": "truncated_bptt, {segment} steps",
 }
-CONTENDERS = (peers.OURS, "rnn", "loop")
+CONTENDERS = (OURS, "rnn", "loop")
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -84,9 +85,9 @@ def step(case: Case, steps: int) -> int:
 
 
 def contender_step(case: Case, steps: int) -> int:
-    cell = peers.Cell(case.batch, steps, case.inputs, case.hidden)
-    problem = peers.make_problem(cell, torch.float32, DECAY, 0)
-    make = peers.make_ours if case.way == peers.OURS else peers.PEERS[case.way].make
+    cell = Cell(case.batch, steps, case.inputs, case.hidden)
+    problem = make_problem(cell, torch.float32, DECAY, 0)
+    make = peers.make_ours if case.way == OURS else peers.PEERS[case.way].make
     contender = make(problem)
     before = resident("VmRSS")
     contender.forward_backward()

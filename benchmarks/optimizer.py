@@ -2,7 +2,8 @@
 
 Each model is a list of tensors with gradients. Every contender takes the same three steps first and
 must end where torch's plain form ends; then all are timed interleaved (timing.py), along with a copy
-of a large tensor, whose rate the bytes that a step has to move are compared with.
+of a large tensor, whose rate the bytes that a step has to move are compared with. With `--device cuda`
+the clock is the device's (timing.py), and several sets of parameters and gradients take turns.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from . import options, report
+from .bench import Bench, cpu_bench, cuda_bench
+from .card import no_card
 from .machine import OtherLoad, environment
-from .timing import Plan, Task, measure
+from .timing import Plan, Rotation, Task, measure
 
 MODELS: dict[str, list[tuple[int, ...]]] = {
     "RNN, I 88, H 200": [(200, 88), (200, 200), (200,), (200,)],
@@ -79,31 +82,43 @@ RULES: dict[str, dict[str, Callable[[list[Tensor]], Step]]] = {
 BYTES = {"ClippedNesterov": 4 + 4 + 8 + 8, "ClippedAdamW": 4 + 4 + 8 + 16}
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_arguments(parser)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+
+
 def run(arguments: argparse.Namespace) -> int:
-    return options.run(arguments, measure_models, rows, Plan())
+    if arguments.device == "cuda" and (why := no_card()):
+        print(f"error: {why}", file=sys.stderr)
+        return 2
+
+    def measure_on_device(quick: bool, plan: Plan) -> report.Document:
+        return measure_models(quick, cuda_bench(quick) if arguments.device == "cuda" else cpu_bench(plan))
+
+    return options.run(arguments, measure_on_device, rows, Plan())
 
 
-def make_parameters(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def make_parameters(shapes: Sequence[tuple[int, ...]], device: str = "cpu", seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator(device).manual_seed(seed)
     params = []
     for shape in shapes:
-        param = torch.nn.Parameter(torch.randn(shape, generator=generator))
-        param.grad = torch.randn(shape, generator=generator)
+        param = torch.nn.Parameter(torch.randn(shape, generator=generator, device=device))
+        param.grad = torch.randn(shape, generator=generator, device=device)
         params.append(param)
     return params
 
 
-def check(rule: str, shapes: Sequence[tuple[int, ...]]) -> None:
+def check(rule: str, shapes: Sequence[tuple[int, ...]], device: str = "cpu") -> None:
     """Three steps by every contender; raises ValueError where one goes elsewhere."""
     moved = {}
     for name, make in RULES[rule].items():
-        params = make_parameters(shapes)
+        params = make_parameters(shapes, device)
         begin = [p.detach().clone() for p in params]
         step = make(params)
         for seed in range(3):
             for i, p in enumerate(params):
-                generator = torch.Generator().manual_seed(seed * len(params) + i)
-                p.grad = torch.randn(p.shape, generator=generator)
+                generator = torch.Generator(device).manual_seed(seed * len(params) + i)
+                p.grad = torch.randn(p.shape, generator=generator, device=device)
             step()
         moved[name] = torch.cat([(p.detach() - b).flatten() for p, b in zip(params, begin, strict=True)])
     expected = moved["plain"]
@@ -114,22 +129,29 @@ def check(rule: str, shapes: Sequence[tuple[int, ...]]) -> None:
             raise ValueError(f"{rule}: {name} differs from torch's plain form by {error:.2g}")
 
 
-def measure_models(quick: bool, plan: Plan) -> report.Document:
-    names = QUICK if quick else tuple(MODELS)
-    source, target = torch.randn(COPY_NUMBERS), torch.empty(COPY_NUMBERS)
+def rotating(make: Callable[[list[Tensor]], Step], name: str, bench: Bench) -> Task:
+    """A contender's step, on parameters and gradients of its own for each set; each set had a step."""
+    steps = [make(make_parameters(MODELS[name], bench.device, seed)) for seed in range(bench.input_sets)]
+    for step in steps:
+        step()
+    return Rotation(steps) if len(steps) > 1 else steps[0]
+
+
+def measure_models(quick: bool, bench: Bench) -> report.Document:
+    names, plan = QUICK if quick else tuple(MODELS), bench.plan
+    source = torch.randn(COPY_NUMBERS, device=bench.device)
+    target = torch.empty_like(source)
     cells = []
     for rule, contenders in RULES.items():
         for name in names:
             print(f"{rule}, {name}", file=sys.stderr, flush=True)
-            check(rule, MODELS[name])
+            check(rule, MODELS[name], bench.device)
             tasks: dict[str, Task] = {
-                label: make(make_parameters(MODELS[name])) for label, make in contenders.items()
+                label: rotating(make, name, bench) for label, make in contenders.items()
             }
-            for task in tasks.values():
-                task()
             tasks[COPY] = lambda: target.copy_(source)
             load = OtherLoad()
-            timings = measure(tasks, plan)
+            timings = measure(tasks, plan, stopwatch=bench.new_stopwatch())
             numbers = sum(torch.Size(shape).numel() for shape in MODELS[name])
             best = min((t.median, label) for label, t in timings.items() if label not in ("ours", COPY))
             copied = 8 * COPY_NUMBERS / min(timings[COPY].times)
@@ -149,7 +171,8 @@ def measure_models(quick: bool, plan: Plan) -> report.Document:
     means = {r: report.geometric_mean(c["ratio"] for c in cells if c["rule"] == r) for r in RULES}
     return {
         "benchmark": "optimizer",
-        "environment": environment(torch.get_num_threads()),
+        "device": bench.device,
+        "environment": environment(torch.get_num_threads(), bench.device),
         "settings": {"max_norm": MAX_NORM, "rounds": plan.rounds, "seconds": plan.seconds},
         "cells": cells,
         "summary": {"geometric_mean_ratio": means},

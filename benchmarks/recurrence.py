@@ -4,6 +4,8 @@ Each cell of the grid is a new problem. Every contender's answer is checked firs
 leaky loop; a wrong one ends the run. Then all contenders, the recurrence without its input
 projection, and a large matrix product are timed interleaved (timing.py). With one row there is
 nothing to reuse, and the cache that holds the matrix is the limit: there its rate is measured, too.
+
+With `--device cuda` the grid, the peers and the clock are others: gpu_recurrence.py.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ from pathlib import Path
 
 import torch
 
-from . import peers, report
+from . import gpu_recurrence, peers, report
+from .check import WrongAnswerError, check
+from .jax_scan import prepare_jax
 from .machine import CacheRead, Gemm, OtherLoad, environment, matrix_bytes
-from .peers import OURS, PEERS, Cell, Contender, Problem, Results
+from .peers import PEERS
+from .problem import OURS, Cell, Contender, Problem, make_problem
 from .timing import Plan, Task, Timing, measure
 
 GRID = (
@@ -40,15 +45,7 @@ GEMM = "gemm"
 CACHE = "cache"
 GEMM_SIZE = 2048
 
-# Largest relative error (Frobenius) of outputs and of gradients. A unit whose input rounds to
-# the other side of zero changes a gradient by far more than rounding does, hence the difference.
-# In bfloat16 some contenders add up the gradients of all steps in that dtype, and lose digits by the way.
-TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-10, 1e-8), torch.bfloat16: (5e-2, 5e-1)}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-
-
-class WrongAnswerError(Exception):
-    """A contender does not compute what it is timed for."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,11 @@ class Settings:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="three small cells, seconds")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="of a run with cuda, default 300")
     parser.add_argument("--grid", type=parse_grid, metavar="B,T,I,H;...", help="other cells")
     parser.add_argument("--threads", type=_positive, help="default: what PyTorch takes")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32; with cuda both that and bfloat16")
     parser.add_argument("--repeats", type=_positive, help="rounds of a cell, at most")
     parser.add_argument("--seconds", type=float, help="a cell begins no round after this time")
     parser.add_argument(
@@ -112,7 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    peers.give_jax_threads(torch.get_num_threads())
+    if arguments.device == "cuda":
+        return gpu_recurrence.run(arguments)
+    prepare_jax("cpu", torch.get_num_threads())
     try:
         document = measure_grid(settings_of(arguments))
     except WrongAnswerError as wrong:
@@ -138,11 +139,11 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     )
     chosen = arguments.peers
     if chosen is None:
-        chosen = tuple(name for name, peer in PEERS.items() if peer.default)
+        chosen = tuple(name for name, peer in PEERS.items() if "cpu" in peer.default_on)
     return Settings(
         grid=arguments.grid or (QUICK_GRID if quick else GRID),
         peers=chosen,
-        dtype=arguments.dtype,
+        dtype=arguments.dtype or "float32",
         plan=plan,
         gemm_size=GEMM_SIZE // 2 if quick else GEMM_SIZE,
         seed=arguments.seed,
@@ -161,7 +162,7 @@ def measure_grid(settings: Settings) -> report.Document:
         spent = time.perf_counter() - start
         print(f"[{number}/{len(settings.grid)}] {spent:4.0f} s  {cell}", file=sys.stderr, flush=True)
         load = OtherLoad()
-        problem = peers.make_problem(cell, dtype, DECAY, settings.seed + number)
+        problem = make_problem(cell, dtype, DECAY, settings.seed + number)
         timings.append(measure_cell(problem, present, gemm, settings.plan, settings.seed))
         others.append(load.cores())
     fastest = min(min(timing[GEMM, GEMM].times) for timing in timings)
@@ -230,29 +231,3 @@ def cache_figures(cell: Cell, dtype: torch.dtype, timing: dict[tuple[str, str], 
 def computed_size(dtype: torch.dtype) -> int:
     """Of an element of the matrix as the walk has it: half precision is widened."""
     return torch.promote_types(dtype, torch.float32).itemsize
-
-
-def check(problem: Problem, contenders: dict[str, Contender]) -> None:
-    """Every contender against the loop in PyTorch, with the decay that contender has."""
-    references: dict[float, Results] = {}
-    for name, contender in contenders.items():
-        decay = contender.decay
-        if decay not in references:
-            references[decay] = peers.make_loop(peers.widened(problem, decay)).results()
-        compare(name, problem, contender.results(), references[decay])
-
-
-def compare(name: str, problem: Problem, got: Results, expected: Results) -> None:
-    for_output, for_gradients = TOLERANCES[problem.x.dtype]
-    pairs = [("output", got.output, expected.output, for_output)]
-    for weight, gradient in got.gradients.items():
-        pairs.append((f"gradient of {weight}", gradient, expected.gradients[weight], for_gradients))
-    for what, value, wanted, tolerance in pairs:
-        where = f"{name} at {problem.cell}: {what}"
-        if value.shape != wanted.shape:
-            raise WrongAnswerError(f"{where} is {list(value.shape)}, expected {list(wanted.shape)}")
-        error = float(torch.linalg.vector_norm(value - wanted) / torch.linalg.vector_norm(wanted))
-        if not error <= tolerance:  # also where it is not a number
-            raise WrongAnswerError(
-                f"{where} is wrong: relative error {error:.2g}, expected at most {tolerance:g}"
-            )

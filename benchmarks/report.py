@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .machine import environment_line
-from .peers import OURS, PEERS, Cell
+from .peers import PEERS
+from .problem import OURS, Cell
 from .timing import Timing
 
 WIDTH = 110
@@ -38,21 +39,23 @@ def geometric_mean(values: Iterable[float]) -> float | None:
 
 
 def pass_figures(cell: Cell, name: str, timings: Timings, gemm_rate: float) -> Document:
-    """One cell, one pass: all times, and what follows from their medians."""
+    """One cell, one pass: all times, and what follows from their medians. Contenders may be missing."""
     times = {contender: t for (contender, which), t in timings.items() if which == name}
-    recurrence = times.pop(RECURRENCE)
-    ours = times[OURS].median
-    ratios = {peer: t.median / ours for peer, t in times.items() if peer != OURS}
+    recurrence = times.pop(RECURRENCE, None)
+    ours = times.get(OURS)
+    ratios = {peer: t.median / ours.median for peer, t in times.items() if peer != OURS} if ours else {}
     best = min(ratios, key=ratios.__getitem__, default=None)
-    rate = cell.recurrence_flops(name == "forward_backward") / recurrence.median
+    rate = None
+    if recurrence:
+        rate = cell.recurrence_flops(name == "forward_backward") / recurrence.median
     return {
         "times": {contender: t.figures() for contender, t in times.items()},
         "peer_over_ours": ratios,
         "best_peer": best,
         "best_peer_over_ours": None if best is None else ratios[best],
-        "recurrence": recurrence.figures(),
+        "recurrence": recurrence and recurrence.figures(),
         "recurrence_flops_per_s": rate,
-        "recurrence_share_of_gemm": rate / gemm_rate,
+        "recurrence_share_of_gemm": rate and rate / gemm_rate,
     }
 
 
@@ -61,22 +64,29 @@ def summary(cells: Sequence[Document]) -> Document:
     result: Document = {}
     for name in PASSES:
         figures = [cell[name] for cell in cells]
-        peers = figures[0]["peer_over_ours"]
+        peers = list(dict.fromkeys(peer for f in figures for peer in f["peer_over_ours"]))
         best = [f["best_peer_over_ours"] for f in figures if f["best_peer"] is not None]
         result[name] = {
             "cells": len(figures),
             "best_peer_over_ours": geometric_mean(best),
             "peer_over_ours": {
-                peer: geometric_mean(f["peer_over_ours"][peer] for f in figures) for peer in peers
+                peer: geometric_mean(
+                    f["peer_over_ours"][peer] for f in figures if peer in f["peer_over_ours"]
+                )
+                for peer in peers
             },
-            "recurrence_share_of_gemm": geometric_mean(f["recurrence_share_of_gemm"] for f in figures),
+            "recurrence_share_of_gemm": geometric_mean(
+                f["recurrence_share_of_gemm"] for f in figures if f["recurrence_share_of_gemm"]
+            ),
         }
     return result
 
 
 def save_json(document: Document, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    whole = path.with_suffix(".part")  # whoever is stopped while writing leaves the file of before
+    whole.write_text(json.dumps(document, indent=1) + "\n")
+    whole.replace(path)
 
 
 # ---------------------------------------------------------------------------------------- tables
@@ -88,11 +98,11 @@ def _ms(seconds: float) -> str:
     return f"{ms:.{max(0, 2 - math.floor(math.log10(ms)))}f}"
 
 
-def _ratio(value: float | None) -> str:
+def ratio_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     return f"{100 * value:.0f}%" if value >= 0.1 else f"{100 * value:.1f}%"
 
 
@@ -108,9 +118,9 @@ def _rows(document: Document, name: str) -> list[list[str]]:
         for contender in contenders:
             timing = figures["times"][contender]
             row.append(_ms(timing["median_s"]) + ("*" if timing["slow"] else ""))
-        row.append(_ratio(figures["best_peer_over_ours"]))
-        row.append(_ratio(figures["peer_over_ours"].get("loop")))
-        row.append(_percent(figures["recurrence_share_of_gemm"]))
+        row.append(ratio_text(figures["best_peer_over_ours"]))
+        row.append(ratio_text(figures["peer_over_ours"].get("loop")))
+        row.append(percent(figures["recurrence_share_of_gemm"]))
         rows.append(row)
     return rows
 
@@ -122,9 +132,9 @@ def _summary_rows(document: Document) -> list[list[str]]:
     for name, title in PASSES.items():
         mean = means[name]
         rows.append(
-            [title, _ratio(mean["best_peer_over_ours"])]
-            + [_ratio(mean["peer_over_ours"][peer]) for peer in peers]
-            + [_percent(mean["recurrence_share_of_gemm"])]
+            [title, ratio_text(mean["best_peer_over_ours"])]
+            + [ratio_text(mean["peer_over_ours"][peer]) for peer in peers]
+            + [percent(mean["recurrence_share_of_gemm"])]
         )
     return rows
 
@@ -168,7 +178,7 @@ def _notes(document: Document) -> list[str]:
             walk, read = (cache[name] / 1e9 for name in ("walk_bytes_per_s", "read_bytes_per_s"))
             notes.append(
                 f"{sizes}: the forward recurrence goes through its matrix at {walk:.0f} GB/s,"
-                f" {_percent(walk / read)} of the {read:.0f} GB/s at which one thread reads its cache."
+                f" {percent(walk / read)} of the {read:.0f} GB/s at which one thread reads its cache."
             )
     if any(
         timing["slow"]
@@ -213,15 +223,19 @@ def table(document: Document, markdown: bool = False) -> str:
 # --------------------------------------------------------------------------------------- picture
 
 # Colour and shape both differ, so that neither printing in grey nor colour blindness mixes them.
-_MARKS = {
+MARKS = {
     OURS: ("#000000", "|"),
     "rnn": ("#0072B2", "o"),
     "loop": ("#D55E00", "s"),
     "script": ("#CC79A7", "D"),
     "scan": ("#009E73", "^"),
     "naive": ("#8C6D31", "v"),
+    "graph": ("#E69F00", "P"),
+    "compile": ("#56B4E9", "X"),
+    "half": ("#44AA99", "h"),
+    "flash": ("#882255", "*"),
 }
-_GREY = "#666666"
+GREY = "#666666"
 
 
 def can_draw() -> bool:
@@ -253,7 +267,7 @@ def picture(document: Document, path: Path) -> None:
         "time relative to rnnkernels; further right is slower.  "
         f"{env['cpu']}, {env['threads']} threads, {settings['dtype']}",
         fontsize=9,
-        color=_GREY,
+        color=GREY,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -274,7 +288,7 @@ def _draw_pass(panel: Any, cells: Sequence[Document], title: str) -> None:
         panel.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", zorder=0)
     panel.axvline(1.0, color="black", linewidth=1, zorder=1)
     for place, (contender, values) in enumerate(ratios.items()):
-        colour, marker = _MARKS[contender]
+        colour, marker = MARKS[contender]
         ours = contender == OURS
         # The peers lie on lines of their own, so that equal ones do not hide each other.
         shift = 0.0 if ours else 0.17 * (place - len(ratios) / 2)
@@ -292,7 +306,7 @@ def _draw_pass(panel: Any, cells: Sequence[Document], title: str) -> None:
     times = [_ms(cell["times"][OURS]["median_s"]) for cell in cells]
     for row, text in enumerate([f"{OURS}, ms", *times], -1):
         text += " "  # keeps off the edge
-        panel.text(right, row, text, ha="right", va="center", fontsize=8.5, color=_GREY)
+        panel.text(right, row, text, ha="right", va="center", fontsize=8.5, color=GREY)
 
 
 def _nice_ticks() -> list[float]:

@@ -19,9 +19,10 @@ import torch
 
 from . import options, peers, report
 from .machine import OtherLoad, environment
+from .problem import Cell, make_problem
 from .timing import Plan, Task, measure
 
-MIDDLE = peers.Cell(16, 100, 32, 128)
+MIDDLE = Cell(16, 100, 32, 128)
 AXES = {
     "T": (1, 3, 10, 30, 100, 300, 1000, 3000),
     "B": (1, 2, 4, 8, 16, 32, 64, 128, 256),
@@ -35,7 +36,7 @@ DECAY = 0.8
 class Point(NamedTuple):
     axis: str
     value: int
-    cell: peers.Cell
+    cell: Cell
     threads: int
 
     def multiply_adds(self) -> float:
@@ -55,7 +56,7 @@ def points(quick: bool, threads: int) -> list[Point]:
 
 
 def _task(point: Point) -> Task:
-    contender = peers.make_ours(peers.make_problem(point.cell, torch.float32, DECAY, 0))
+    contender = peers.make_ours(make_problem(point.cell, torch.float32, DECAY, 0))
     step: Callable[[], object] = contender.forward_backward
 
     def run() -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from . import report
+from . import gpu_table, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     document = json.loads(arguments.run.read_text())
-    print(report.table(document, arguments.markdown))
+    drawn = gpu_table if document.get("device", "cpu") == "cuda" else report
+    print(drawn.table(document, arguments.markdown))
     if arguments.picture:
-        report.picture(document, arguments.picture)
+        drawn.picture(document, arguments.picture)
     return 0

@@ -22,10 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
 
-from benchmarks import peers, recurrence, report  # noqa: E402
+from benchmarks import peers, report  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
+from benchmarks.check import TOLERANCES, WrongAnswerError, compare  # noqa: E402
+from benchmarks.loops import leaky_loop  # noqa: E402
 from benchmarks.machine import Gemm, OtherLoad, environment, environment_line  # noqa: E402
-from benchmarks.peers import OURS, PEERS, Cell, Peer, Problem  # noqa: E402
+from benchmarks.peers import PEERS, Peer  # noqa: E402
+from benchmarks.problem import OURS, Cell, Contender, Problem, TorchContender, make_problem  # noqa: E402
 from benchmarks.timing import Plan, Timing, measure, quantile  # noqa: E402
 
 TINY = Cell(3, 7, 4, 5)
@@ -143,11 +146,12 @@ def test_every_peer_runs_from_the_command_line(tmp_path: Path, dtype: str) -> No
     """In a process of its own: JAX reads its threads and its precision once."""
     command = [sys.executable, "-m", "benchmarks", "recurrence", "--quick", "--grid", "3,7,4,5"]
     command += ["--repeats", "1", "--seconds", "0.1", "--dtype", dtype, "--output", str(tmp_path)]
-    command += ["--peers", ",".join(PEERS), "--threads", "1"]
+    on_cpu = [name for name in PEERS if "cpu" in PEERS[name].default_on or name == "naive"]
+    command += ["--peers", ",".join(on_cpu), "--threads", "1"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     document = load(tmp_path)
-    assert list(document["cells"][0]["forward"]["times"]) == [OURS, *PEERS]
+    assert list(document["cells"][0]["forward"]["times"]) == [OURS, *on_cpu]
     assert document["environment"]["jax"]["version"]
 
 
@@ -160,7 +164,7 @@ def test_missing_peer_is_skipped_and_said(
     assert load(tmp_path)["skipped"] == {"scan": "JAX is not installed"}
 
 
-def wrong_decay(problem: Problem) -> peers.Contender:
+def wrong_decay(problem: Problem) -> Contender:
     contender = PEERS["loop"].make(
         Problem(problem.cell, 0.79, problem.x, problem.weights, problem.grad_output)
     )
@@ -168,23 +172,21 @@ def wrong_decay(problem: Problem) -> peers.Contender:
     return contender
 
 
-def wrong_gradient(problem: Problem) -> peers.Contender:
+def wrong_gradient(problem: Problem) -> Contender:
     """The right output, but one step of 7 is cut out of the gradient."""
 
     def loop(*arguments: Any) -> torch.Tensor:
-        output = peers.leaky_loop(*arguments)
+        output = leaky_loop(*arguments)
         return torch.cat((output[:-1], output[-1:].detach()))
 
     leaves = {name: w.clone().requires_grad_() for name, w in problem.weights.items()}
-    return peers.TorchContender(problem, lambda x: loop(x, *leaves.values(), problem.decay), leaves)
+    return TorchContender(problem, lambda x: loop(x, *leaves.values(), problem.decay), leaves)
 
 
-def not_finite(problem: Problem) -> peers.Contender:
+def not_finite(problem: Problem) -> Contender:
     leaves = {name: w.clone().requires_grad_() for name, w in problem.weights.items()}
-    loop: Callable[..., torch.Tensor] = peers.leaky_loop
-    return peers.TorchContender(
-        problem, lambda x: loop(x, *leaves.values(), problem.decay) * math.nan, leaves
-    )
+    loop: Callable[..., torch.Tensor] = leaky_loop
+    return TorchContender(problem, lambda x: loop(x, *leaves.values(), problem.decay) * math.nan, leaves)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_wrong_contender_ends_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    make: Callable[[Problem], peers.Contender],
+    make: Callable[[Problem], Contender],
     message: str,
 ) -> None:
     monkeypatch.setitem(PEERS, "wrong", Peer("wrong", make))
@@ -211,15 +213,16 @@ def test_wrong_contender_ends_the_run(
 
 
 def test_wrong_shape_is_named() -> None:
-    problem = peers.make_problem(TINY, torch.float32, 0.8, seed=1)
+    problem = make_problem(TINY, torch.float32, 0.8, seed=1)
     good = PEERS["loop"].make(problem).results()
-    with pytest.raises(recurrence.WrongAnswerError, match=r"is \[6, 3, 5\], expected \[7, 3, 5\]"):
-        recurrence.compare("short", problem, good._replace(output=good.output[1:]), good)
+    short = good._replace(output=good.output[1:])
+    with pytest.raises(WrongAnswerError, match=r"is \[6, 3, 5\], expected \[7, 3, 5\]"):
+        compare("short", problem, short, good, TOLERANCES[torch.float32])
 
 
 def test_gradients_are_new_at_each_call() -> None:
     """Accumulated ones would be right once, and time another thing."""
-    problem = peers.make_problem(TINY, torch.float64, 0.8, seed=1)
+    problem = make_problem(TINY, torch.float64, 0.8, seed=1)
     for make in (peers.make_ours, PEERS["rnn"].make, PEERS["loop"].make):
         contender = make(problem)
         first = {name: g.clone() for name, g in contender.results().gradients.items()}

@@ -39,7 +39,7 @@ Sequence sequence_of(const at::Tensor& tensor, const Sizes& sizes) {
   sequence.data = tensor.data_ptr();
   sequence.network_stride = sizes.grouped ? tensor.stride(0) : 0;
   sequence.row_stride = tensor.stride(-2);
-  sequence.step_stride = sizes.packed ? 0 : tensor.stride(-3);
+  sequence.step_stride = tensor.stride(sizes.packed ? -2 : -3);
   return sequence;
 }
 

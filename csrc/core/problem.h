@@ -39,13 +39,15 @@ struct Layout {
   RNNKERNELS_INLINE int64_t rows_at(int64_t t) const { return rows ? rows[t] : batch; }
   // Where a step begins among the rows of all steps.
   RNNKERNELS_INLINE int64_t first_row(int64_t t) const { return offsets ? offsets[t] : t * batch; }
+  // What a sequence's step_stride is multiplied with.
+  RNNKERNELS_INLINE int64_t position(int64_t t) const { return offsets ? offsets[t] : t; }
 };
 
 // A sequence [G, T, B, H] (or [G, sum(rows), H]) whose units are contiguous.
 struct Sequence {
   void* data = nullptr;
   int64_t network_stride = 0;
-  int64_t step_stride = 0;  // unused when the layout has offsets
+  int64_t step_stride = 0;  // where the layout has offsets, the row_stride: they count rows
   int64_t row_stride = 0;
 };
 

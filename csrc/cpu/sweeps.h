@@ -35,7 +35,7 @@ struct StepRows {
 template <class T>
 StepRows<T> rows_of(const Sequence& sequence, const Layout& layout, int64_t network, int64_t t) {
   if (!sequence.data) return {};
-  const int64_t start = layout.offsets ? layout.offsets[t] * sequence.row_stride : t * sequence.step_stride;
+  const int64_t start = layout.position(t) * sequence.step_stride;
   return {static_cast<T*>(sequence.data) + network * sequence.network_stride + start, sequence.row_stride};
 }
 

@@ -5,11 +5,20 @@
 
 #include "cuda/emulation.h"
 
+#define RNNKERNELS_DEVICE inline
+#define RNNKERNELS_KERNEL(threads, blocks) void
+#define RNNKERNELS_ARGUMENT const
+
 namespace rnnkernels::device {
 
 inline Place place() {
   const emulation::Place at = emulation::place();
   return {at.thread, at.threads, at.block, at.blocks, at.cluster_rank, at.cluster_size};
+}
+
+template <class T>
+T opaque(T x) {
+  return x;
 }
 
 template <class T>
@@ -34,6 +43,12 @@ class Shared {
     std::memcpy(&x, emulation::touch(element(i, count), sizeof(Packed), emulation::Access::kRead),
                 sizeof(Packed));
     return x;
+  }
+  template <class Packed>
+  void store(int64_t i, Packed x) const {
+    const int64_t count = static_cast<int64_t>(sizeof(Packed) / sizeof(T));
+    std::memcpy(emulation::touch(element(i, count), sizeof(Packed), emulation::Access::kWrite), &x,
+                sizeof(Packed));
   }
   Shared slice(int64_t first, int64_t size) const {
     if (first < 0 || size < 0 || first + size > size_) emulation::out_of_run(first + size - 1, size_);
@@ -76,6 +91,14 @@ T shuffle_xor(T x, int mask) {
   return result;
 }
 
+template <class S>
+uint16_t rounded(float x) {
+  return static_cast<uint16_t>(rnnkernels::rounded<uint32_t>(S{}, x));
+}
+inline uint32_t rounded_pair(float low, float high) {
+  return rounded<BFloat16>(low) | static_cast<uint32_t>(rounded<BFloat16>(high)) << 16;
+}
+
 template <class T>
 void copy_async(const Shared<T>& to, int64_t i, const T* from) {
   emulation::copy_async(to.element(i, static_cast<int64_t>(16 / sizeof(T))), from);
@@ -105,6 +128,31 @@ void store_async(const Shared<T>& to, int64_t i, T x, const Mbarrier& barrier) {
   emulation::store_async(to.element(i, 1), &x, sizeof(T), barrier.address());
 }
 
+using emulation::store_word;
+template <int kMost>
+void await_words(const uint64_t* from, int64_t stride, int count, uint32_t mark, uint32_t (&to)[kMost][2]) {
+  for (int i = 0; i < count; ++i) {
+    for (int j = 0; j < 2; ++j) to[i][j] = emulation::await_word(from + i * stride + j, mark);
+  }
+}
+
+template <class... Arguments>
+Status launch(const Grid& grid, Stream, void (*kernel)(Arguments...), Arguments... arguments) {
+  emulation::Launch launch;
+  launch.blocks = static_cast<int>(grid.blocks);
+  launch.threads = grid.threads;
+  launch.cluster = grid.cluster;
+  launch.shared_bytes = grid.shared_bytes;
+  launch.seed = emulation::next_seed();
+  emulation::run(launch, [&] { kernel(arguments...); });
+  return 0;
+}
+
+inline Status fill_zero(void* memory, int64_t bytes, Stream) {
+  std::memset(memory, 0, static_cast<size_t>(bytes));
+  return 0;
+}
+
 namespace emulated {
 
 inline float bfloat16_in(uint32_t pair, int which) {
@@ -121,18 +169,22 @@ inline float tf32(float x) {
   return x;
 }
 
-inline float element(const BFloat16Fragments::A* a, int row, int k) {
+template <class Both>
+float element(BFloat16Fragments::A Both::* a, const Both* lanes, int row, int k) {
   const int lane = row % 8 * 4 + k % 8 / 2;
-  return bfloat16_in(a[lane].x[row / 8 + k / 8 * 2], k % 2);
+  return bfloat16_in((lanes[lane].*a).x[row / 8 + k / 8 * 2], k % 2);
 }
-inline float element(const BFloat16Fragments::B* b, int k, int column) {
-  return bfloat16_in(b[column * 4 + k % 8 / 2].x[k / 8], k % 2);
+template <class Both>
+float element(BFloat16Fragments::B Both::* b, const Both* lanes, int k, int column) {
+  return bfloat16_in((lanes[column * 4 + k % 8 / 2].*b).x[k / 8], k % 2);
 }
-inline float element(const TF32Fragments::A* a, int row, int k) {
-  return tf32(a[row % 8 * 4 + k % 4].x[row / 8 + k / 4 * 2]);
+template <class Both>
+float element(TF32Fragments::A Both::* a, const Both* lanes, int row, int k) {
+  return tf32((lanes[row % 8 * 4 + k % 4].*a).x[row / 8 + k / 4 * 2]);
 }
-inline float element(const TF32Fragments::B* b, int k, int column) {
-  return tf32(b[column * 4 + k % 4].x[k / 4]);
+template <class Both>
+float element(TF32Fragments::B Both::* b, const Both* lanes, int k, int column) {
+  return tf32((lanes[column * 4 + k % 4].*b).x[k / 4]);
 }
 
 // Every lane computes its own sums out of what all lanes brought.
@@ -143,20 +195,13 @@ void multiply_add(const char* name, Sums& c, const typename Fragments::A& a, con
     typename Fragments::B b;
   };
   const Both mine{a, b};
-  const char* all = emulation::exchange(name, &mine, sizeof(mine));
-  typename Fragments::A all_a[kWarpLanes];
-  typename Fragments::B all_b[kWarpLanes];
-  for (int lane = 0; lane < kWarpLanes; ++lane) {
-    Both one;
-    std::memcpy(&one, all + lane * sizeof(Both), sizeof(Both));
-    all_a[lane] = one.a;
-    all_b[lane] = one.b;
-  }
+  const Both* lanes = reinterpret_cast<const Both*>(emulation::exchange(name, &mine, sizeof(mine)));
   const int lane = emulation::place().thread % kWarpLanes;
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
     float sum = 0;
-    for (int k = 0; k < kDepth; ++k) sum += element(all_a, row, k) * element(all_b, k, column);
+    for (int k = 0; k < kDepth; ++k)
+      sum += element(&Both::a, lanes, row, k) * element(&Both::b, lanes, k, column);
     c.x[i] += sum;
   }
 }

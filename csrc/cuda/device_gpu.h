@@ -2,7 +2,13 @@
 // cluster by itself, and what needs a peer traps.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
+
+#define RNNKERNELS_DEVICE __device__ __forceinline__
+#define RNNKERNELS_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define RNNKERNELS_ARGUMENT const __grid_constant__
 
 namespace rnnkernels::device {
 
@@ -16,6 +22,15 @@ __device__ __forceinline__ Place place() {
           static_cast<int>(gridDim.x),   static_cast<int>(rank),       static_cast<int>(size)};
 }
 
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+__device__ __forceinline__ float opaque(float x) {
+  asm volatile("" : "+f"(x));
+  return x;
+}
+
 template <class T>
 class Shared {
  public:
@@ -25,6 +40,10 @@ class Shared {
   template <class Packed>
   __device__ __forceinline__ Packed load(int64_t i) const {
     return *reinterpret_cast<const Packed*>(data_ + i);
+  }
+  template <class Packed>
+  __device__ __forceinline__ void store(int64_t i, Packed x) const {
+    *reinterpret_cast<Packed*>(data_ + i) = x;
   }
   __device__ __forceinline__ Shared slice(int64_t first, int64_t) const { return data_ + first; }
   __device__ __forceinline__ Shared of_peer(int rank) const {
@@ -67,6 +86,24 @@ __device__ __forceinline__ void sync_cluster() {
 template <class T>
 __device__ __forceinline__ T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+
+__device__ __forceinline__ uint32_t rounded_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+template <class S>
+__device__ __forceinline__ uint16_t rounded(float x);
+template <>
+__device__ __forceinline__ uint16_t rounded<BFloat16>(float x) {
+  return static_cast<uint16_t>(rounded_pair(x, 0));
+}
+template <>
+__device__ __forceinline__ uint16_t rounded<Float16>(float x) {
+  uint16_t half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
+  return half;
 }
 
 __device__ __forceinline__ void multiply_add(Sums& c, const BFloat16Fragments::A& a,
@@ -178,6 +215,79 @@ __device__ __forceinline__ unsigned add_release(unsigned* to, unsigned value) {
                : "l"(to), "r"(value)
                : "memory");
   return before;
+}
+
+// A word and its mark are one number of 64 bits, so they come together and nothing has to be ordered.
+__device__ __forceinline__ void store_word(uint64_t* to, uint32_t x, uint32_t mark) {
+  const uint64_t both = static_cast<uint64_t>(mark) << 32 | x;
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(both) : "memory");
+}
+template <int kMost>
+__device__ __forceinline__ void await_words(const uint64_t* from, int64_t stride, int count, uint32_t mark,
+                                            uint32_t (&to)[kMost][2]) {
+  bool arrived;
+  do {
+    uint64_t words[kMost][2];
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (i >= count) continue;
+      asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                   : "=l"(words[i][0]), "=l"(words[i][1])
+                   : "l"(from + i * stride)
+                   : "memory");
+    }
+    arrived = true;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (i >= count) continue;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        to[i][j] = static_cast<uint32_t>(words[i][j]);
+        arrived = arrived && static_cast<uint32_t>(words[i][j] >> 32) == mark;
+      }
+    }
+  } while (!arrived);
+}
+
+template <class... Arguments>
+Status launch(const Grid& grid, Stream stream, void (*kernel)(Arguments...), Arguments... arguments) {
+  constexpr int64_t kSharedByDefault = 48 * 1024;
+  constexpr int kPortableCluster = 8;
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
+  };
+  if (grid.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  if (grid.shared_bytes > kSharedByDefault) {
+    const auto bytes = static_cast<int>(grid.shared_bytes);
+    const cudaError_t error = set(cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return error;
+  }
+  if (grid.cluster > kPortableCluster) {
+    const cudaError_t error = set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  if (grid.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = static_cast<unsigned>(grid.cluster);
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = 1;
+  }
+  if (grid.together) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+inline Status fill_zero(void* memory, int64_t bytes, Stream stream) {
+  return cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace rnnkernels::device

@@ -96,19 +96,19 @@ void wait_copies(int groups_left) {
 
 void barrier_init(Address at, int arrivals) {
   touch(at, 8, Access::kWrite);
-  Mbarrier barrier;
+  Mbarrier& barrier = machine->block(at.block).barriers[at.offset];
+  machine->wake(barrier.waiters);
+  barrier = Mbarrier{};
   barrier.expected = barrier.pending = arrivals;
-  barrier.arriving.assign(machine->current().clock.size(), 0);
-  barrier.released = barrier.arriving;
-  machine->block(at.block).barriers[at.offset] = barrier;
+  barrier.arriving = barrier.released = machine->no_clock();
 }
 
 void barrier_arrive(Address at) {
   Thread& thread = machine->current();
   Mbarrier& barrier = machine->barrier_at(at);
   if (barrier.pending == 0) throw Fault("barrier", machine->who(thread) + " arrives where all have arrived");
-  join(barrier.arriving, thread.clock);
-  ++thread.clock[thread.index];
+  barrier.arriving.join(thread.clock);
+  thread.clock.tick();
   --barrier.pending;
   machine->finish_phase(barrier);
   machine->yield();
@@ -117,49 +117,73 @@ void barrier_arrive(Address at) {
 void barrier_expect(Address at, int64_t bytes) { machine->barrier_at(at).bytes += bytes; }
 
 void barrier_wait(Address at, int parity) {
-  Thread& thread = machine->current();
   Mbarrier& barrier = machine->barrier_at(at);
-  machine->wait(text("phase %d of a barrier", parity),
-                [&barrier, parity] { return barrier.phase % 2 != parity; });
-  join(thread.clock, barrier.released);
+  machine->yield();
+  while (barrier.phase % 2 == parity) {
+    machine->wait(parity == 0 ? "phase 0 of a barrier" : "phase 1 of a barrier", barrier.waiters);
+  }
+  machine->current().clock.join(barrier.released);
 }
 
-void store_async(Address to, const void* from, int64_t bytes, Address barrier) {
+void store_async(Address to, const void* from, int64_t bytes, Address at) {
   Thread& thread = machine->current();
   touch(to, bytes, Access::kWrite);
   machine->block(to.block).shadow.set_pending(to.offset, bytes, true);
-  join(machine->barrier_at(barrier).arriving, thread.clock);
+  Mbarrier& barrier = machine->barrier_at(at);
+  barrier.arriving.join(thread.clock);
   const char* data = static_cast<const char*>(from);
-  machine->store_later({to, barrier, std::vector<char>(data, data + bytes)});
-  ++thread.clock[thread.index];
+  machine->store_later({to, &barrier, std::vector<char>(data, data + bytes)});
+  thread.clock.tick();
 }
 
 unsigned load_acquire(const unsigned* from) {
   machine->yield();
-  Thread& thread = machine->current();
-  const auto found = machine->released().find(from);
-  if (found != machine->released().end()) join(thread.clock, found->second);
+  machine->current().clock.join(machine->word(from).released);
   return *from;
 }
 
 void store_release(unsigned* to, unsigned value) {
   Thread& thread = machine->current();
-  machine->released()[to] = thread.clock;
-  ++thread.clock[thread.index];
+  Word& word = machine->word(to);
+  word.released = thread.clock;
+  thread.clock.tick();
   *to = value;
+  machine->wake(word.waiters);
   machine->yield();
 }
 
 unsigned add_release(unsigned* to, unsigned value) {
   Thread& thread = machine->current();
-  Clock& clock = machine->released()[to];
-  if (clock.empty()) clock.assign(thread.clock.size(), 0);
-  join(clock, thread.clock);
-  ++thread.clock[thread.index];
+  Word& word = machine->word(to);
+  word.released.join(thread.clock);
+  thread.clock.tick();
   const unsigned before = *to;
   *to += value;
+  machine->wake(word.waiters);
   machine->yield();
   return before;
 }
+
+void store_word(uint64_t* to, uint32_t x, uint32_t mark) {
+  machine->yield_sometimes();
+  *to = static_cast<uint64_t>(mark) << 32 | x;
+  machine->wake(machine->word(to).waiters);
+}
+
+uint32_t await_word(const uint64_t* from, uint32_t mark) {
+  const auto found = [from] { return static_cast<uint32_t>(*from >> 32); };
+  while (found() < mark) machine->wait("a word of global memory", machine->word(from).waiters);
+  if (found() != mark) {
+    throw Fault("overrun",
+                machine->who(machine->current()) + text(" finds mark %u in place of %u", found(), mark));
+  }
+  return static_cast<uint32_t>(*from);
+}
+
+namespace {
+uint64_t seed = 0;
+}  // namespace
+void set_seed(uint64_t from) { seed = from; }
+uint64_t next_seed() { return seed++; }
 
 }  // namespace rnnkernels::emulation

@@ -9,6 +9,7 @@
 //   unwritten       an element is read that nobody wrote
 //   divergence      lanes of one warp meet at different collective operations
 //   deadlock        nobody can go on
+//   overrun         a word of global memory is overwritten before who awaited it has read it
 //   gone            a block's memory is touched after one of its threads has returned
 //
 // What orders two threads is followed with vector clocks (Flanagan and Freund 2009, FastTrack): barriers,
@@ -82,5 +83,14 @@ void store_async(Address to, const void* from, int64_t bytes, Address barrier);
 unsigned load_acquire(const unsigned* from);
 void store_release(unsigned* to, unsigned value);
 unsigned add_release(unsigned* to, unsigned value);
+
+// A word in global memory with a mark beside it. To come upon a mark beyond the awaited one is a Fault: the
+// word has been overwritten before it was read.
+void store_word(uint64_t* to, uint32_t x, uint32_t mark);
+uint32_t await_word(const uint64_t* from, uint32_t mark);
+
+// Seeds of launches that name none: what follows set_seed is always the same.
+void set_seed(uint64_t seed);
+uint64_t next_seed();
 
 }  // namespace rnnkernels::emulation

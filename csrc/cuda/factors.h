@@ -1,89 +1,113 @@
 // What W_hh is multiplied with and as what, for 16 units times 8 rows of a warp (the fragments of device.h).
 //
 //   BFloat16Factors   products of bfloat16, 16 deep: both factors are rounded to it
-//   FloatFactors      float32 out of three products of TF32, 8 deep: with a = a' + a'', of which the product
-//   sees
-//                     a' whole and of a'' the upper digits,  a b = a'' b' + a' b'' + a' b'  to about 2^-21
+//   FloatFactors      products of TF32, 8 deep. Exact: float32 out of three of them, with a = a' + a'', of
+//                     which the product sees a' whole and of a'' the upper digits,
+//                       a b = a'' b' + a' b'' + a' b'   to about 2^-21
+//                     Not exact: one of them, of a and b rounded to TF32's 11 digits
+//
+// A row of the operand is words of 32 bits, 8 for a slice of the depth, of either type.
 #pragma once
 
 #include "core/elements.h"
 #include "cuda/device.h"
-
-#if defined(__CUDACC__)
-#define RNNKERNELS_DEVICE __device__ __forceinline__
-#else
-#define RNNKERNELS_DEVICE inline
-#endif
+#include "cuda/plan.h"
 
 namespace rnnkernels::cuda {
 
-struct BFloat16Factors {
-  static constexpr int kDepth = 16;
-  static constexpr int kPadding = 8;  // elements between rows of the operand, against bank conflicts
-  using Element = uint16_t;
-  using Fragments = device::BFloat16Fragments;
+// A word of the operand and where it belongs: row of the team, word within 16 units.
+struct OperandWord {
+  int row, word;
+  uint32_t bits;
+};
 
-  static RNNKERNELS_DEVICE Element element(float x) {
-    return static_cast<Element>(rounded<uint32_t>(BFloat16{}, x));
-  }
+struct BFloat16Factors {
+  static constexpr int kUnitsOfWord = 2;
+  static constexpr int kDepth = kUnitsOfWord * static_cast<int>(kSliceWords);
+  static constexpr int kWordsOfLane = 2;
+  using A = device::BFloat16Fragments::A;
+
+  RNNKERNELS_DEVICE explicit BFloat16Factors(bool /*exact*/) {}
+
   // `get(i, k)` is the matrix, row i of the tile, column k of the slice.
   template <class Get>
-  static RNNKERNELS_DEVICE Fragments::A matrix(int lane, const Get& get) {
-    Fragments::A a;
+  static RNNKERNELS_DEVICE A matrix(int lane, const Get& get) {
+    A a;
     RNNKERNELS_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i % 2 * 8, column = lane % 4 * 2 + i / 2 * 8;
-      a.x[i] = element(get(row, column)) | static_cast<uint32_t>(element(get(row, column + 1))) << 16;
+      a.x[i] = device::rounded_pair(get(row, column), get(row, column + 1));
     }
     return a;
   }
-  // The operand [8][stride] of a slice that begins at `depth`.
-  static RNNKERNELS_DEVICE Fragments::B operand(int lane, const device::Shared<Element>& x, int64_t stride,
-                                                int64_t depth) {
-    const int64_t at = lane / 4 * stride + depth + lane % 4 * 2;
-    return {{x.template load<uint32_t>(at), x.template load<uint32_t>(at + 8)}};
+  // The words made of a lane's four numbers (device.h, Sums). Two units share a word, so the lane next to
+  // this one in g gives one row's number and takes the other's.
+  static RNNKERNELS_DEVICE void words(int lane, const float (&x)[4], OperandWord (&to)[kWordsOfLane]) {
+    const bool odd = lane / 4 % 2;
+    RNNKERNELS_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const float even_row = x[2 * half], odd_row = x[2 * half + 1];
+      // Opaque, or the choice becomes a branch with a shuffle on either side.
+      const float got = device::shuffle_xor(device::opaque(odd ? even_row : odd_row), 4);
+      const uint32_t bits = device::rounded_pair(odd ? got : even_row, odd ? odd_row : got);
+      to[half] = {lane % 4 * 2 + odd, lane / 8 + 4 * half, bits};
+    }
   }
-  static RNNKERNELS_DEVICE void multiply(device::Sums& sums, const Fragments::A& a, const Fragments::B& b) {
-    device::multiply_add(sums, a, b);
+  RNNKERNELS_DEVICE void multiply(device::Sums& sums, const A& a, uint32_t above, uint32_t below) const {
+    device::multiply_add(sums, a, device::BFloat16Fragments::B{{above, below}});
   }
 };
 
-struct FloatFactors {
-  static constexpr int kDepth = 8;
-  static constexpr int kPadding = 4;
-  using Element = float;
-  using Fragments = device::TF32Fragments;
+class FloatFactors {
+ public:
+  static constexpr int kUnitsOfWord = 1;
+  static constexpr int kDepth = kUnitsOfWord * static_cast<int>(kSliceWords);
+  static constexpr int kWordsOfLane = 4;
+  using A = device::TF32Fragments::A;
 
-  static RNNKERNELS_DEVICE Element element(float x) { return x; }
+  RNNKERNELS_DEVICE explicit FloatFactors(bool exact) : exact_(exact) {}
+
   template <class Get>
-  static RNNKERNELS_DEVICE Fragments::A matrix(int lane, const Get& get) {
-    Fragments::A a;
+  RNNKERNELS_DEVICE A matrix(int lane, const Get& get) const {
+    A a;
     RNNKERNELS_UNROLL
-    for (int i = 0; i < 4; ++i) a.x[i] = get(lane / 4 + i % 2 * 8, lane % 4 + i / 2 * 4);
+    for (int i = 0; i < 4; ++i) a.x[i] = factor(get(lane / 4 + i % 2 * 8, lane % 4 + i / 2 * 4));
     return a;
   }
-  static RNNKERNELS_DEVICE Fragments::B operand(int lane, const device::Shared<Element>& x, int64_t stride,
-                                                int64_t depth) {
-    const int64_t at = lane / 4 * stride + depth + lane % 4;
-    return {{x[at], x[at + 4]}};
+  RNNKERNELS_DEVICE void words(int lane, const float (&x)[4], OperandWord (&to)[kWordsOfLane]) const {
+    RNNKERNELS_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      to[i] = {lane % 4 * 2 + i % 2, lane / 4 + i / 2 * 8, __builtin_bit_cast(uint32_t, factor(x[i]))};
+    }
   }
-  static RNNKERNELS_DEVICE void multiply(device::Sums& sums, const Fragments::A& a, const Fragments::B& b) {
-    Fragments::A above, below;
-    Fragments::B upper, lower;
+  RNNKERNELS_DEVICE void multiply(device::Sums& sums, const A& a, uint32_t above, uint32_t below) const {
+    const B b{{__builtin_bit_cast(float, above), __builtin_bit_cast(float, below)}};
+    if (!exact_) return device::multiply_add(sums, a, b);
+    // Opaque, or the matrix is split once for all steps and takes twice the registers.
+    A a_upper, a_rest;
+    B b_upper, b_rest;
     RNNKERNELS_UNROLL
-    for (int i = 0; i < 4; ++i) split(a.x[i], above.x[i], below.x[i]);
+    for (int i = 0; i < 4; ++i) split(device::opaque(a.x[i]), a_upper.x[i], a_rest.x[i]);
     RNNKERNELS_UNROLL
-    for (int i = 0; i < 2; ++i) split(b.x[i], upper.x[i], lower.x[i]);
-    device::multiply_add(sums, below, upper);
-    device::multiply_add(sums, above, lower);
-    device::multiply_add(sums, above, upper);
+    for (int i = 0; i < 2; ++i) split(b.x[i], b_upper.x[i], b_rest.x[i]);
+    device::multiply_add(sums, a_rest, b_upper);
+    device::multiply_add(sums, a_upper, b_rest);
+    device::multiply_add(sums, a_upper, b_upper);
   }
 
  private:
-  static RNNKERNELS_DEVICE void split(float x, float& above, float& below) {
-    above = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x) & 0xffffe000u);
+  using B = device::TF32Fragments::B;
+  const bool exact_;
+
+  // The product leaves the lower 13 bits out; to the nearest is better, as a library has it.
+  RNNKERNELS_DEVICE float factor(float x) const {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+    return exact_ || x != x ? x : __builtin_bit_cast(float, (bits + 0x1000u) & 0xffffe000u);
+  }
+  static RNNKERNELS_DEVICE void split(float x, float& upper, float& rest) {
+    upper = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x) & 0xffffe000u);
     // What is infinite or not a number stays so in one of the parts.
-    below = x - above == x - above ? x - above : 0.0f;
+    rest = x - upper == x - upper ? x - upper : 0.0f;
   }
 };
 

@@ -1,13 +1,10 @@
-// Fibers, the order they run in, meetings, and what lands late.
+// The order that fibers run in, meetings, and what lands late.
 #include "cuda/machine.h"
 
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include <utility>
 
 namespace rnnkernels::emulation {
 
@@ -20,14 +17,59 @@ std::string text(const char* format, ...) {
   return line;
 }
 
-constexpr int64_t kStackBytes = 256 * 1024;
-
 Machine* machine = nullptr;
 
+Machine::Machine(const Launch& launch, const std::function<void()>& kernel)
+    : launch_(launch), kernel_(kernel), random_(launch.seed) {
+  if (launch.threads % kWarp != 0 || launch.threads <= 0) {
+    throw Fault("launch", "a block must be whole warps, got " + std::to_string(launch.threads));
+  }
+  if (launch.cluster <= 0 || launch.blocks % launch.cluster != 0) {
+    throw Fault("launch", "the grid must be whole clusters");
+  }
+  const int count = launch.blocks * launch.threads;
+  // One more for each block: what stores into it by itself.
+  nothing_ = Clock(count + launch.blocks);
+  blocks_.resize(launch.blocks);
+  clusters_.resize(launch.blocks / launch.cluster);
+  warps_.resize(count / kWarp);
+  for (Block& block : blocks_) {
+    block.shared.resize(launch.shared_bytes);
+    block.shadow.resize(launch.shared_bytes);
+  }
+  threads_ = std::vector<Thread>(count);
+  runnable_.resize(count);
+  for (int i = 0; i < count; ++i) {
+    Thread& thread = threads_[i];
+    thread.index = runnable_[i] = i;
+    thread.block = i / launch.threads;
+    thread.in_block = i % launch.threads;
+    thread.clock = Clock(nothing_, i);
+    thread.fiber.prepare(&Machine::enter);
+  }
+}
+
+// --- Who goes on -------------------------------------------------------------------------------------
+
+void Machine::run() {
+  machine = this;
+  struct Reset {
+    ~Reset() { machine = nullptr; }
+  } reset;
+  host_.go_on_with(next());
+  if (!failure_ && returned_ < static_cast<int>(threads_.size())) {
+    failure_ = std::make_exception_ptr(deadlock());
+  }
+  if (!failure_) return;
+  cancelled_ = true;
+  for (Thread& thread : threads_) {
+    current_ = thread.index;
+    if (thread.begun && !thread.returned) host_.go_on_with(thread.fiber);
+  }
+  std::rethrow_exception(failure_);
+}
+
 void Machine::enter() {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &machine->scheduler_stack_, &machine->scheduler_stack_size_);
-#endif
   Thread& thread = machine->current();
   thread.begun = true;
   try {
@@ -37,141 +79,78 @@ void Machine::enter() {
     machine->failure_ = std::current_exception();
   }
   thread.returned = true;
+  ++machine->returned_;
   ++machine->blocks_[thread.block].returned;
-  machine->leave(thread, true);
+  thread.fiber.end_with(machine->next());
 }
 
-void Machine::start(Thread& thread) {
-  thread.stack = std::make_unique<char[]>(kStackBytes);
-  getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = thread.stack.get();
-  thread.context.uc_stack.ss_size = kStackBytes;
-  thread.context.uc_link = nullptr;
-  makecontext(&thread.context, &Machine::enter, 0);
+// Any thread that can go on, or the host where there is none, or no more need.
+Fiber& Machine::next() {
+  if (!failure_ && random_.draw(4) == 0) land_something();
+  while (!failure_ && runnable_.empty() && !stores_.empty()) land_something();
+  if (failure_ || runnable_.empty()) return host_;
+  int& drawn = runnable_[random_.draw(runnable_.size())];
+  current_ = std::exchange(drawn, runnable_.back());
+  runnable_.pop_back();
+  return threads_[current_].fiber;
 }
 
-void Machine::resume(Thread& thread) {
-  current_ = thread.index;
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&scheduler_sanitizer_, thread.stack.get(), kStackBytes);
-#endif
-  swapcontext(&scheduler_, &thread.context);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(scheduler_sanitizer_, nullptr, nullptr);
-#endif
-}
-
-void Machine::leave(Thread& thread, [[maybe_unused]] bool for_good) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &thread.sanitizer_stack, scheduler_stack_,
-                                 scheduler_stack_size_);
-#endif
-  swapcontext(&thread.context, &scheduler_);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(thread.sanitizer_stack, &scheduler_stack_, &scheduler_stack_size_);
-#endif
-}
-
-// From a random place on, the first that can go on; -1 if none can.
-int Machine::next_runnable() {
-  const int count = static_cast<int>(threads_.size());
-  const int from = static_cast<int>(random_() % count), step = random_() % 2 ? 1 : count - 1;
-  for (int i = 0, at = from; i < count; ++i, at = (at + step) % count) {
-    Thread& thread = threads_[at];
-    if (thread.returned) continue;
-    if (!thread.ready || thread.ready()) return at;
-  }
-  return -1;
-}
-
-void Machine::run() {
-  machine = this;
-  struct Reset {
-    ~Reset() { machine = nullptr; }
-  } reset;
-  for (Thread& thread : threads_) start(thread);
-  try {
-    schedule();
-  } catch (...) {
-    cancelled_ = true;
-    for (Thread& thread : threads_) {
-      if (thread.begun && !thread.returned) resume(thread);
-    }
-    throw;
-  }
-}
-
-void Machine::schedule() {
-  for (;;) {
-    if (random_() % 4 == 0) land_something();
-    const int next = next_runnable();
-    if (next < 0) {
-      bool all_returned = true;
-      for (const Thread& thread : threads_) all_returned = all_returned && thread.returned;
-      if (all_returned) return;
-      if (!stores_.empty()) {
-        land_something();
-        continue;
-      }
-      report_deadlock();
-    }
-    threads_[next].ready = nullptr;
-    resume(threads_[next]);
-    if (failure_) std::rethrow_exception(failure_);
-  }
-}
-
-void Machine::report_deadlock() {
-  std::map<std::string, int> waiting;
-  int returned = 0, example = -1;
-  for (const Thread& thread : threads_) {
-    if (thread.returned) {
-      ++returned;
-    } else {
-      ++waiting[thread.waits_for];
-      if (example < 0) example = thread.index;
-    }
-  }
-  std::string reason;
-  for (const auto& [what, count] : waiting) {
-    reason += (reason.empty() ? "" : ", ") + std::to_string(count) + " threads wait for " + what;
-  }
-  if (returned > 0) reason += ", " + std::to_string(returned) + " have returned";
-  throw Fault("deadlock", reason + " (" + who(example) + " among them)");
-}
-
-void Machine::wait(const std::string& what, std::function<bool()> ready) {
+void Machine::wait(std::string_view what, Waiters& waiters) {
   Thread& thread = current();
   thread.waits_for = what;
-  thread.ready = std::move(ready);
-  leave(thread, false);
+  waiters.push_back(thread.index);
+  Fiber& other = next();
+  if (&other != &thread.fiber) thread.fiber.go_on_with(other);
   if (cancelled_) throw Cancelled{};
 }
 
+void Machine::wake(Waiters& waiters) {
+  runnable_.insert(runnable_.end(), waiters.begin(), waiters.end());
+  waiters.clear();
+}
+
+Fault Machine::deadlock() const {
+  std::map<std::string_view, int> waiting;
+  int example = -1;
+  for (const Thread& thread : threads_) {
+    if (thread.returned) continue;
+    ++waiting[thread.waits_for];
+    if (example < 0) example = thread.index;
+  }
+  std::string reason;
+  for (const auto& [what, count] : waiting) {
+    reason += (reason.empty() ? "" : ", ") + std::to_string(count) + " threads wait for " + std::string(what);
+  }
+  if (returned_ > 0) reason += ", " + std::to_string(returned_) + " have returned";
+  return Fault("deadlock", reason + " (" + who(example) + " among them)");
+}
+
 // The last one to come lets all of them go on, each with everybody's past.
-void Machine::meet(Meeting& meeting, const std::string& operation, int first, int count, bool orders) {
-  Thread& thread = current();
+void Machine::meet(Meeting& meeting, std::string_view operation, int first, int count, bool orders) {
   if (meeting.arrived > 0 && meeting.operation != operation) {
-    throw Fault("divergence", who(thread) + " is at " + operation + ", others are at " + meeting.operation);
+    throw Fault("divergence", who(current()) + " is at " + std::string(operation) + ", others are at " +
+                                  std::string(meeting.operation));
   }
   meeting.operation = operation;
-  const int64_t round = meeting.round;
   if (++meeting.arrived < count) {
-    wait(operation, [&meeting, round] { return meeting.round != round; });
+    wait(operation, meeting.waiters);
     return;
   }
   if (orders) {
-    Clock all(thread.clock.size(), 0);
-    for (int i = first; i < first + count; ++i) join(all, threads_[i].clock);
+    Clock all;
+    for (int i = first; i < first + count; ++i) all.join(threads_[i].clock);
     for (int i = first; i < first + count; ++i) {
-      threads_[i].clock = all;
-      ++threads_[i].clock[i];
+      threads_[i].clock.follow(all);
+      threads_[i].clock.tick();
     }
   }
   meeting.arrived = 0;
   ++meeting.round;
+  wake(meeting.waiters);
   yield();
 }
+
+// --- What lands late ---------------------------------------------------------------------------------
 
 void Machine::land(Copy& copy) {
   if (copy.landed) return;
@@ -184,28 +163,31 @@ void Machine::land(Copy& copy) {
   }
 }
 
+void Machine::land(const Store& store) {
+  Block& block = blocks_[store.to.block];
+  std::memcpy(block.shared.data() + store.to.offset, store.bytes.data(), store.bytes.size());
+  const int64_t size = static_cast<int64_t>(store.bytes.size());
+  const int writer = static_cast<int>(threads_.size()) + store.to.block;
+  // Only who waits at that barrier comes after it, so it has a time of its own.
+  ++block.landed;
+  block.shadow.set_pending(store.to.offset, size, false);
+  block.shadow.written_by(store.to.offset, size, writer, block.landed);
+  store.barrier->arriving.raise(writer, block.landed);
+  store.barrier->bytes -= size;
+  finish_phase(*store.barrier);
+}
+
 // One asynchronous copy or store, any of them.
 void Machine::land_something() {
   if (!stores_.empty()) {
-    const size_t i = random_() % stores_.size();
-    const Store store = std::move(stores_[i]);
-    stores_.erase(stores_.begin() + static_cast<int64_t>(i));
-    Block& block = blocks_[store.to.block];
-    std::memcpy(block.shared.data() + store.to.offset, store.bytes.data(), store.bytes.size());
-    const int64_t size = static_cast<int64_t>(store.bytes.size());
-    const int writer = static_cast<int>(threads_.size()) + store.to.block;
-    Mbarrier& barrier = barrier_at(store.barrier);
-    // Only who waits at that barrier comes after it, so it has a time of its own.
-    ++block.stores[writer];
-    block.shadow.set_pending(store.to.offset, size, false);
-    block.shadow.written_by(store.to.offset, size, writer, block.stores[writer]);
-    barrier.arriving[writer] = block.stores[writer];
-    barrier.bytes -= size;
-    finish_phase(barrier);
+    Store& drawn = stores_[random_.draw(stores_.size())];
+    std::swap(drawn, stores_.back());
+    land(stores_.back());
+    stores_.pop_back();
   }
-  Thread& thread = threads_[random_() % threads_.size()];
+  Thread& thread = threads_[random_.draw(threads_.size())];
   for (std::vector<Copy>& group : thread.groups) {
-    if (!group.empty() && random_() % 2) land(group[random_() % group.size()]);
+    if (!group.empty() && random_.draw(2)) land(group[random_.draw(group.size())]);
   }
 }
 
@@ -223,6 +205,7 @@ void Machine::finish_phase(Mbarrier& barrier) {
   ++barrier.phase;
   barrier.pending = barrier.expected;
   barrier.released = barrier.arriving;
+  wake(barrier.waiters);
 }
 
 }  // namespace rnnkernels::emulation

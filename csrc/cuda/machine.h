@@ -1,15 +1,14 @@
 // The emulated GPU's threads as fibers, and what they wait for: inside of emulation.h.
 #pragma once
 
-#include <ucontext.h>
-
 #include <exception>
 #include <map>
-#include <memory>
-#include <random>
+#include <string_view>
 #include <vector>
 
+#include "cuda/clock.h"
 #include "cuda/emulation.h"
+#include "cuda/fibers.h"
 #include "cuda/shadow.h"
 
 namespace rnnkernels::emulation {
@@ -18,11 +17,31 @@ constexpr int kWarp = 32;
 
 std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
+// Of a few nanoseconds, and good enough for an order (splitmix64, Steele, Lea and Flood, OOPSLA 2014).
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  // Below `count`, which is at most 2^32.
+  size_t draw(size_t count) {
+    uint64_t x = state_ += 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return (x >> 32) * count >> 32;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+// Who goes on when something has happened.
+using Waiters = std::vector<int>;
+
 // A point where a number of threads meet, any number of times.
 struct Meeting {
   int arrived = 0;
   int64_t round = 0;
-  std::string operation;
+  std::string_view operation;
+  Waiters waiters;
 };
 
 struct Copy {
@@ -32,21 +51,27 @@ struct Copy {
   bool landed = false;
 };
 
+struct Mbarrier {
+  int expected = 0, pending = 0;
+  int64_t bytes = 0;
+  int64_t phase = 0;
+  Clock arriving, released;
+  Waiters waiters;  // for the end of the phase
+};
+
 // A store that lands late, with its own copy of what is stored.
 struct Store {
-  Address to, barrier;
+  Address to;
+  Mbarrier* barrier;
   std::vector<char> bytes;
 };
 
 struct Thread {
   int index = 0, in_block = 0, block = 0;
   bool begun = false, returned = false;
-  ucontext_t context;
-  std::unique_ptr<char[]> stack;
-  void* sanitizer_stack = nullptr;
+  Fiber fiber;
   Clock clock;
-  std::function<bool()> ready;  // empty: it can go on
-  std::string waits_for;
+  std::string_view waits_for;
   std::vector<std::vector<Copy>> groups{1};  // of asynchronous copies, the last one open
 };
 
@@ -56,20 +81,19 @@ struct Warp {
   std::vector<char> brought[2];
 };
 
-struct Mbarrier {
-  int expected = 0, pending = 0;
-  int64_t bytes = 0;
-  int64_t phase = 0;
-  Clock arriving, released;
-};
-
 struct Block {
   std::vector<char> shared;
   Shadow shadow;
   Meeting meeting;
   std::map<int64_t, Mbarrier> barriers;
-  Clock stores;  // of what lands in it
+  uint32_t landed = 0;  // stores, in number
   int returned = 0;
+};
+
+// In global memory.
+struct Word {
+  Clock released;
+  Waiters waiters;  // for another value
 };
 
 // Ends a thread after another one's fault.
@@ -77,34 +101,7 @@ struct Cancelled {};
 
 class Machine {
  public:
-  Machine(const Launch& launch, const std::function<void()>& kernel)
-      : launch_(launch), kernel_(kernel), random_(launch.seed) {
-    if (launch.threads % kWarp != 0 || launch.threads <= 0) {
-      throw Fault("launch", "a block must be whole warps, got " + std::to_string(launch.threads));
-    }
-    if (launch.cluster <= 0 || launch.blocks % launch.cluster != 0) {
-      throw Fault("launch", "the grid must be whole clusters");
-    }
-    // In a clock, one more for each block: what stores into it by itself.
-    const int count = launch.blocks * launch.threads, clocks = count + launch.blocks;
-    blocks_.resize(launch.blocks);
-    clusters_.resize(launch.blocks / launch.cluster);
-    warps_.resize(count / kWarp);
-    for (Block& block : blocks_) {
-      block.shared.resize(launch.shared_bytes);
-      block.shadow.resize(launch.shared_bytes, clocks);
-      block.stores.assign(clocks, 0);
-    }
-    threads_ = std::vector<Thread>(count);
-    for (int i = 0; i < count; ++i) {
-      Thread& thread = threads_[i];
-      thread.index = i;
-      thread.block = i / launch.threads;
-      thread.in_block = i % launch.threads;
-      thread.clock.assign(clocks, 0);
-      thread.clock[i] = 1;
-    }
-  }
+  Machine(const Launch& launch, const std::function<void()>& kernel);
 
   void run();
   Thread& current() { return threads_[current_]; }
@@ -113,17 +110,21 @@ class Machine {
   Block& home() { return blocks_[current().block]; }
   Warp& warp() { return warps_[current_ / kWarp]; }
   Meeting& cluster() { return clusters_[current().block / launch_.cluster]; }
-  std::map<const unsigned*, Clock>& released() { return released_; }
+  Word& word(const void* at) { return words_[at]; }
+  const Clock& no_clock() const { return nothing_; }
 
   // Another thread may go on first.
-  void yield() { wait("its turn", {}); }
+  void yield() { wait("its turn", runnable_); }
   void yield_sometimes() {
-    if (random_() % 16 == 0) yield();
+    if (random_.draw(16) == 0) yield();
   }
-  void wait(const std::string& what, std::function<bool()> ready);
+  // Until somebody wakes the waiters. By the time it goes on, what it waits for may be gone again. `what`
+  // has to outlive the launch.
+  void wait(std::string_view what, Waiters& waiters);
+  void wake(Waiters& waiters);
   // Of `count` threads from `first` on; with `orders` all that each did before comes before what any does
   // after.
-  void meet(Meeting& meeting, const std::string& operation, int first, int count, bool orders);
+  void meet(Meeting& meeting, std::string_view operation, int first, int count, bool orders);
 
   void land(Copy& copy);
   void store_later(Store store) { stores_.push_back(std::move(store)); }
@@ -141,29 +142,26 @@ class Machine {
  private:
   const Launch& launch_;
   const std::function<void()>& kernel_;
-  std::mt19937_64 random_;
+  Random random_;
+  Clock nothing_;
   std::vector<Thread> threads_;
   std::vector<Block> blocks_;
   std::vector<Meeting> clusters_;
   std::vector<Warp> warps_;
   std::vector<Store> stores_;
-  std::map<const unsigned*, Clock> released_;
-  ucontext_t scheduler_;
-  void* scheduler_sanitizer_ = nullptr;
-  const void* scheduler_stack_ = nullptr;
-  size_t scheduler_stack_size_ = 0;
+  std::map<const void*, Word> words_;
+  Fiber host_;
   int current_ = 0;
+  std::vector<int> runnable_;  // but for the current one
+  int returned_ = 0;
   std::exception_ptr failure_;
   bool cancelled_ = false;
 
   static void enter();
-  void start(Thread& thread);
-  void resume(Thread& thread);
-  void leave(Thread& thread, bool for_good);
-  void schedule();
-  int next_runnable();
+  Fiber& next();
   void land_something();
-  [[noreturn]] void report_deadlock();
+  void land(const Store& store);
+  Fault deadlock() const;
 };
 
 extern Machine* machine;  // the one that runs

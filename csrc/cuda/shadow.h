@@ -1,19 +1,15 @@
 // What the emulation knows of each element of a block's shared memory: who wrote it, who has read it since,
-// and whether that was ordered. FastTrack (Flanagan and Freund, PLDI 2009): a write is one (thread, time);
-// reads are one as long as one thread reads, and a clock from the second on.
+// and whether that was ordered. After FastTrack (Flanagan and Freund, PLDI 2009): a write is one (thread,
+// time), and so is a read. Of the reads since the last write only those are kept that no later one comes
+// after: what is ordered after the later one is ordered after them, too.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "cuda/clock.h"
+
 namespace rnnkernels::emulation {
-
-// Of each thread the time up to which its past is known.
-using Clock = std::vector<uint32_t>;
-
-inline void join(Clock& clock, const Clock& other) {
-  for (size_t i = 0; i < clock.size(); ++i) clock[i] = clock[i] < other[i] ? other[i] : clock[i];
-}
 
 struct Conflict {
   enum Kind { kNone, kUnwritten, kPending, kRace } kind = kNone;
@@ -22,10 +18,7 @@ struct Conflict {
 
 class Shadow {
  public:
-  void resize(int64_t bytes, int threads) {
-    cells_.assign((bytes + kCellBytes - 1) / kCellBytes, Cell{});
-    threads_ = threads;
-  }
+  void resize(int64_t bytes) { cells_.assign((bytes + kCellBytes - 1) / kCellBytes, Cell{}); }
 
   Conflict read(int64_t offset, int64_t bytes, int thread, const Clock& now) {
     for (int64_t i = offset / kCellBytes; i * kCellBytes < offset + bytes; ++i) {
@@ -43,17 +36,12 @@ class Shadow {
       Cell& cell = cells_[i];
       if (cell.pending) return {Conflict::kPending, cell.writer};
       if (cell.writer >= 0 && cell.written > now[cell.writer]) return {Conflict::kRace, cell.writer};
-      if (cell.readers.empty()) {
-        if (cell.reader >= 0 && cell.read > now[cell.reader]) return {Conflict::kRace, cell.reader};
-      } else {
-        for (int t = 0; t < threads_; ++t) {
-          if (cell.readers[t] > now[t]) return {Conflict::kRace, t};
-        }
+      for (int r = cell.reads; r >= 0; r = reads_[r].next) {
+        if (reads_[r].time > now[reads_[r].thread]) return {Conflict::kRace, reads_[r].thread};
       }
       cell.writer = thread;
       cell.written = now[thread];
-      cell.reader = -1;
-      cell.readers.clear();
+      while (cell.reads >= 0) drop(cell.reads);
     }
     return {};
   }
@@ -74,25 +62,49 @@ class Shadow {
  private:
   static constexpr int64_t kCellBytes = 2;  // the smallest element
   struct Cell {
-    int writer = -1, reader = -1;
-    uint32_t written = 0, read = 0;
+    int writer = -1;
+    uint32_t written = 0;
+    int reads = -1;  // a list of them
     bool pending = false;
-    Clock readers;
+  };
+  struct Read {
+    int thread;
+    uint32_t time;
+    int next;
   };
   std::vector<Cell> cells_;
-  int threads_ = 0;
+  std::vector<Read> reads_;
+  int unused_ = -1;  // a list of reads_ to use again
 
   void note_read(Cell& cell, int thread, const Clock& now) {
-    if (!cell.readers.empty()) {
-      cell.readers[thread] = now[thread];
-    } else if (cell.reader < 0 || cell.reader == thread || cell.read <= now[cell.reader]) {
-      cell.reader = thread;
-      cell.read = now[thread];
-    } else {
-      cell.readers.assign(threads_, 0);
-      cell.readers[cell.reader] = cell.read;
-      cell.readers[thread] = now[thread];
+    for (int* at = &cell.reads; *at >= 0;) {
+      Read& read = reads_[*at];
+      if (read.thread == thread) {
+        read.time = now[thread];
+        return;
+      }
+      if (read.time <= now[read.thread]) {
+        drop(*at);
+      } else {
+        at = &read.next;
+      }
     }
+    int read = unused_;
+    if (read >= 0) {
+      unused_ = reads_[read].next;
+    } else {
+      read = static_cast<int>(reads_.size());
+      reads_.emplace_back();
+    }
+    reads_[read] = {thread, now[thread], cell.reads};
+    cell.reads = read;
+  }
+  // Takes the first one out of a list.
+  void drop(int& list) {
+    const int read = list;
+    list = reads_[read].next;
+    reads_[read].next = unused_;
+    unused_ = read;
   }
 };
 

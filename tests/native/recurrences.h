@@ -231,7 +231,7 @@ Results<S> empty_results(const Case& c, const Data<S>& data) {
 
 template <class S>
 Sequence sequence_of(const Case& c, const Data<S>& data, const std::vector<S>& v) {
-  return {const_cast<S*>(v.data()), data.total * c.hidden, c.batch * c.hidden, c.hidden};
+  return {const_cast<S*>(v.data()), data.total * c.hidden, (c.packed ? 1 : c.batch) * c.hidden, c.hidden};
 }
 template <class E>
 Rows rows_of(const Case& c, const std::vector<E>& v) {

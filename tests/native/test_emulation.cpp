@@ -115,6 +115,22 @@ void test_meetings() {
   expect(text.find("63 threads wait for sync_block") != std::string::npos &&
              text.find("1 have returned") != std::string::npos,
          "a deadlock says who waits for what: " + text);
+  (void)fault(
+      {2, 64, 2, 64},
+      [] {
+        const Place me = place();
+        const Mbarrier barrier(shared_memory<uint64_t>(0, 1));
+        if (me.thread == 0) barrier.init(2);
+        sync_cluster();
+        if (me.thread < 2) barrier.arrive();
+        if (me.block == 0) barrier.wait(0);
+        if (me.block == 0 && me.thread < 3) barrier.wait(1);
+        sync_cluster();
+      },
+      &text);
+  expect(text.find("3 threads wait for phase 1 of a barrier") != std::string::npos &&
+             text.find("125 threads wait for sync_cluster") != std::string::npos,
+         "and those that something woke before are not among them: " + text);
   expect_fault("a warp at two operations", "divergence", {1, 32, 1, 0}, [] {
     Sums c{};
     if (place().thread < 7) {
@@ -286,6 +302,18 @@ void test_clusters() {
     }));
   }
   expect(names.count("gone") == 1, "a block that returned while a peer writes to it");
+  names.clear();
+  for (int seed = 0; seed < 2 * kSeeds; ++seed) {
+    names.insert(fault({1, 32, 1, 64, static_cast<uint64_t>(seed)}, [] {
+      const Mbarrier barrier(shared_memory<uint64_t>(0, 1));
+      if (place().thread == 0) barrier.init(1);
+      sync_block();
+      if (place().thread == 0) barrier.arrive();
+      if (place().thread == 0) barrier.arrive();
+      if (place().thread == 1) barrier.wait(0);
+    }));
+  }
+  expect(names == std::set<std::string>{"none", "deadlock"}, "who may miss the phase that it waits for");
   expect_fault("arrivals that nobody makes", "deadlock", {1, 32, 1, 64}, [] {
     const Mbarrier barrier(shared_memory<uint64_t>(0, 1));
     if (place().thread == 0) barrier.init(33);
@@ -295,6 +323,38 @@ void test_clusters() {
   });
   expect_fault("a barrier that nobody made", "unwritten", {1, 32, 1, 64},
                [] { Mbarrier(shared_memory<uint64_t>(0, 1)).arrive(); });
+}
+
+// As large as a launch gets: everybody sends everybody a number, some times over.
+void test_large_cluster() {
+  constexpr int kBlocks = 16, kThreads = 128, kAll = kBlocks * kThreads;
+  std::vector<float> results(kAll);
+  expect(fault({kBlocks, kThreads, kBlocks, 2 * kAll * 4 + 16},
+               [&] {
+                 const Place me = place();
+                 const int index = me.block * kThreads + me.thread;
+                 const Shared<float> numbers = shared_memory<float>(0, 2 * kAll);
+                 const Shared<uint64_t> memory = shared_memory<uint64_t>(2 * kAll * 4, 2);
+                 if (me.thread < 2) Mbarrier(memory.slice(me.thread, 1)).init(1);
+                 sync_cluster();
+                 float mine = static_cast<float>(index);
+                 for (int step = 0; step < 3; ++step) {
+                   const Mbarrier full(memory.slice(step % 2, 1));
+                   const Shared<float> slots = numbers.slice(step % 2 * kAll, kAll);
+                   if (me.thread == 0) full.expect(kAll * 4), full.arrive();
+                   for (int peer = 0; peer < kBlocks; ++peer) {
+                     store_async(slots.of_peer(peer), index, mine, full.of_peer(peer));
+                   }
+                   full.wait(step / 2 % 2);
+                   mine = slots[(index + 1) % kAll] + 1;
+                   sync_block();
+                 }
+                 sync_cluster();
+                 results[index] = mine;
+               }) == "none",
+         "a cluster of 16 blocks");
+  for (int i = 0; i < kAll; ++i)
+    expect(results[i] == static_cast<float>((i + 3) % kAll + 3), "and its numbers");
 }
 
 // --- Global memory -----------------------------------------------------------------------------------
@@ -316,16 +376,81 @@ void test_flags() {
     }
   });
   expect(found == 7, "what was written before the flag");
+  // Two threads read a number, and a third one writes it after the second: has the second heard of the first?
+  const auto hand_on = [](bool of_both) {
+    return [of_both, flags = std::vector<unsigned>(3)]() mutable {
+      const int thread = place().thread;
+      const Shared<float> memory = shared_memory<float>(0, 1);
+      if (thread == 0) std::fill(flags.begin(), flags.end(), 0), memory.set(0, 1);
+      sync_block();
+      const auto await = [&](int i, unsigned value) {
+        while (load_acquire(&flags[i]) != value) {
+        }
+      };
+      if (thread < 2) {
+        (void)memory[0];
+        (void)add_release(&flags[thread], 1);
+        if (thread == 1 && of_both) await(0, 1);
+        if (thread == 1) store_release(&flags[2], 1);
+      } else if (thread == 2) {
+        await(2, 1);
+        memory.set(0, 2);
+      }
+    };
+  };
+  expect_right("reads of which one was handed on", {1, 32, 1, 64}, hand_on(true));
+  expect_fault("a read that was not", "race", {1, 32, 1, 64}, hand_on(false));
   unsigned count = 0;
   expect_right("a count of all threads", {4, 64, 1, 0}, [&] { (void)add_release(&count, 1); });
   expect(count == kSeeds * 256u, "the count");
+}
+
+// Global memory is zero before each run, as a launcher leaves it.
+void expect_words(const char* what, const char* name, void (*kernel)(std::vector<uint64_t>&)) {
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    std::vector<uint64_t> memory(8, 0);
+    std::string text;
+    const std::string found =
+        fault({2, 32, 1, 0, static_cast<uint64_t>(seed)}, [&] { kernel(memory); }, &text);
+    expect(found == name, std::string(what) + ": expected " + name + ", got " + found + ", " + text);
+  }
+}
+
+void test_words() {
+  // Two blocks hand two words back and forth, in two pieces in turn, as the grid's teams do.
+  expect_words("words with marks", "none", [](std::vector<uint64_t>& memory) {
+    const Place me = place();
+    if (me.thread > 0) return;
+    for (uint32_t n = 0; n < 6; ++n) {
+      const auto piece = [&](int block) { return memory.data() + 4 * block + n % 2 * 2; };
+      for (uint32_t i = 0; i < 2; ++i) store_word(piece(me.block) + i, 10 * n + i, n + 1);
+      uint32_t to[2][2];
+      await_words(piece(1 - me.block), 2, 1, n + 1, to);
+      expect(to[0][0] == 10 * n && to[0][1] == 10 * n + 1, "the words of this mark");
+    }
+  });
+  expect_words("a word that nobody stores", "deadlock",
+               [](std::vector<uint64_t>& memory) { (void)emulation::await_word(memory.data(), 1); });
+  expect_words("a word that is overwritten before it is read", "overrun", [](std::vector<uint64_t>& memory) {
+    const Place me = place();
+    if (me.thread > 0) return;
+    if (me.block == 0) {
+      for (uint32_t mark = 1; mark < 3; ++mark) store_word(&memory[0], 0, mark);
+      store_word(&memory[1], 0, 1);
+    } else {
+      (void)emulation::await_word(&memory[1], 1);
+      (void)emulation::await_word(&memory[0], 1);
+    }
+  });
 }
 
 }  // namespace
 
 int main() {
   test_clusters();
+  test_large_cluster();
   test_flags();
+  test_words();
   test_barriers();
   test_bounds();
   test_meetings();

@@ -1,0 +1,121 @@
+"""Stages of a report: commands with a log, a time limit and an outcome. None hides the ones after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+PASSED, FAILED, TIMED_OUT, MISSING = "passed", "failed", "timed out", "missing"
+
+Command = list[str]
+RunCommand = Callable[[Command, Path, float, Mapping[str, str]], int | None]  # None: no end within its limit
+
+
+def last_line(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
+
+
+def nothing_more(_log: str) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    commands: Callable[[float], Sequence[Command]]  # for the seconds that it may take
+    limit: float  # seconds, at most
+    least: float = 0.0  # seconds that earlier stages leave it
+    missing: Callable[[], str | None] = lambda: None  # why it cannot run here
+    said: Callable[[str], str] = last_line  # the sentence of the outcome, from the log
+    wrong: Callable[[str], str | None] = nothing_more  # what is wrong although every command ended with 0
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the environment
+    optional: bool = False  # may be missing in a report that is whole
+
+
+class Outcome(NamedTuple):
+    name: str
+    status: str
+    seconds: float
+    said: str
+
+    def good(self, optional: bool) -> bool:
+        return self.status == PASSED or (optional and self.status == MISSING)
+
+
+def run_command(command: Command, log: Path, limit: float, variables: Mapping[str, str]) -> int | None:
+    """Output goes to the end of the log. What does not end in time is killed, with all that it started."""
+    with log.open("a") as out:
+        out.write(f"$ {' '.join(command)}\n")
+        out.flush()
+        try:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=variables, start_new_session=True
+            )
+        except OSError as error:
+            out.write(f"{error}\n")
+            return 127
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return None
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    folder: Path,
+    seconds: float,
+    variables: Mapping[str, str],
+    run: RunCommand = run_command,
+    clock: Callable[[], float] = time.monotonic,
+    show: Callable[[str], object] = print,
+) -> list[Outcome]:
+    """All stages in order, each in the time that is left when the later ones have their least."""
+    start, outcomes = clock(), []
+    for number, stage in enumerate(stages, 1):
+        kept = sum(later.least for later in stages[number:])
+        limit = min(stage.limit, max(stage.least, seconds - (clock() - start) - kept))
+        show(f"[{number}/{len(stages)}] {clock() - start:4.0f} s  {stage.name}, at most {limit:.0f} s")
+        log = folder / f"{number:02}-{stage.name}.log"
+        outcomes.append(run_stage(stage, log, limit, variables, run, clock))
+        show(f"      {outcomes[-1].status}: {outcomes[-1].said}")
+    return outcomes
+
+
+def run_stage(
+    stage: Stage,
+    log: Path,
+    limit: float,
+    variables: Mapping[str, str],
+    run: RunCommand,
+    clock: Callable[[], float],
+) -> Outcome:
+    start = clock()
+
+    def ended(status: str, said: str) -> Outcome:
+        return Outcome(stage.name, status, clock() - start, said)
+
+    log.touch()
+    if why := stage.missing():
+        log.write_text(f"{why}\n")
+        return ended(MISSING, why)
+    for command in stage.commands(limit):
+        left = limit - (clock() - start)
+        code = run(command, log, left, {**variables, **stage.variables}) if left > 0 else None
+        text = log.read_text(errors="replace")
+        if code is None:
+            return ended(TIMED_OUT, f"no end after {limit:.0f} s; its last line: {last_line(text)}")
+        if code != 0:
+            return ended(FAILED, f"status {code}: {stage.said(text)}")
+    text = log.read_text(errors="replace")
+    if why := stage.wrong(text):
+        return ended(FAILED, why)
+    return ended(PASSED, stage.said(text))

@@ -1,0 +1,10 @@
+// The kernels of the recurrence for what is stored as bfloat16.
+#include "cuda/launch.h"
+
+namespace rnnkernels::cuda {
+
+template Status forward_of<ElementType::kBFloat16>(const ForwardProblem&, const Plan&, bool, void*, Stream);
+template Status backward_of<ElementType::kBFloat16>(const BackwardProblem&, const Plan&, bool, void*, Stream);
+template Status linear_of<ElementType::kBFloat16>(const LinearProblem&, const Plan&, bool, void*, Stream);
+
+}  // namespace rnnkernels::cuda

@@ -1,0 +1,318 @@
+"""The report from a machine with a GPU: its stages, their outcomes, what it writes. The card is made up."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
+
+from benchmarks import gpu_report, machine, optimizer, report  # noqa: E402
+from benchmarks.__main__ import main  # noqa: E402
+from benchmarks.bench import cpu_bench  # noqa: E402
+from benchmarks.stages import Command, Outcome, Stage, run_command, run_stages  # noqa: E402
+from benchmarks.timing import Plan  # noqa: E402
+
+CARD = {"name": "NVIDIA Test 1", "capability": [9, 0], "multiprocessors": 9, "cuda": "13.0", "cudnn": 91000}
+PLAN = Plan(seconds=0.1, rounds=1, least_rounds=1, turn=0.0, rest=0.0, warmup=0.0)
+
+
+def stage(name: str, *command: str, **more: Any) -> Stage:
+    return Stage(name, lambda _seconds: [list(command)], more.pop("limit", 20.0), **more)
+
+
+def python(name: str, text: str, **more: Any) -> Stage:
+    return stage(name, sys.executable, "-c", text, **more)
+
+
+def outcomes_of(stages: list[Stage], folder: Path, seconds: float = 60.0) -> list[tuple[str, str, str]]:
+    outcomes = run_stages(stages, folder, seconds, {}, show=lambda line: None)
+    return [(outcome.name, outcome.status, outcome.said) for outcome in outcomes]
+
+
+# ---------------------------------------------------------------------------------------- stages
+
+
+def test_a_failed_stage_hides_none_of_the_later_ones(tmp_path: Path) -> None:
+    stages = [
+        python("good", "print('first'); print('all is well')"),
+        python("bad", "print('so far', flush=True); raise SystemExit('it broke')"),
+        stage("absent", "no-such-program"),
+        stage("lacking", "never", missing=lambda: "this machine lacks it"),
+        python("empty", "print('3 skipped')", wrong=lambda log: "no test ran"),
+        python("last", "import os; print(os.environ['WORD'])", variables={"WORD": "heard"}),
+    ]
+    assert outcomes_of(stages, tmp_path) == [
+        ("good", "passed", "all is well"),
+        ("bad", "failed", "status 1: it broke"),
+        ("absent", "failed", "status 127: [Errno 2] No such file or directory: 'no-such-program'"),
+        ("lacking", "missing", "this machine lacks it"),
+        ("empty", "failed", "no test ran"),
+        ("last", "passed", "heard"),
+    ]
+    assert "so far\nit broke" in (tmp_path / "02-bad.log").read_text()
+    assert len(list(tmp_path.glob("*.log"))) == 6
+
+
+def test_the_commands_of_a_stage_end_with_the_first_that_fails(tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", f"print({n}); raise SystemExit({n == 2})"] for n in (1, 2, 3)]
+    assert outcomes_of([Stage("three", lambda _: commands, 20.0)], tmp_path) == [
+        ("three", "failed", "status 1: 2")
+    ]
+
+
+def test_what_does_not_end_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    """The child that it leaves behind would write into the folder later."""
+    mark = tmp_path / "mark"
+    child = f"import time, pathlib; time.sleep(1.5); pathlib.Path({str(mark)!r}).touch()"
+    text = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    found = outcomes_of([python("endless", text, limit=0.7), python("next", "print('on')")], tmp_path)
+    assert found[0][:2] == ("endless", "timed out") and found[0][2].startswith(
+        "no end after 1 s; its last line"
+    )
+    assert found[1] == ("next", "passed", "on")
+    time.sleep(1.5)
+    assert not mark.exists()
+
+
+def test_the_time_is_shared_out(tmp_path: Path) -> None:
+    """A stage may take what is left when the later ones have their least, and never more than its limit."""
+    now, limits = [0.0], []
+
+    def run(command: Command, log: Path, limit: float, variables: Mapping[str, str]) -> int | None:
+        limits.append(limit)
+        now[0] += float(command[0])
+        return 0
+
+    stages = [
+        stage("quick", "10", limit=50.0, least=5.0),
+        stage("slow", "60", limit=200.0, least=5.0),
+        stage("late", "30", limit=50.0, least=20.0),
+        stage("last", "1", limit=50.0, least=10.0),
+    ]
+    run_stages(stages, tmp_path, 100.0, {}, run=run, clock=lambda: now[0], show=lambda line: None)
+    assert limits == [50.0, 100 - 10 - 20 - 10, 100 - 70 - 10, 10.0]
+
+
+def test_a_stage_is_told_how_long_it_may_take(tmp_path: Path) -> None:
+    told: list[float] = []
+
+    def commands(seconds: float) -> list[Command]:
+        told.append(seconds)
+        return [[sys.executable, "-c", "print('done')"]]
+
+    run_stages([Stage("told", commands, 33.0)], tmp_path, 60.0, {}, show=lambda line: None)
+    assert told == [33.0]
+
+
+def test_a_log_has_the_command_and_both_streams(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    text = "import sys; print('out', flush=True); print('err', file=sys.stderr)"
+    assert run_command([sys.executable, "-c", text], log, 20.0, {}) == 0
+    lines = log.read_text().splitlines()
+    assert lines[0].startswith("$ ") and lines[1:] == ["out", "err"]
+
+
+# ----------------------------------------------------------------------------- what the logs say
+
+
+def test_counts_are_read_from_pytest_itself(tmp_path: Path) -> None:
+    """With the repository's own settings, which decide how much it prints."""
+    source = "import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no card')\n"
+    for name, text in (("both", source), ("skipped", source.replace("def test_a(): pass", ""))):
+        (tmp_path / f"test_{name}.py").write_text(text)
+    logs = {}
+    for name in ("both", "skipped"):
+        command = [*gpu_report.pytest_command(), "-c", str(ROOT / "pyproject.toml")]
+        command[command.index(str(ROOT / "tests" / "test_cuda.py"))] = str(tmp_path / f"test_{name}.py")
+        logs[name] = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
+    assert gpu_report.test_counts(logs["both"]) == "1 passed, 1 skipped"
+    assert gpu_report.no_test_ran(logs["both"]) is None
+    assert gpu_report.no_test_ran(logs["skipped"]) == "no test ran: 1 skipped"
+
+
+SANITIZED = """========= COMPUTE-SANITIZER
+.....                                                                    [100%]
+5 passed, 90 deselected in 41.20s
+========= ERROR SUMMARY: 0 errors
+"""
+
+
+def test_what_a_sanitized_run_says() -> None:
+    assert gpu_report.sanitizer_counts(SANITIZED) == "5 passed, 90 deselected; 0 errors"
+    assert gpu_report.nothing_watched(SANITIZED) is None
+    race = SANITIZED.replace(
+        "ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
+    )
+    assert "0 hazards displayed" in gpu_report.sanitizer_counts(race)
+    assert "no summary" in gpu_report.nothing_watched(SANITIZED.replace("ERROR SUMMARY: 0 errors", ""))
+    assert "no test ran" in gpu_report.nothing_watched(SANITIZED.replace("5 passed, ", ""))
+
+
+def test_what_the_benchmarks_and_the_machine_say() -> None:
+    log = "[68/69]   90 s  B 1\n[69/69]   92 s  B 16\n...\nwritten: a file\n"
+    assert gpu_report.points_line(log) == "69 of 69 points"
+    assert gpu_report.points_line(log + "error: B 1: why\n") == "B 1: why"
+    assert gpu_report.points_line(log + "error: B 1: why\nerror: B 2: too\n") == "B 1: why (and 1 more)"
+    assert (
+        gpu_report.driver_line("| NVIDIA-SMI 580.1   Driver Version: 580.1   CUDA |")
+        == "Driver Version: 580.1"
+    )
+
+
+# ---------------------------------------------------------------------------------------- report
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_without_a_gpu_a_sentence_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu-report", "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: this needs an NVIDIA GPU") and len(said.err.splitlines()) == 1
+    assert said.out == "" and list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def with_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_report, "no_card", lambda: None)
+    monkeypatch.setattr(machine, "card", lambda: dict(CARD))
+
+
+def test_stages_stand_in_the_order_that_was_asked_for(with_card: None, tmp_path: Path) -> None:
+    stages = gpu_report.all_stages(tmp_path)
+    names = [stage.name for stage in stages]
+    assert names == [
+        "machine",
+        "build",
+        "tests",
+        "memcheck",
+        "racecheck",
+        "optimizer",
+        "recurrence",
+        "picture",
+    ]
+    assert gpu_report.SECONDS < 480 and sum(stage.least for stage in stages) < gpu_report.SECONDS
+    commands = {stage.name: [" ".join(c) for c in stage.commands(100.0)] for stage in stages}
+    assert "setup.py build_ext --inplace" in commands["build"][0]
+    for tool in ("memcheck", "racecheck"):
+        assert f"--tool {tool} --error-exitcode 99" in commands[tool][0]
+        assert commands[tool][0].endswith("-m sanitize")
+    assert "recurrence --device cuda" in commands["recurrence"][0]
+    assert commands["recurrence"][0].endswith("--budget=80")
+    assert [s.name for s in gpu_report.chosen(stages, "tests,build")] == ["build", "tests"]
+    with pytest.raises(SystemExit, match="no stage nothing; there are machine, build"):
+        gpu_report.chosen(stages, "nothing,build")
+
+
+def test_stages_build_and_see_this_checkout_for_this_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    variables = gpu_report.build_variables((9, 0))
+    assert variables["TORCH_CUDA_ARCH_LIST"] == "9.0a" and variables["RNNKERNELS_CUDA"] == "1"
+    assert variables["PYTHONPATH"].split(":") == [str(ROOT), "elsewhere"]
+
+
+def test_what_a_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_report, "find_tool", lambda name: None if name in ("ninja", "nvcc") else name)
+    assert gpu_report.no_build_tools() == "this machine lacks ninja, nvcc"
+    assert gpu_report.lacking(["no_such_module", "sys"], []) == "this machine lacks no_such_module"
+    monkeypatch.setattr(gpu_report, "find_tool", lambda name: None)
+    stage = gpu_report.sanitized("memcheck", {})
+    assert stage.missing() == "compute-sanitizer is neither on PATH nor in the CUDA toolkit"
+    assert not stage.optional
+
+
+def test_folders_are_named_for_card_and_time() -> None:
+    from datetime import datetime
+
+    name = gpu_report.folder_name("NVIDIA H100 80GB HBM3", datetime(2026, 11, 24, 9, 5, 7))
+    assert name == "nvidia-h100-80gb-hbm3-20261124-090507"
+
+
+def made_documents(folder: Path) -> None:
+    """What the benchmarks would have written, measured on the CPU."""
+    from test_gpu_benchmarks import tiny_run
+
+    recurrence = tiny_run(peers=("rnn",)) | {"networks": {"networks": 9, "H": 5, "B": 3, "ratio": 1.5}}
+    report.save_json(recurrence, folder / "recurrence.json")
+    document = optimizer.measure_models(True, cpu_bench(PLAN))
+    report.save_json(document, folder / "optimizer.json")
+
+
+def finished(folder: Path, *outcomes: Outcome) -> int:
+    stages = [stage(outcome.name, "unused", optional=outcome.name == "picture") for outcome in outcomes]
+    for number, outcome in enumerate(outcomes, 1):
+        (folder / f"{number:02}-{outcome.name}.log").write_text(f"log of {outcome.name}\n")
+    found = machine.environment(1, package=False) | {"card": CARD}
+    return gpu_report.finish(folder, found, stages, outcomes)
+
+
+def test_a_report_has_all_that_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made_documents(tmp_path)
+    outcomes = Outcome("build", "passed", 61.0, "built for sm_90a"), Outcome("picture", "missing", 0.0, "no")
+    assert finished(tmp_path, *outcomes) == 0
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["failed"] == []
+    assert document["environment"]["card"] == CARD and document["environment"]["torch"] == torch.__version__
+    assert document["environment"]["rnnkernels"]["version"]
+    assert document["stages"][0] == {
+        "name": "build",
+        "status": "passed",
+        "seconds": 61.0,
+        "said": "built for sm_90a",
+    }
+    for name in ("recurrence", "optimizer"):
+        assert document[name] == json.loads((tmp_path / f"{name}.json").read_text())
+    whole = (tmp_path / "log.txt").read_text()
+    assert whole.index("log of build") < whole.index("log of picture")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "all stages passed"
+    text = "\n".join(printed)
+    for piece in ("recurrence, 3 points", "share of floor", "1.50 times the time of one", "ClippedNesterov"):
+        assert piece in text
+    assert re.search(r"build +passed +61 +built for sm_90a", text)
+    markdown = (tmp_path / "summary.md").read_text()
+    assert "| build | passed | 61 | built for sm_90a |" in markdown and "1.50 times" in markdown
+
+
+def test_a_failed_stage_is_named_last_and_is_the_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recurrence.json").write_text('{"cells": [')  # cut short
+    outcomes = (
+        Outcome("tests", "failed", 3.0, "status 1: 2 failed"),
+        Outcome("memcheck", "missing", 0.0, "compute-sanitizer is not there"),
+        Outcome("recurrence", "timed out", 9.0, "no end after 9 s"),
+        Outcome("picture", "passed", 1.0, ""),
+    )
+    assert finished(tmp_path, *outcomes) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "not passed: tests, memcheck, recurrence"
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["failed"] == ["tests", "memcheck", "recurrence"] and document["recurrence"] is None
+
+
+def test_the_whole_command_with_stages_of_its_own(
+    with_card: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line to the status; one stage prints what it was given to build for."""
+    ask = "import os; print(os.environ['TORCH_CUDA_ARCH_LIST'])"
+    monkeypatch.setattr(
+        gpu_report,
+        "all_stages",
+        lambda folder: [python("build", ask), python("tests", "raise SystemExit(3)")],
+    )
+    assert main(["gpu-report", "--output", str(tmp_path), "--only", "build"]) == 0
+    assert main(["gpu-report", "--output", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "not passed: tests"
+    assert printed.count("passed: 9.0a") == 2
+    assert all(folder.name.startswith("nvidia-test-1-") for folder in tmp_path.iterdir())
