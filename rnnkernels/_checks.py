@@ -54,6 +54,19 @@ def check_dropout(dropout: float, num_layers: int) -> None:
         )
 
 
+# Where the operators are registered; on meta they have shapes only.
+_DEVICES = tuple(
+    key.lower()
+    for key in ("CPU", "Meta", "CUDA")
+    if torch._C._dispatch_has_kernel_for_dispatch_key("rnnkernels::leaky_recurrence", key)
+)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the operators run on tensors there; if not, ``_fallback`` does."""
+    return device.type in _DEVICES
+
+
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; on meta there is no such thing."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
