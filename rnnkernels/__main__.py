@@ -1,19 +1,45 @@
-"""``python -m rnnkernels``: what was built. ``--json`` for machines."""
+"""``python -m rnnkernels``: what was built. ``--plan``: what a GPU would do. ``--json`` for machines."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
-from rnnkernels import build_config
+import torch
+
+from rnnkernels import _C, build_config
 
 
-def main() -> None:
-    """Print the build configuration."""
+def main(arguments: list[str] | None = None) -> None:
+    """Print the build configuration, or plans."""
     parser = argparse.ArgumentParser(prog="python -m rnnkernels", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    config = build_config()
-    if parser.parse_args().json:
+    parser.add_argument(
+        "--plan",
+        nargs=3,
+        metavar=("H", "B", "DTYPE"),
+        help="who would walk a recurrence of H units and B rows on a GPU, and the model of a step",
+    )
+    parser.add_argument("--device", help="for --plan: one GPU; default: all that are known")
+    parser.add_argument("--networks", type=int, default=1, help="for --plan: G, networks of one call")
+    parser.add_argument("--tier", default="", help="for --plan: a team, as for RNNKERNELS_TIER")
+    options = parser.parse_args(arguments)
+    if options.plan is None:
+        _print_config(build_config(), options.json)
+        return
+    try:
+        hidden, batch, dtype = options.plan
+        if not (hidden.isdecimal() and batch.isdecimal()):
+            raise ValueError(f"H and B must be whole numbers, got {hidden} and {batch}")
+        plans = _plans(int(hidden), int(batch), dtype, options.networks, options.device, options.tier)
+    except ValueError as error:
+        parser.error(str(error))
+    _print_plans(plans, options.json)
+
+
+def _print_config(config: dict[str, Any], as_json: bool) -> None:
+    if as_json:
         print(json.dumps(config, indent=2))
         return
     sets = config["instruction_sets"]
@@ -27,6 +53,35 @@ def main() -> None:
     print(f"torch             {config['torch']} (built against {config['built_against_torch']})")
     print(f"threads           {config['threads']}")
     print(f"nonlinearities    {', '.join(config['nonlinearities'])}")
+
+
+def _plans(
+    hidden: int, batch: int, dtype: str, networks: int, device: str | None, tier: str
+) -> dict[str, dict[str, Any]]:
+    """By device; a sentence in place of a plan where the wish does not fit one of several devices."""
+    names = [device] if device is not None else list(_C.known_devices())
+    plans: dict[str, dict[str, Any]] = {}
+    for name in names:
+        try:
+            plans[name] = _C.plan(hidden, batch, dtype, networks, name, tier)
+        except ValueError as error:
+            if len(names) == 1 or "does not fit" not in str(error):
+                raise
+            plans[name] = {"text": str(error)}
+    return plans
+
+
+def _print_plans(plans: dict[str, dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plans, indent=2))
+        return
+    width = max(map(len, plans))
+    for name, plan in plans.items():
+        model = f"; {plan['cycles']:.0f} cycles a step by the model" if "cycles" in plan else ""
+        registers = plan.get("matrix_registers", 0)
+        held = f", {registers} registers a thread of W_hh" if plan.get("team") not in (None, "steps") else ""
+        own = f" ({torch.cuda.get_device_name(name)})" if name.startswith("cuda:") else ""
+        print(f"{name:{width}}  {plan['text']}{held}{model}{own}")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,10 @@ class Problem:
         """The same problem on leaves that require gradients, with the strides they have."""
         return replace(self, **{name: x.detach().requires_grad_() for name, x in self.tensors.items()})
 
+    def to(self, device: str) -> Problem:
+        """The same problem on another device, with the strides it has; batch_sizes stay on the CPU."""
+        return replace(self, **{name: moved(x, device) for name, x in self.tensors.items()})
+
     def run(self) -> tuple[Tensor, Tensor]:
         return functional.leaky_recurrence(self.pre, self.h0, self.weight_hh, self.decay, **self.keywords)
 
@@ -92,7 +96,7 @@ class Problem:
         """As the reference takes it, with the decay that the kernel sees."""
         decay = torch.as_tensor(self.decay, dtype=self.dtype)
         named = {"pre": self.pre, "h0": self.h0, "weight_hh": self.weight_hh, "decay": decay}
-        arrays = {name: None if x is None else x.detach().double().numpy() for name, x in named.items()}
+        arrays = {name: None if x is None else x.detach().double().cpu().numpy() for name, x in named.items()}
         sizes = None if self.batch_sizes is None else self.batch_sizes.tolist()
         return arrays | self.keywords | {"batch_sizes": sizes}
 
@@ -105,7 +109,7 @@ class Problem:
         arrays = self.arrays()
         output, h_n = reference.leaky_recurrence(**arrays)
         incoming = (
-            np.zeros_like(like) if grad is None else grad.detach().double().numpy()
+            np.zeros_like(like) if grad is None else grad.detach().double().cpu().numpy()
             for grad, like in ((grad_output, output), (grad_h_n, h_n))
         )
         grads = reference.leaky_recurrence_backward(*incoming, **arrays)._asdict()
@@ -238,6 +242,23 @@ def relaid(x: Tensor, layout: str) -> Tensor:
     return lay(x) if x.dim() >= dimensions and x.numel() else x
 
 
+def moved(x: Tensor, device: str) -> Tensor:
+    """On another device with the same strides, NaN between the elements."""
+    if x.device.type == device:
+        return x
+    extent = (
+        1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    )
+    memory = torch.full((extent,), torch.nan, dtype=x.dtype, device=device)
+    view = memory.as_strided(x.shape, x.stride())
+    if 0 in x.stride():  # expanded: each element once
+        once = x[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())]
+        memory.as_strided(once.shape, once.stride()).copy_(once)
+    else:
+        view.copy_(x)
+    return view
+
+
 # --- Strategies --------------------------------------------------------------------------------------
 
 layouts = st.sampled_from(tuple(LAYOUTS))
@@ -275,7 +296,7 @@ def distance(actual: Tensor, expected: Tensor, least: float = 0.0) -> float:
     """The largest difference, relative to the largest magnitude expected (or to `least`)."""
     if expected.numel() == 0:
         return 0.0
-    actual, expected = actual.detach(), expected.detach()
+    actual, expected = actual.detach().cpu(), expected.detach().cpu()
     scale = max(float(expected.abs().max()), least)
     difference = float((actual.double() - expected.double()).abs().max())
     return difference / scale if scale else difference

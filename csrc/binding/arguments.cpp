@@ -159,6 +159,7 @@ Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& 
 }
 
 void check_decay_values(const at::Tensor& decay) {
+  if (on_gpu(decay)) return;
   const at::Tensor values = computed(decay).contiguous();
   AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "decay", [&] {
     const scalar_t* data = values.const_data_ptr<scalar_t>();

@@ -12,6 +12,11 @@
 
 #include "core/problem.h"
 
+// CUDA's kernels are there: compiled for GPUs, or, in tests, for the emulated one.
+#if defined(RNNKERNELS_CUDA) || defined(RNNKERNELS_EMULATED)
+#define RNNKERNELS_GPU
+#endif
+
 namespace rnnkernels::binding {
 
 using OptionalTensor = std::optional<at::Tensor>;
@@ -60,7 +65,8 @@ Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& 
                        const OptionalTensor& batch_sizes, const std::string& nonlinearity,
                        const std::string& form);
 
-// Values, so for real tensors only: every decay in [0, 1), and batch sizes that fit the rows.
+// Values, so for real tensors only: every decay in [0, 1), and batch sizes that fit the rows. A decay on a
+// GPU is taken as it is, since to look at it is to wait for it.
 void check_decay_values(const at::Tensor& decay);
 void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes, const char* name);
 
@@ -72,6 +78,17 @@ void check_like(const char* name, const at::Tensor& tensor, const std::vector<c1
 // for storing, so results are rounded once, at the end, and the state of the walk never is.
 inline bool is_computed(const at::Tensor& tensor) { return !at::isReducedFloatingType(tensor.scalar_type()); }
 at::Tensor computed(const at::Tensor& tensor);
+
+// Whether the kernels of csrc/cuda take it. The emulated GPU has the CPU's memory, and takes all.
+inline bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
+#if defined(RNNKERNELS_EMULATED)
+  return true;
+#elif defined(RNNKERNELS_CUDA)
+  return tensor.is_cuda();
+#else
+  return false;
+#endif
+}
 
 // Nothing if kernels do not know it.
 std::optional<ElementType> element_type(at::ScalarType type);

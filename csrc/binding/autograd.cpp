@@ -97,7 +97,7 @@ BackwardResult recurrence_gradients(AutogradContext* context, const variable_lis
                    kept[kWeightHh], kept[kDecay], batch_sizes, nonlinearity, form, reverse, wanted);
   }
   static const auto op =
-      find_operator<decltype(leaky_recurrence_backward_cpu)>("rnnkernels::leaky_recurrence_backward");
+      find_operator<decltype(leaky_recurrence_backward)>("rnnkernels::leaky_recurrence_backward");
   return call(op, at::GradMode::is_enabled(), grad_output, grad_h_n, kept[kOutput], kept[kSaved], h0,
               kept[kWeightHh], kept[kDecay], batch_sizes, nonlinearity, form, reverse, wanted);
 }
@@ -126,7 +126,7 @@ class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
                                const at::Tensor& weight_hh, const at::Tensor& decay,
                                const OptionalTensor& batch_sizes, const std::string& nonlinearity,
                                const std::string& form, bool reverse, bool save, Begun* begun) {
-    static const auto op = find_operator<decltype(leaky_recurrence_cpu)>("rnnkernels::leaky_recurrence");
+    static const auto op = find_operator<decltype(leaky_recurrence)>("rnnkernels::leaky_recurrence");
     const ForwardResult result =
         call(op, false, pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save);
     keep(context, result, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse, save, {}, begun);

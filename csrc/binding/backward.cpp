@@ -4,6 +4,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/rsub.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 
@@ -12,6 +13,9 @@
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"
+#if defined(RNNKERNELS_GPU)
+#include "binding/cuda.h"
+#endif
 
 namespace rnnkernels::binding {
 
@@ -29,24 +33,30 @@ BackwardResult empty_results(const Sizes& sizes, const std::array<bool, 4>& want
           if_wanted(kDecay, decay.sym_sizes()).to(decay.scalar_type())};
 }
 
-// Adds u^T x to `sum`, for [rows, H] or [G, rows, H]. Sums of bfloat16 as it is are the library's.
+// Adds u^T x to `sum`, for [rows, H] or [G, rows, H]. Sums of bfloat16 as it is, and those on a GPU, are the
+// library's.
 void add_product(const at::Tensor& sum, const at::Tensor& u, const at::Tensor& x) {
-  if (is_computed(u)) {
+  if (is_computed(u) && !on_gpu(u)) {
     multiply(sum, u.transpose(-2, -1), x, {}, sum);
   } else {
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     sum.add_(at::matmul(u.transpose(-2, -1), x));
   }
 }
 
-// About how many rows of the matrix's right operand are copied together at a time.
+// About how many rows of the matrix's right operand are copied together at a time; on a GPU as many as take
+// so much memory.
 constexpr int64_t kRowsAtOnce = 4096;
+constexpr int64_t kBytesAtOnce = int64_t{256} << 20;
 
 // dW_hh = sum_t u_t^T x_t, where x_t is h_{t-1} (rate) or f(h_{t-1}) (current).
 class WeightGradient {
  public:
-  WeightGradient(const Sizes& sizes, const Kind& kind, const Layout& layout, const at::Tensor& output,
-                 const at::Tensor& h0, const at::Tensor& d_pre, const at::Tensor& sum)
-      : kind_(kind),
+  WeightGradient(const BackwardProblem& problem, const Sizes& sizes, const Kind& kind, const Layout& layout,
+                 const at::Tensor& output, const at::Tensor& h0, const at::Tensor& d_pre,
+                 const at::Tensor& sum)
+      : problem_(problem),
+        kind_(kind),
         layout_(layout),
         output_(output),
         h0_(h0),
@@ -57,9 +67,10 @@ class WeightGradient {
   void compute() {
     sum_.zero_();
     if (layout_.steps == 0 || layout_.batch == 0) return;
-    const bool as_it_is = is_computed(d_pre_) ||
+    const bool as_it_is = is_computed(d_pre_) || on_gpu(d_pre_) ||
                           (d_pre_.scalar_type() == at::kBFloat16 && active_kernels().multiplies_bfloat16);
-    if (kind_.reads_state && !packed_ && as_it_is) {
+    const bool in_one = !on_gpu(d_pre_) || layout_.steps <= INT32_MAX / layout_.batch;  // a library's rows
+    if (kind_.reads_state && !packed_ && as_it_is && in_one) {
       from_views();
     } else {
       from_copies();
@@ -67,6 +78,7 @@ class WeightGradient {
   }
 
  private:
+  const BackwardProblem& problem_;
   const Kind& kind_;
   const Layout& layout_;
   const at::Tensor& output_;  // [G, T, B, H] or [G, rows, H], G perhaps missing
@@ -99,19 +111,40 @@ class WeightGradient {
       const int64_t start = layout_.first_row(t);
       int64_t end = t;
       while (end < layout_.steps &&
-             (end == t || layout_.first_row(end) + layout_.rows_at(end) - start <= kRowsAtOnce)) {
+             (end == t || layout_.first_row(end) + layout_.rows_at(end) - start <= rows_at_once())) {
         ++end;
       }
       const int64_t rows = layout_.first_row(end - 1) + layout_.rows_at(end - 1) - start;
-      at::Tensor x = at::empty(shape_of(rows), sum_.options());
-      for (int64_t step = t; step < end; ++step) copy_previous(step, h, x, layout_.first_row(step) - start);
-      if (!kind_.reads_state) {
-        active_kernels().activate(kind_.nonlinearity, element_type(x.scalar_type()).value(), x.data_ptr(),
-                                  x.data_ptr(), x.numel());
-      }
-      add_product(sum_, computed(u.narrow(step_dim(), start, rows)), x);
+      const at::Tensor x = operands(t, end, rows, h);
+      add_product(sum_, u.narrow(step_dim(), start, rows).to(x.scalar_type()), x);
       t = end;
     }
+  }
+
+  int64_t rows_at_once() const {
+    if (!on_gpu(d_pre_)) return kRowsAtOnce;
+    const int64_t row_bytes = problem_.networks * problem_.hidden * d_pre_.element_size();
+    return std::clamp(kBytesAtOnce / row_bytes, kRowsAtOnce, int64_t{INT32_MAX});
+  }
+
+  // x of the steps from `first` up to `last`, so many rows; on a GPU of the type of u, else computed.
+  at::Tensor operands(int64_t first, int64_t last, int64_t rows, const at::Tensor& h) const {
+#if defined(RNNKERNELS_GPU)
+    if (on_gpu(d_pre_)) {
+      const at::Tensor x = at::empty(shape_of(rows), d_pre_.options());
+      put_operands_on_gpu(problem_, layout_.first_row(first), x);
+      return x;
+    }
+#endif
+    at::Tensor x = at::empty(shape_of(rows), sum_.options());
+    for (int64_t t = first; t < last; ++t) {
+      copy_previous(t, h, x, layout_.first_row(t) - layout_.first_row(first));
+    }
+    if (!kind_.reads_state) {
+      active_kernels().activate(kind_.nonlinearity, element_type(x.scalar_type()).value(), x.data_ptr(),
+                                x.data_ptr(), x.numel());
+    }
+    return x;
   }
 
   std::vector<int64_t> shape_of(int64_t rows) const {
@@ -139,12 +172,12 @@ class WeightGradient {
 
 }  // namespace
 
-BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
-                                             const OptionalTensor& grad_h_n, const at::Tensor& output,
-                                             const at::Tensor& saved, const OptionalTensor& h0,
-                                             const at::Tensor& weight_hh, const at::Tensor& decay,
-                                             const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                             std::string form, bool reverse, std::array<bool, 4> wanted) {
+BackwardResult leaky_recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                         const at::Tensor& output, const at::Tensor& saved,
+                                         const OptionalTensor& h0, const at::Tensor& weight_hh,
+                                         const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                                         std::string nonlinearity, std::string form, bool reverse,
+                                         std::array<bool, 4> wanted) {
   const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
                                             batch_sizes, nonlinearity, form);
   if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "output");
@@ -165,10 +198,10 @@ BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTen
   const at::Tensor grad_h_n_units = with_contiguous_units(grad_h_n.value_or(at::Tensor()));
   const at::Tensor output_units = with_contiguous_units(output);
   const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
-  const LayoutStorage layout(sizes, batch_sizes, reverse);
+  const LayoutStorage layout(sizes, batch_sizes, reverse, output);
   BackwardProblem problem;
   const at::Tensor weight = computed(weight_hh), share = computed(decay);
-  fill_recurrence(problem, sizes, kind, layout.layout, output, h0_units, weight, share);
+  fill_recurrence(problem, sizes, kind, layout, output, h0_units, weight, share);
   fill_saved(problem, sizes, kind, saved);
   problem.grad_output = sequence_of(grad_output_units, sizes);
   problem.grad_h_n = rows_of(grad_h_n_units, sizes);
@@ -180,11 +213,11 @@ BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTen
     d_decay_rows = at::empty_symint(sizes.state(), weight.options());
     problem.d_decay = rows_of(d_decay_rows, sizes);
   }
-  run(problem, output);
+  run(problem, layout, weight);
 
   if (wanted[kWeight]) {
     const at::Tensor sum = is_computed(d_weight) ? d_weight : at::empty(d_weight.sizes(), weight.options());
-    WeightGradient(sizes, kind, layout.layout, output_units, h0_units, d_pre, sum).compute();
+    WeightGradient(problem, sizes, kind, layout.layout, output_units, h0_units, d_pre, sum).compute();
     if (!sum.is_same(d_weight)) d_weight.copy_(sum);
   }
   if (wanted[kDecay]) {

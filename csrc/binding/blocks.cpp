@@ -39,7 +39,7 @@ std::vector<NetworkBlock> NetworkBlock::blocks(const Sizes& sizes, const at::Ten
 
 StepBlocks::StepBlocks(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse,
                        const at::Tensor& output)
-    : storage_(sizes, batch_sizes, reverse),
+    : storage_(sizes, batch_sizes, reverse, output),
       layout_(storage_.layout),
       packed_(sizes.packed),
       dim_(sizes.grouped ? 1 : 0) {

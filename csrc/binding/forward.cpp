@@ -26,15 +26,15 @@ void walk(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& wei
   const auto& [output, h_n, saved] = result;
   const at::Tensor pre_units = with_contiguous_units(pre);
   const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
-  const LayoutStorage layout(sizes, batch_sizes, reverse);
+  const LayoutStorage layout(sizes, batch_sizes, reverse, output);
   ForwardProblem problem;
   const at::Tensor weight = computed(weight_hh), share = computed(decay);
-  fill_recurrence(problem, sizes, kind, layout.layout, pre, h0_units, weight, share);
+  fill_recurrence(problem, sizes, kind, layout, pre, h0_units, weight, share);
   if (save) fill_saved(problem, sizes, kind, saved);
   problem.pre = sequence_of(pre_units, sizes);
   problem.output = sequence_of(output, sizes);
   problem.h_n = rows_of(h_n, sizes);
-  run(problem, output);
+  run(problem, layout, weight);
 }
 
 // An empty tensor for p, and later h.
@@ -67,10 +67,9 @@ at::Tensor empty_pre(const at::Tensor& input, const at::Tensor& weight_ih, const
 
 }  // namespace
 
-ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& h0,
-                                   const at::Tensor& weight_hh, const at::Tensor& decay,
-                                   const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                   std::string form, bool reverse, bool save) {
+ForwardResult leaky_recurrence(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
+                               const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                               std::string nonlinearity, std::string form, bool reverse, bool save) {
   const Kind kind = check_kind(nonlinearity, form);
   const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
   check_decay_values(decay);

@@ -3,6 +3,15 @@
 #include <ATen/Config.h>
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
+#if defined(RNNKERNELS_CUDA)
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <map>
+#include <mutex>
+
+#include "cuda/properties.h"
+#endif
 
 namespace rnnkernels::binding {
 
@@ -27,5 +36,29 @@ cpu::Threads torch_threads() {
   };
   return threads;
 }
+
+#if defined(RNNKERNELS_EMULATED)
+const cuda::Device* gpu(int index) {
+  static constexpr cuda::Device kEmulated = {"emulated", 90, 16, 232448, 16};
+  return index <= 0 ? &kEmulated : nullptr;  // -1 is a CPU tensor's
+}
+#elif defined(RNNKERNELS_CUDA)
+const cuda::Device* gpu(int index) {
+  constexpr auto kType = c10::DeviceType::CUDA;
+  if (index < 0 || !c10::impl::hasDeviceGuardImpl(kType)) return nullptr;
+  if (index >= c10::impl::VirtualGuardImpl(kType).deviceCount()) return nullptr;
+  static std::mutex mutex;
+  static std::map<int, cuda::Device> read;  // its elements stay where they are
+  const std::lock_guard lock(mutex);
+  if (const auto known = read.find(index); known != read.end()) return &known->second;
+  const c10::DeviceGuard guard(c10::Device(kType, static_cast<c10::DeviceIndex>(index)));
+  cuda::Device device;
+  const cuda::Status status = cuda::current_device(&device);
+  TORCH_CHECK(status == 0, "rnnkernels cannot use GPU ", index, ": ", cuda::text(status));
+  return &(read[index] = device);
+}
+#else
+const cuda::Device* gpu(int) { return nullptr; }
+#endif
 
 }  // namespace rnnkernels::binding

@@ -1,7 +1,8 @@
-// What the kernels run on: the instruction set in use, and PyTorch's own threads.
+// What the kernels run on: the instruction set in use, and PyTorch's own threads; the GPUs.
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cuda/plan.h"
 
 namespace rnnkernels::binding {
 
@@ -10,5 +11,8 @@ const cpu::Kernels& active_kernels();
 
 // As many as torch.get_num_threads() says; one inside another parallel region.
 cpu::Threads torch_threads();
+
+// PyTorch's GPU of this number; null if there is none, or no kernels for it.
+const cuda::Device* gpu(int index);
 
 }  // namespace rnnkernels::binding

@@ -1,15 +1,19 @@
-// The Python module: what was built. Loading it registers the operators, too.
+// The Python module: what was built, and what a GPU would do. Loading it registers the operators, too.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "binding/machine.h"
 #include "core/nonlinearities.h"
 #include "cpu/kernels.h"
+#include "cuda/plan.h"
 
 namespace py = pybind11;
 
@@ -54,6 +58,79 @@ double read_memory(int64_t bytes, int64_t times) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// The GPUs to plan for: by name the known ones, and as cuda:0 and so on what is here.
+std::vector<std::pair<std::string, const rnnkernels::cuda::Device*>> devices() {
+  std::vector<std::pair<std::string, const rnnkernels::cuda::Device*>> all;
+  for (int i = 0; const auto* device = rnnkernels::cuda::known_device(i); ++i) {
+    all.emplace_back(device->name, device);
+  }
+  try {
+    for (int i = 0; const auto* device = rnnkernels::binding::gpu(i); ++i) {
+      all.emplace_back("cuda:" + std::to_string(i), device);
+    }
+  } catch (const std::exception&) {  // one that the kernels cannot run on
+  }
+  return all;
+}
+
+py::dict known_devices() {
+  py::dict known;
+  for (const auto& [name, device] : devices()) {
+    py::dict facts;
+    facts["capability"] = py::make_tuple(device->capability / 10, device->capability % 10);
+    facts["multiprocessors"] = device->multiprocessors;
+    facts["shared_bytes"] = device->shared_bytes;
+    facts["largest_cluster"] = device->largest_cluster;
+    known[py::str(name)] = facts;
+  }
+  return known;
+}
+
+rnnkernels::ElementType element_type_of(const std::string& dtype) {
+  constexpr const char* kNames[] = {"float32", "float64", "bfloat16", "float16"};
+  for (int i = 0; i < 4; ++i) {
+    if (dtype == kNames[i]) return static_cast<rnnkernels::ElementType>(i);
+  }
+  throw py::value_error("dtype must be float32, float64, bfloat16 or float16, got " + dtype);
+}
+
+const rnnkernels::cuda::Device& device_of(const std::string& name) {
+  std::string names;
+  for (const auto& [known, device] : devices()) {
+    if (known == name) return *device;
+    names += (names.empty() ? "" : ", ") + known;
+  }
+  throw py::value_error("device must be one of " + names + ", got " + name);
+}
+
+py::dict plan(int64_t hidden, int64_t batch, const std::string& dtype, int64_t networks,
+              const std::string& device, const std::string& wish) {
+  namespace cuda = rnnkernels::cuda;
+  if (hidden < 1 || batch < 1 || networks < 1) {
+    throw py::value_error("hidden, batch and networks must be at least 1, got " + std::to_string(hidden) +
+                          ", " + std::to_string(batch) + " and " + std::to_string(networks));
+  }
+  cuda::Plan plan;
+  std::string sentence;
+  if (!cuda::make_plan({element_type_of(dtype), networks, batch, hidden}, device_of(device), wish, &plan,
+                       &sentence)) {
+    throw py::value_error("wish " + sentence);
+  }
+  constexpr const char* kTeams[] = {"block", "cluster", "grid", "steps"};
+  const int slices = std::min(plan.part_slices, cuda::register_slices(plan.shape));
+  py::dict result;
+  result["team"] = kTeams[static_cast<int>(plan.team)];
+  result["teams"] = plan.teams;
+  result["blocks"] = plan.blocks;
+  result["warps"] = plan.warps;
+  result["matrix_registers"] = 4 * slices * cuda::tiles_of_warp(plan.shape);
+  result["shared_bytes"] = plan.shared_bytes;
+  result["workspace_bytes"] = plan.workspace_bytes;
+  result["cycles"] = plan.cycles;
+  result["text"] = cuda::text(plan);
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -67,6 +144,13 @@ PYBIND11_MODULE(_C, m) {
         "The CPU instruction sets that were built, fastest first, and whether each runs here.");
   m.def("active_instruction_set", &active_instruction_set,
         "The one in use, or None if RNNKERNELS_ISA names one that was not built or does not run here.");
+  m.def("known_devices", &known_devices,
+        "The GPUs that plan() knows, by name: some from afar, and cuda:0 and so on, which are here.");
+  m.def("plan", &plan, py::arg("hidden"), py::arg("batch"), py::arg("dtype"), py::arg("networks"),
+        py::arg("device"), py::arg("wish"),
+        "Who walks a recurrence of this size on a device: the team of blocks that has W_hh, how much of it a "
+        "thread has in registers, the memory of a block and of a launch, and the model's cycles for a step. "
+        "wish: a team, as for RNNKERNELS_TIER, or the empty string for the fastest by the model.");
   m.def(
       "read_memory", &read_memory, py::arg("bytes"), py::arg("times"),
       "Seconds to read that much memory so many times with one thread: what the cache that holds it gives.");

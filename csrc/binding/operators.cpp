@@ -1,5 +1,5 @@
-// The operators as PyTorch knows them. Adding one: its schema here, its CPU and Meta function, its
-// autograd formula and, if Python calls it, its name in rnnkernels/_ops.py.
+// The operators as PyTorch knows them. Adding one: its schema here, its functions for CPU, CUDA (if it is the
+// same, one name) and Meta, its autograd formula and, if Python calls it, its name in rnnkernels/_ops.py.
 #include <torch/library.h>
 
 #include "binding/optimizer.h"
@@ -80,15 +80,23 @@ TORCH_LIBRARY(rnnkernels, m) {
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
-  m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_cpu);
+  m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence);
   m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_cpu);
-  m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward_cpu);
+  m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward);
   m.impl("projected_recurrence_backward", &rnnkernels::binding::projected_recurrence_backward_cpu);
-  m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence_cpu);
+  m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence);
   m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
   m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
   m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum_cpu);
 }
+
+#if defined(RNNKERNELS_CUDA)
+TORCH_LIBRARY_IMPL(rnnkernels, CUDA, m) {
+  m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence);
+  m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward);
+  m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence);
+}
+#endif
 
 // A sparse gradient gets there, too, to be refused with a sentence.
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCPU, m) {

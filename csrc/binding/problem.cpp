@@ -3,28 +3,51 @@
 #include <ATen/ops/empty.h>
 
 #include "binding/machine.h"
+#if defined(RNNKERNELS_GPU)
+#include "binding/cuda.h"
+#include "cuda/sweeps.h"
+#endif
 
 namespace rnnkernels::binding {
 
-LayoutStorage::LayoutStorage(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse) {
+namespace {
+
+// Whether the rows are too far from each other. A CPU's kernels reckon in 64 bits.
+bool has_far_rows([[maybe_unused]] const at::Tensor& tensor) {
+#if defined(RNNKERNELS_GPU)
+  return on_gpu(tensor) && tensor.stride(-2) > cuda::kLargestRowStride;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+LayoutStorage::LayoutStorage(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse,
+                             [[maybe_unused]] const at::Tensor& like) {
   layout.steps = sizes.steps.expect_int();
   layout.batch = sizes.batch.expect_int();
   layout.reverse = reverse;
-  if (!batch_sizes) return;
-  const at::Tensor values = batch_sizes->contiguous();
-  const int64_t* data = values.const_data_ptr<int64_t>();
-  rows.assign(data, data + layout.steps);
-  int64_t offset = 0;
-  for (const int64_t n : rows) {
-    offsets.push_back(offset);
-    offset += n;
+  if (batch_sizes) {
+    const at::Tensor values = batch_sizes->contiguous();
+    const int64_t* data = values.const_data_ptr<int64_t>();
+    rows.assign(data, data + layout.steps);
+    int64_t offset = 0;
+    for (const int64_t n : rows) {
+      offsets.push_back(offset);
+      offset += n;
+    }
+    layout.rows = rows.data();
+    layout.offsets = offsets.data();
   }
-  layout.rows = rows.data();
-  layout.offsets = offsets.data();
+  problem = layout;
+#if defined(RNNKERNELS_GPU)
+  if (batch_sizes && on_gpu(like)) on_device = put_layout_on_gpu(layout, like, &problem);
+#endif
 }
 
 at::Tensor with_contiguous_units(const at::Tensor& tensor) {
-  if (!tensor.defined() || tensor.stride(-1) == 1) return tensor;
+  if (!tensor.defined() || (tensor.stride(-1) == 1 && !has_far_rows(tensor))) return tensor;
   // What is expanded stays so, as the gradients of a sum or a mean are.
   at::Tensor once = tensor;
   for (int64_t dim = 0; dim < tensor.dim() - 1; ++dim) {
@@ -48,7 +71,7 @@ Rows rows_of(const at::Tensor& tensor, const Sizes& sizes) {
   return {tensor.data_ptr(), sizes.grouped ? tensor.stride(0) : 0, tensor.stride(-2)};
 }
 
-void fill_recurrence(Recurrence& problem, const Sizes& sizes, const Kind& kind, const Layout& layout,
+void fill_recurrence(Recurrence& problem, const Sizes& sizes, const Kind& kind, const LayoutStorage& layout,
                      const at::Tensor& like, const at::Tensor& h0, const at::Tensor& weight_hh,
                      const at::Tensor& decay) {
   problem.type = element_type(like.scalar_type()).value();
@@ -56,7 +79,7 @@ void fill_recurrence(Recurrence& problem, const Sizes& sizes, const Kind& kind, 
   problem.form = kind.form;
   problem.networks = sizes.networks.expect_int();
   problem.hidden = sizes.hidden.expect_int();
-  problem.layout = layout;
+  problem.layout = layout.problem;
   problem.weight = {weight_hh.const_data_ptr(), sizes.grouped ? weight_hh.stride(0) : 0, weight_hh.stride(-2),
                     weight_hh.stride(-1)};
   problem.decay = decay.const_data_ptr();
@@ -89,37 +112,41 @@ namespace {
 constexpr int64_t kMostWeights = int64_t{1} << 56;
 
 template <class Problem>
-void run_with(const Problem& problem, const at::Tensor& like,
+void run_with(const Problem& problem, [[maybe_unused]] const LayoutStorage& layout,
+              const at::Tensor& weight_hh,
               int64_t (*cpu::Kernels::*workspace_bytes)(const Problem&, const cpu::Plan&),
               void (*cpu::Kernels::*kernel)(const Problem&, const cpu::Plan&, const cpu::Threads&, void*)) {
-  const cpu::Kernels& kernels = active_kernels();
   if (problem.networks == 0 || problem.layout.batch == 0) return;  // nothing to write, however many steps
   // The matrix may be an expanded one, whose size says nothing of memory that is there.
   TORCH_CHECK_VALUE(static_cast<__int128>(problem.networks) * problem.hidden * problem.hidden < kMostWeights,
                     "weight_hh must have less than 2^56 elements, got ", problem.networks, " of [",
                     problem.hidden, ", ", problem.hidden, "]");
+#if defined(RNNKERNELS_GPU)
+  if (on_gpu(weight_hh)) return run_on_gpu(problem, layout.layout, weight_hh);
+#endif
+  const cpu::Kernels& kernels = active_kernels();
   const cpu::Threads threads = torch_threads();
   const cpu::Plan plan =
       cpu::make_plan(problem.networks, problem.layout.steps, problem.layout.batch, problem.hidden,
                      problem.type == ElementType::kFloat64 ? 8 : 4, threads);
   const int64_t bytes = (kernels.*workspace_bytes)(problem, plan);
   // at::empty is aligned to 64 bytes, which the barriers' cache lines need.
-  const at::Tensor workspace = at::empty({bytes}, like.options().dtype(at::kByte));
+  const at::Tensor workspace = at::empty({bytes}, weight_hh.options().dtype(at::kByte));
   (kernels.*kernel)(problem, plan, threads, workspace.data_ptr());
 }
 
 }  // namespace
 
-void run(const ForwardProblem& problem, const at::Tensor& like) {
-  run_with(problem, like, &cpu::Kernels::forward_workspace, &cpu::Kernels::forward);
+void run(const ForwardProblem& problem, const LayoutStorage& layout, const at::Tensor& weight_hh) {
+  run_with(problem, layout, weight_hh, &cpu::Kernels::forward_workspace, &cpu::Kernels::forward);
 }
 
-void run(const BackwardProblem& problem, const at::Tensor& like) {
-  run_with(problem, like, &cpu::Kernels::backward_workspace, &cpu::Kernels::backward);
+void run(const BackwardProblem& problem, const LayoutStorage& layout, const at::Tensor& weight_hh) {
+  run_with(problem, layout, weight_hh, &cpu::Kernels::backward_workspace, &cpu::Kernels::backward);
 }
 
-void run(const LinearProblem& problem, const at::Tensor& like) {
-  run_with(problem, like, &cpu::Kernels::linear_workspace, &cpu::Kernels::linear);
+void run(const LinearProblem& problem, const LayoutStorage& layout, const at::Tensor& weight_hh) {
+  run_with(problem, layout, weight_hh, &cpu::Kernels::linear_workspace, &cpu::Kernels::linear);
 }
 
 }  // namespace rnnkernels::binding

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/sum.h>
 
 #include "binding/machine.h"
 #include "binding/problem.h"
@@ -70,6 +71,11 @@ void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& r
 }
 
 void sum_over_rows(const at::Tensor& out, const at::Tensor& rows, bool accumulate) {
+  if (on_gpu(rows)) {
+    const at::Tensor sum = rows.sum(-2);
+    accumulate ? out.add_(sum) : out.copy_(sum);
+    return;
+  }
   std::vector<int64_t> shape = rows.sizes().vec();
   shape.back() = rows.size(-2);
   shape[shape.size() - 2] = 1;

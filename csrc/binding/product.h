@@ -21,8 +21,8 @@ inline OptionalTensor all_rows(const OptionalTensor& sequence, const Sizes& size
 void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right,
               const OptionalTensor& bias = {}, const OptionalTensor& addend = {});
 
-// out = the sum over the rows of [m, n], or out += it, each perhaps with a leading G; as a product with ones,
-// since torch's own sum gives other bits with other numbers of threads.
+// out = the sum over the rows of [m, n], or out += it, each perhaps with a leading G; on the CPU as a product
+// with ones, since torch's own sum gives other bits with other numbers of threads.
 void sum_over_rows(const at::Tensor& out, const at::Tensor& rows, bool accumulate = false);
 
 // The sum of [H] or [G, H] that a decay of this shape is owed: a scalar, [H], or [G, H].

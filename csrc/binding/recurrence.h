@@ -13,10 +13,9 @@ namespace rnnkernels::binding {
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-ForwardResult leaky_recurrence_cpu(const at::Tensor& pre, const OptionalTensor& h0,
-                                   const at::Tensor& weight_hh, const at::Tensor& decay,
-                                   const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                   std::string form, bool reverse, bool save);
+ForwardResult leaky_recurrence(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
+                               const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                               std::string nonlinearity, std::string form, bool reverse, bool save);
 ForwardResult leaky_recurrence_meta(const at::Tensor& pre, const OptionalTensor& h0,
                                     const at::Tensor& weight_hh, const at::Tensor& decay,
                                     const OptionalTensor& batch_sizes, std::string nonlinearity,
@@ -44,12 +43,12 @@ ForwardResult projected_recurrence_autograd(const at::Tensor& input, const Optio
                                             std::string nonlinearity, std::string form, bool reverse,
                                             bool save);
 
-BackwardResult leaky_recurrence_backward_cpu(const OptionalTensor& grad_output,
-                                             const OptionalTensor& grad_h_n, const at::Tensor& output,
-                                             const at::Tensor& saved, const OptionalTensor& h0,
-                                             const at::Tensor& weight_hh, const at::Tensor& decay,
-                                             const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                             std::string form, bool reverse, std::array<bool, 4> wanted);
+BackwardResult leaky_recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                         const at::Tensor& output, const at::Tensor& saved,
+                                         const OptionalTensor& h0, const at::Tensor& weight_hh,
+                                         const at::Tensor& decay, const OptionalTensor& batch_sizes,
+                                         std::string nonlinearity, std::string form, bool reverse,
+                                         std::array<bool, 4> wanted);
 BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
                                               const OptionalTensor& grad_h_n, const at::Tensor& output,
                                               const at::Tensor& saved, const OptionalTensor& h0,
@@ -94,10 +93,9 @@ ProjectedBackwardResult projected_recurrence_vjp(const OptionalTensor& grad_outp
                                                  const OptionalTensor& batch_sizes, std::string nonlinearity,
                                                  std::string form, bool reverse, std::array<bool, 7> wanted);
 
-at::Tensor linear_recurrence_cpu(const at::Tensor& drive, const OptionalTensor& h0,
-                                 const at::Tensor& weight_hh, const at::Tensor& decay,
-                                 const OptionalTensor& alpha, const OptionalTensor& beta,
-                                 const OptionalTensor& batch_sizes, bool reverse);
+at::Tensor linear_recurrence(const at::Tensor& drive, const OptionalTensor& h0, const at::Tensor& weight_hh,
+                             const at::Tensor& decay, const OptionalTensor& alpha, const OptionalTensor& beta,
+                             const OptionalTensor& batch_sizes, bool reverse);
 at::Tensor linear_recurrence_meta(const at::Tensor& drive, const OptionalTensor& h0,
                                   const at::Tensor& weight_hh, const at::Tensor& decay,
                                   const OptionalTensor& alpha, const OptionalTensor& beta,

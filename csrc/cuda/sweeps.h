@@ -268,6 +268,7 @@ class BackwardSweep : public SweepBase<BackwardProblem, S> {
   const WalkRows<S> grad_output_, output_, d_pre_, activation_;
   const WalkRows<uint32_t> words_;
 
+ public:
   // h_{t-1}: of the step before where the row has one, else h0.
   RNNKERNELS_DEVICE S previous(const Step& step, int row, int unit, bool on) const {
     const Layout& layout = this->problem_.layout;

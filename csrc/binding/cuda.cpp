@@ -1,0 +1,158 @@
+#include "binding/cuda.h"
+
+#include <ATen/Context.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <string>
+#include <type_traits>
+
+#include "binding/machine.h"
+#include "cuda/layout.h"
+#include "cuda/recurrence.h"
+#include "cuda/steps.h"
+
+namespace rnnkernels::binding {
+
+namespace {
+
+void check(cuda::Status status) { TORCH_CHECK(status == 0, "a CUDA kernel failed: ", cuda::text(status)); }
+
+// What torch before 2.11 has instead of Stream::native_handle, in a library that a build against a torch
+// without CUDA cannot name to its linker.
+template <class Stream>
+cuda::Stream handle_of(const Stream& stream) {
+  if constexpr (requires { stream.native_handle(); }) {
+    return stream.native_handle();
+  } else {
+    using Get = int32_t (*)(int32_t device, void** stream);
+    static const auto get = reinterpret_cast<Get>(
+        dlsym(dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD), "aoti_torch_get_current_cuda_stream"));
+    void* handle = nullptr;
+    TORCH_CHECK(get && get(stream.device_index(), &handle) == 0, "this torch does not tell its CUDA stream");
+    return handle;
+  }
+}
+
+cuda::Stream current_stream([[maybe_unused]] const at::Tensor& tensor) {
+#if defined(RNNKERNELS_EMULATED)
+  return nullptr;
+#else
+  return handle_of(c10::impl::VirtualGuardImpl(tensor.device().type()).getStream(tensor.device()));
+#endif
+}
+
+at::Tensor empty_bytes(int64_t bytes, const at::Tensor& like) {
+  return at::empty({bytes}, like.options().dtype(at::kByte));
+}
+
+cuda::Plan plan_of(const Recurrence& problem, const at::Tensor& weight) {
+  const cuda::Device* device = gpu(weight.get_device());
+  TORCH_CHECK(device, "there is no GPU ", weight.get_device());
+  const char* wish = std::getenv("RNNKERNELS_TIER");
+  cuda::Plan plan;
+  std::string sentence;
+  const bool planned = cuda::make_plan({problem.type, problem.networks, problem.layout.batch, problem.hidden},
+                                       *device, wish ? wish : "", &plan, &sentence);
+  TORCH_CHECK_VALUE(planned, "RNNKERNELS_TIER ", sentence);
+  return plan;
+}
+
+// The products of the walk by steps, [rows, H] for each network, in memory for the most numbers there are.
+class StepProducts {
+ public:
+  StepProducts(const at::Tensor& weight, bool transposed, int64_t most_numbers)
+      : factor_(transposed ? weight.transpose(-2, -1) : weight),
+        operand_(at::empty({most_numbers}, weight.options())),
+        product_(at::empty_like(operand_)) {
+    // What a library does not multiply as it lies would be copied for each step.
+    if (weight.stride(-1) != 1 && weight.stride(-2) != 1) factor_ = factor_.contiguous();
+  }
+
+  void* operand() const { return operand_.data_ptr(); }
+  const void* product() const { return product_.const_data_ptr(); }
+
+  void multiply(int64_t rows) {
+    if (rows != rows_) {
+      rows_ = rows;
+      std::vector<int64_t> shape = factor_.sizes().vec();
+      shape[shape.size() - 2] = rows;
+      const int64_t numbers = c10::multiply_integers(shape);
+      left_ = operand_.narrow(0, 0, numbers).view(shape);
+      out_ = product_.narrow(0, 0, numbers).view(shape);
+    }
+    if (factor_.dim() == 3) {
+      at::bmm_out(out_, left_, factor_);
+    } else {
+      at::mm_out(out_, left_, factor_);
+    }
+  }
+
+ private:
+  at::Tensor factor_, operand_, product_, left_, out_;
+  int64_t rows_ = -1;
+};
+
+template <class Problem>
+void walk_by_steps(const Problem& problem, const Layout& layout, const at::Tensor& weight,
+                   cuda::Stream stream) {
+  const at::Tensor states = empty_bytes(cuda::state_bytes(problem), weight);
+  StepProducts products(weight, !std::is_same_v<Problem, BackwardProblem>,
+                        problem.networks * layout.batch * problem.hidden);
+  const cuda::StepMemory memory{states.data_ptr(), products.product(), products.operand()};
+  for (int64_t i = 0; i <= layout.steps; ++i) {
+    const cuda::Turn turn = cuda::turn_at(problem, layout, i);
+    if (turn.updates) products.multiply(turn.from_rows);
+    check(cuda::take_turn(problem, turn, memory, stream));
+  }
+}
+
+template <class Problem>
+using Launcher = cuda::Status (*)(const Problem&, const cuda::Plan&, bool tf32, void*, cuda::Stream);
+
+template <class Problem>
+void run(const Problem& problem, const Layout& layout, const at::Tensor& weight, Launcher<Problem> launch) {
+  TORCH_CHECK_VALUE(layout.steps < INT32_MAX, "sequences on CUDA must have less than 2^31 - 1 steps, got ",
+                    layout.steps);
+  const c10::DeviceGuard guard(weight.device());
+  const cuda::Stream stream = current_stream(weight);
+  const cuda::Plan plan = plan_of(problem, weight);
+  if (plan.team == cuda::Team::kSteps) return walk_by_steps(problem, layout, weight, stream);
+  const bool tf32 = problem.type == ElementType::kFloat32 && at::globalContext().allowTF32CuBLAS();
+  const at::Tensor workspace = empty_bytes(plan.workspace_bytes, weight);
+  check(launch(problem, plan, tf32, workspace.data_ptr(), stream));
+}
+
+}  // namespace
+
+at::Tensor put_layout_on_gpu(const Layout& host, const at::Tensor& like, Layout* device) {
+  const c10::DeviceGuard guard(like.device());
+  const at::Tensor table = empty_bytes(cuda::layout_bytes(host), like);
+  check(cuda::put_layout(host, table.data_ptr(), device, current_stream(like)));
+  return table;
+}
+
+void run_on_gpu(const ForwardProblem& problem, const Layout& layout, const at::Tensor& weight) {
+  run(problem, layout, weight, &cuda::forward);
+}
+void run_on_gpu(const BackwardProblem& problem, const Layout& layout, const at::Tensor& weight) {
+  run(problem, layout, weight, &cuda::backward);
+}
+void run_on_gpu(const LinearProblem& problem, const Layout& layout, const at::Tensor& weight) {
+  run(problem, layout, weight, &cuda::linear);
+}
+
+void put_operands_on_gpu(const BackwardProblem& problem, int64_t first_row, const at::Tensor& operands) {
+  const c10::DeviceGuard guard(operands.device());
+  check(cuda::put_operands(problem, first_row, operands.size(-2), operands.data_ptr(),
+                           current_stream(operands)));
+}
+
+}  // namespace rnnkernels::binding

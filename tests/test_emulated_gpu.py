@@ -1,0 +1,59 @@
+"""The operators on the emulated GPU: a module of its own, in which CPU tensors take the way of CUDA tensors
+(binding, choice of the team, kernels), has to pass the tests of CUDA tensors but for streams and graphs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, run_python
+from test_native import TOOLS
+
+
+def build(folder: Path) -> Path:
+    """Configure and build (only what changed since the last time), and return the module."""
+    pybind11 = pytest.importorskip("pybind11")
+    cmake, ninja = (shutil.which(tool, path=TOOLS) for tool in ("cmake", "ninja"))
+    if cmake is None or ninja is None:
+        pytest.skip("needs cmake and ninja")
+    options = {
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "RNNKERNELS_TORCH": str(Path(torch.__file__).parent),
+        "RNNKERNELS_TORCH_VERSION": torch.__version__,
+        "RNNKERNELS_CUDA_ARCHITECTURES": "",
+        "RNNKERNELS_EMULATED": "ON",
+    }
+    configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
+    for command in (
+        configure + [f"-D{name}={value}" for name, value in options.items()],
+        [cmake, "--build", str(folder)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (module,) = folder.glob("_C*.so")
+    return module
+
+
+def test_cuda_tests_pass_on_the_emulated_gpu(tmp_path: Path) -> None:
+    module = build(ROOT / "build" / f"emulated-{sys.implementation.cache_tag}")
+    package = tmp_path / "rnnkernels"
+    package.mkdir()
+    for source in [module, *(ROOT / "rnnkernels").glob("*.py")]:
+        (package / source.name).symlink_to(source)
+    (package / "_build.json").write_text(json.dumps({"torch": torch.__version__}))
+    variables = {"PYTHONPATH": str(tmp_path), "RNNKERNELS_TEST_DEVICE": "cpu"}
+
+    asked = "from rnnkernels import _C; print(_C.known_devices()['cuda:0'])"
+    assert "'largest_cluster': 16" in run_python("-c", asked, cwd=tmp_path, **variables).stdout
+    pytest_command = ("-m", "pytest", str(ROOT / "tests" / "test_cuda.py"), "-p", "no:cacheprovider")
+    done = run_python(*pytest_command, cwd=tmp_path, timeout=600, **variables)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    assert " passed" in done.stdout
