@@ -46,11 +46,11 @@ def leaky_recurrence(
 
 
 def can_project(input: Tensor) -> bool:
-    """Whether the operator of projection and recurrence together knows these: not half precision, devices
-    without kernels, and autocast.
+    """Whether the operator of projection and recurrence together knows these: not half precision, CUDA
+    and devices without kernels, and autocast.
     """
     return (
-        has_kernels(input.device)
+        has_kernels(input.device, "projected_recurrence")
         and input.dtype in (torch.float32, torch.float64)
         and not autocasts(input.device)
     )

@@ -54,17 +54,18 @@ def check_dropout(dropout: float, num_layers: int) -> None:
         )
 
 
-# Where the operators are registered; on meta they have shapes only.
-_DEVICES = tuple(
-    key.lower()
-    for key in ("CPU", "Meta", "CUDA")
-    if torch._C._dispatch_has_kernel_for_dispatch_key("rnnkernels::leaky_recurrence", key)
-)
+def _registered(operator: str) -> tuple[str, ...]:
+    """The types of device on which an operator runs; on meta it has shapes only."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return tuple(key.lower() for key in ("CPU", "Meta", "CUDA") if has(f"rnnkernels::{operator}", key))
 
 
-def has_kernels(device: torch.device) -> bool:
-    """Whether the operators run on tensors there; if not, ``_fallback`` does."""
-    return device.type in _DEVICES
+_DEVICES = {operator: _registered(operator) for operator in ("leaky_recurrence", "projected_recurrence")}
+
+
+def has_kernels(device: torch.device, operator: str = "leaky_recurrence") -> bool:
+    """Whether an operator runs on tensors there; where this one does not, ``_fallback`` does."""
+    return device.type in _DEVICES[operator]
 
 
 def autocasts(device: torch.device) -> bool:

@@ -1,8 +1,10 @@
 // What the kernels run on: the instruction set in use, and PyTorch's own threads; the GPUs.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include "cpu/kernels.h"
-#include "cuda/plan.h"
+#include "cuda/recurrence.h"
 
 namespace rnnkernels::binding {
 
@@ -14,5 +16,10 @@ cpu::Threads torch_threads();
 
 // PyTorch's GPU of this number; null if there is none, or no kernels for it.
 const cuda::Device* gpu(int index);
+
+// Where there are kernels for a GPU: torch's current stream of a device, and what becomes of a launch that
+// failed.
+cuda::Stream current_stream(const c10::Device& device);
+void check_launched(cuda::Status status);
 
 }  // namespace rnnkernels::binding

@@ -84,7 +84,7 @@ RNNKERNELS_INLINE void assign(E* to, float x) {
 }
 
 template <class Fn>
-void with_element(ElementType type, Fn&& fn) {
+RNNKERNELS_INLINE void with_element(ElementType type, Fn&& fn) {
   switch (type) {
     case ElementType::kFloat32:
       return fn(float{});
