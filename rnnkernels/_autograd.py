@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rnnkernels import _derivatives, _ops
 from rnnkernels._autograd_backward import projected_vjp, recurrence_vjp
-from rnnkernels._checks import autocasts
+from rnnkernels._checks import autocasts, has_kernels
 from rnnkernels._derivatives import Kind, forward_mode_stays_on, primals_of
 from rnnkernels._modes import in_forward_mode, in_torch_func
 from rnnkernels._networks import Networks, is_nothing
@@ -46,11 +46,11 @@ def leaky_recurrence(
 
 
 def can_project(input: Tensor) -> bool:
-    """Whether the operator of projection and recurrence together knows these: not half precision, other
-    devices than the CPU, and autocast.
+    """Whether the operator of projection and recurrence together knows these: not half precision, CUDA
+    and devices without kernels, and autocast.
     """
     return (
-        input.device.type == "cpu"
+        has_kernels(input.device, "projected_recurrence")
         and input.dtype in (torch.float32, torch.float64)
         and not autocasts(input.device)
     )

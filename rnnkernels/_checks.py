@@ -54,6 +54,20 @@ def check_dropout(dropout: float, num_layers: int) -> None:
         )
 
 
+def _registered(operator: str) -> tuple[str, ...]:
+    """The types of device on which an operator runs; on meta it has shapes only."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return tuple(key.lower() for key in ("CPU", "Meta", "CUDA") if has(f"rnnkernels::{operator}", key))
+
+
+_DEVICES = {operator: _registered(operator) for operator in ("leaky_recurrence", "projected_recurrence")}
+
+
+def has_kernels(device: torch.device, operator: str = "leaky_recurrence") -> bool:
+    """Whether an operator runs on tensors there; where this one does not, ``_fallback`` does."""
+    return device.type in _DEVICES[operator]
+
+
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; on meta there is no such thing."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)

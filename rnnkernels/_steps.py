@@ -42,7 +42,7 @@ class Steps:
                 *x.shape[: -2 if self.batch_sizes is not None else -3], self.batch, x.shape[-1]
             )
         if self.batch_sizes is not None:
-            return torch.cat([start, x], -2).index_select(-2, self._index_before())
+            return torch.cat([start, x], -2).index_select(-2, self._index_before().to(x.device))
         if self.count == 0:
             return x
         if self.reverse:
@@ -56,7 +56,7 @@ class Steps:
     def last(self, x: Tensor) -> Tensor:
         """The rows of each batch element's last step in the walk, ``[B, H]``."""
         if self.batch_sizes is not None:
-            return x.index_select(-2, self._index_last())
+            return x.index_select(-2, self._index_last().to(x.device))
         return x.select(-3, 0 if self.reverse else self.count - 1)
 
     def first(self, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Steps:
     def add_to_last(self, x: Tensor, state: Tensor) -> Tensor:
         """``x`` with ``state`` added where :meth:`last` would take from."""
         if self.batch_sizes is not None:
-            return x.index_add(-2, self._index_last(), state)
+            return x.index_add(-2, self._index_last().to(x.device), state)
         at = 0 if self.reverse else self.count - 1
         return torch.select_scatter(x, x.select(-3, at) + state, -3, at)
 

@@ -38,7 +38,8 @@ class LeakyRNNCell(LeakyModule):
             value for each unit, ``[H]``.
         learn_decay: Train the decay of each unit; see :class:`LeakyRNN`.
         form: ``"rate"`` or ``"current"``.
-        device, dtype: Of the parameters: CPU; float32, float64, bfloat16 or float16.
+        device, dtype: Of the parameters: any device, but only those with kernels are fast (see
+            :func:`rnnkernels.functional.leaky_recurrence`); float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError, TypeError: An argument is out of its range or of the wrong type.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels import _ops
-from rnnkernels._nonlinearities import NONLINEARITIES
+from rnnkernels._fallback import step
 
 __all__ = ["decompositions"]
 
@@ -53,11 +53,9 @@ def _leaky_recurrence(
 
     if batch_sizes is not None:
         raise NotImplementedError("decompositions of a PackedSequence are not available: pad it")
-    f = NONLINEARITIES[nonlinearity].value
 
-    def step(h: Tensor, p: Tensor, weight: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        y = f(p + h @ weight.t()) if form == "rate" else p + f(h) @ weight.t()
-        h = d * h + (1 - d) * y
+    def scanned(h: Tensor, p: Tensor, weight: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        h = step(h, p, weight, d, nonlinearity, form)
         return h, h.clone()  # the state and the output of the step: two tensors, as scan wants them
 
     # Half precision is storage, as in the kernels.
@@ -65,7 +63,7 @@ def _leaky_recurrence(
     start = pre.new_zeros(pre.shape[1], pre.shape[2]) if h0 is None else h0
     sequence = pre.flip(0) if reverse else pre
     others = (weight_hh.to(wide), decay.to(wide))
-    h_n, output = scan_op(step, [start.to(wide)], [sequence.to(wide)], others)
+    h_n, output = scan_op(scanned, [start.to(wide)], [sequence.to(wide)], others)
     output = output.flip(0) if reverse else output
     return output.to(pre.dtype), h_n.to(pre.dtype), pre.new_zeros(0)
 

@@ -7,7 +7,8 @@ import numbers
 import torch
 from torch import Tensor
 
-from rnnkernels import _autograd
+from rnnkernels import _autograd, _fallback
+from rnnkernels._checks import has_kernels
 
 __all__ = ["leaky_recurrence"]
 
@@ -41,6 +42,8 @@ def leaky_recurrence(
     bfloat16 and float16 are for storing: the state and all sums are float32, results are rounded once.
     Processors with products of bfloat16 round what ``W_hh`` is multiplied with to it as well.
 
+    On a device without kernels it is a loop of torch's operations over the steps, and one warning says so.
+
     Args:
         pre: ``p``, all that reaches the units besides the recurrence (input projection, biases,
             noise): ``[T, B, H]``, or ``[sum(batch_sizes), H]`` with ``batch_sizes``. float32,
@@ -62,18 +65,18 @@ def leaky_recurrence(
 
     Raises:
         ValueError: An argument has the wrong shape, dtype, device or value; the message names it.
-        NotImplementedError: Not available yet: other devices than the CPU.
     """
     _check_tensors(pre=pre, weight_hh=weight_hh)
     _check_tensors(**{k: x for k, x in (("h0", h0), ("batch_sizes", batch_sizes)) if x is not None})
-    if pre.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(f"leaky_recurrence on {pre.device.type} tensors is not available yet")
-    decay = decay_tensor(decay, pre)
+    d = decay_tensor(decay, pre)
     if weight_hh.dim() != 2:
         raise ValueError(f"weight_hh must be [H, H], got {list(weight_hh.shape)}")
     if batch_sizes is not None and h0 is None:
         h0 = zero_h0(batch_sizes, pre, weight_hh)
-    return _autograd.leaky_recurrence(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse)
+    others = (batch_sizes, nonlinearity, form, reverse)
+    if has_kernels(pre.device):
+        return _autograd.leaky_recurrence(pre, h0, weight_hh, d, *others)
+    return _fallback.leaky_recurrence(pre, h0, weight_hh, d if d is decay else float(decay), *others)
 
 
 def decay_tensor(decay: float | Tensor, like: Tensor) -> Tensor:

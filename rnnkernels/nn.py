@@ -70,7 +70,8 @@ class LeakyRNN(LeakyModule):
         form: ``"rate"`` or ``"current"``.
         checkpoint_every: ``k``: backward keeps every k-th state and recomputes the steps between; see
             :func:`rnnkernels.projected_recurrence`. None keeps what backward needs of every step.
-        device, dtype: Of the parameters: CPU; float32, float64, bfloat16 or float16.
+        device, dtype: Of the parameters: any device, but only those with kernels are fast (see
+            :func:`rnnkernels.functional.leaky_recurrence`); float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError, TypeError: An argument is out of its range or of the wrong type.

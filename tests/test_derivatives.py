@@ -9,11 +9,13 @@ import pytest
 import torch
 from helpers import KINDS, NONLINEARITIES, clear_problem, distance, make_problem, normal_like
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from rnnkernels import LeakyRNN, functional
 from rnnkernels._derivatives import LinearRecurrence
 from rnnkernels._nonlinearities import NONLINEARITIES as TORCH_NONLINEARITIES
+from rnnkernels._steps import Steps
 
 # Differences of a step across ReLU's kink are no derivative, so such problems are not drawn.
 MARGIN = 1e-4
@@ -209,3 +211,17 @@ def test_the_torch_functions_are_the_kernels(name):
     value = f.value(leaf)
     assert distance(value, values[0, 0][z != 0]) < 1e-15
     assert distance(f.slope(value), torch.autograd.grad(value.sum(), leaf)[0]) < 1e-14
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_shifts_of_packed_rows_stay_on_their_device(reverse):
+    with FakeTensorMode(), torch.no_grad():
+        rows, state = torch.empty(6, 4, device="cuda"), torch.empty(3, 4, device="cuda")
+        steps = Steps(rows, state, torch.tensor([3, 2, 1]), reverse)
+        moved = (
+            steps.before(rows, state),
+            steps.after(rows),
+            steps.last(rows),
+            steps.add_to_last(rows, state),
+        )
+    assert {x.device.type for x in moved} == {"cuda"}

@@ -12,7 +12,6 @@ import torch
 from helpers import KINDS, distance
 from layers import DECAYS, composed, problem_of, unpacked
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import pack_sequence
 
 from rnnkernels import LeakyRNN, LeakyRNNCell, functional
@@ -367,13 +366,6 @@ def test_meta_tensors_give_meta_results_of_the_right_shapes():
     assert output.is_meta
     assert h_n.is_meta
     assert (output.shape, h_n.shape) == ((4, 2, 5), (1, 2, 5))
-
-
-def test_a_gpu_is_not_available_yet():
-    with FakeTensorMode():
-        tensors = [torch.empty(shape, device="cuda") for shape in ((4, 2, 5), (2, 5), (5, 5))]
-        with pytest.raises(NotImplementedError, match="on cuda tensors is not available yet"):
-            functional.leaky_recurrence(*tensors, 0.5)
 
 
 @pytest.mark.parametrize(

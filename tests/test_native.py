@@ -43,6 +43,15 @@ def test_kernels_equal_plain_loops(sanitizer: str, each: int, program: str) -> N
     "program", ["test_shadow", "test_emulation", "test_gpu_recurrence", "test_gpu_steps"]
 )
 def test_gpu_kernels_on_the_emulated_gpu(program: str, sanitizer: str, each: int, orders: int) -> None:
+    check_emulated(program, sanitizer, each, orders)
+
+
+@pytest.mark.parametrize(("sanitizer", "each", "orders"), [("", 1, 4), ("address", 13, 20)])
+def test_the_gpu_s_optimizer_on_the_emulated_gpu(sanitizer: str, each: int, orders: int) -> None:
+    check_emulated("test_gpu_optimizer", sanitizer, each, orders)
+
+
+def check_emulated(program: str, sanitizer: str, each: int, orders: int) -> None:
     command = [build(sanitizer) / program, str(each), str(orders)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]

@@ -6,9 +6,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
-#include <dlfcn.h>
 
 #include <cstdlib>
 #include <string>
@@ -22,32 +20,6 @@
 namespace rnnkernels::binding {
 
 namespace {
-
-void check(cuda::Status status) { TORCH_CHECK(status == 0, "a CUDA kernel failed: ", cuda::text(status)); }
-
-// What torch before 2.11 has instead of Stream::native_handle, in a library that a build against a torch
-// without CUDA cannot name to its linker.
-template <class Stream>
-cuda::Stream handle_of(const Stream& stream) {
-  if constexpr (requires { stream.native_handle(); }) {
-    return stream.native_handle();
-  } else {
-    using Get = int32_t (*)(int32_t device, void** stream);
-    static const auto get = reinterpret_cast<Get>(
-        dlsym(dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD), "aoti_torch_get_current_cuda_stream"));
-    void* handle = nullptr;
-    TORCH_CHECK(get && get(stream.device_index(), &handle) == 0, "this torch does not tell its CUDA stream");
-    return handle;
-  }
-}
-
-cuda::Stream current_stream([[maybe_unused]] const at::Tensor& tensor) {
-#if defined(RNNKERNELS_EMULATED)
-  return nullptr;
-#else
-  return handle_of(c10::impl::VirtualGuardImpl(tensor.device().type()).getStream(tensor.device()));
-#endif
-}
 
 at::Tensor empty_bytes(int64_t bytes, const at::Tensor& like) {
   return at::empty({bytes}, like.options().dtype(at::kByte));
@@ -110,7 +82,7 @@ void walk_by_steps(const Problem& problem, const Layout& layout, const at::Tenso
   for (int64_t i = 0; i <= layout.steps; ++i) {
     const cuda::Turn turn = cuda::turn_at(problem, layout, i);
     if (turn.updates) products.multiply(turn.from_rows);
-    check(cuda::take_turn(problem, turn, memory, stream));
+    check_launched(cuda::take_turn(problem, turn, memory, stream));
   }
 }
 
@@ -122,12 +94,12 @@ void run(const Problem& problem, const Layout& layout, const at::Tensor& weight,
   TORCH_CHECK_VALUE(layout.steps < INT32_MAX, "sequences on CUDA must have less than 2^31 - 1 steps, got ",
                     layout.steps);
   const c10::DeviceGuard guard(weight.device());
-  const cuda::Stream stream = current_stream(weight);
+  const cuda::Stream stream = current_stream(weight.device());
   const cuda::Plan plan = plan_of(problem, weight);
   if (plan.team == cuda::Team::kSteps) return walk_by_steps(problem, layout, weight, stream);
   const bool tf32 = problem.type == ElementType::kFloat32 && at::globalContext().allowTF32CuBLAS();
   const at::Tensor workspace = empty_bytes(plan.workspace_bytes, weight);
-  check(launch(problem, plan, tf32, workspace.data_ptr(), stream));
+  check_launched(launch(problem, plan, tf32, workspace.data_ptr(), stream));
 }
 
 }  // namespace
@@ -135,7 +107,7 @@ void run(const Problem& problem, const Layout& layout, const at::Tensor& weight,
 at::Tensor put_layout_on_gpu(const Layout& host, const at::Tensor& like, Layout* device) {
   const c10::DeviceGuard guard(like.device());
   const at::Tensor table = empty_bytes(cuda::layout_bytes(host), like);
-  check(cuda::put_layout(host, table.data_ptr(), device, current_stream(like)));
+  check_launched(cuda::put_layout(host, table.data_ptr(), device, current_stream(like.device())));
   return table;
 }
 
@@ -151,8 +123,8 @@ void run_on_gpu(const LinearProblem& problem, const Layout& layout, const at::Te
 
 void put_operands_on_gpu(const BackwardProblem& problem, int64_t first_row, const at::Tensor& operands) {
   const c10::DeviceGuard guard(operands.device());
-  check(cuda::put_operands(problem, first_row, operands.size(-2), operands.data_ptr(),
-                           current_stream(operands)));
+  check_launched(cuda::put_operands(problem, first_row, operands.size(-2), operands.data_ptr(),
+                                    current_stream(operands.device())));
 }
 
 }  // namespace rnnkernels::binding

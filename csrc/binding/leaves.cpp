@@ -18,19 +18,6 @@ ElementType type_of(int64_t index, const char* what, const at::Tensor& tensor) {
   return *type;
 }
 
-void check_dense(int64_t index, const char* what, const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, what, " ", index, " must be dense, got layout ",
-                    tensor.layout());
-  TORCH_CHECK_VALUE(tensor.device().is_cpu(), what, " ", index,
-                    " must be on the device of the others, cpu, got ", tensor.device());
-}
-
-void check_like(int64_t index, const char* what, const at::Tensor& tensor, const at::Tensor& param) {
-  check_dense(index, what, tensor);
-  TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), what, " ", index,
-                    " must have the shape of its parameter, ", param.sizes(), ", got ", tensor.sizes());
-}
-
 // What is written must not be an expanded tensor, whose elements share memory.
 void check_apart(int64_t index, const char* what, const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, what, " ", index,
@@ -59,6 +46,20 @@ at::Tensor order_of(const at::Tensor& tensor) {
 
 }  // namespace
 
+void Leaves::check_dense(int64_t index, const char* what, const at::Tensor& tensor) const {
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, what, " ", index, " must be dense, got layout ",
+                    tensor.layout());
+  TORCH_CHECK_VALUE(tensor.device() == device_, what, " ", index, " must be on the device of the others, ",
+                    device_, ", got ", tensor.device());
+}
+
+void Leaves::check_like(int64_t index, const char* what, const at::Tensor& tensor,
+                        const at::Tensor& param) const {
+  check_dense(index, what, tensor);
+  TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), what, " ", index,
+                    " must have the shape of its parameter, ", param.sizes(), ", got ", tensor.sizes());
+}
+
 // Only called where neither `order` nor anything else is empty.
 const at::Tensor& Leaves::flat(const at::Tensor& tensor, const at::Tensor& order, bool written) {
   if (same_order(tensor, order) && is_literal(tensor)) return tensor;
@@ -75,12 +76,12 @@ void Leaves::push(Leaf& leaf) {
 }
 
 void Leaves::add(int64_t index, int group, const at::Tensor& param, const at::Tensor& grad,
-                 std::initializer_list<at::Tensor> states, const at::Tensor& master, double step) {
+                 std::initializer_list<at::Tensor> states, const at::Tensor& master, float* step_count) {
   check_dense(index, "parameter", param);
   check_like(index, "the gradient of parameter", grad, param);
   Leaf leaf;
   leaf.group = group;
-  leaf.step = step;
+  leaf.step_count = step_count;
   leaf.size = param.numel();
   leaf.type = type_of(index, "parameter", param);
   leaf.grad_type = type_of(index, "the gradient of parameter", grad);
@@ -99,7 +100,7 @@ void Leaves::add(int64_t index, int group, const at::Tensor& param, const at::Te
   for (const at::Tensor& state : states) check_state("the state of parameter", state);
   if (has_master) check_state("the master copy of parameter", master);
   check_apart(index, "parameter", param);
-  if (leaf.size == 0) return;
+  if (leaf.size == 0) return push(leaf);
 
   const at::Tensor order = order_of(param);
   leaf.param = flat(param, order, true).data_ptr();

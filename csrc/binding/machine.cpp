@@ -6,6 +6,7 @@
 #if defined(RNNKERNELS_CUDA)
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
 
 #include <map>
 #include <mutex>
@@ -42,6 +43,7 @@ const cuda::Device* gpu(int index) {
   static constexpr cuda::Device kEmulated = {"emulated", 90, 16, 232448, 16};
   return index <= 0 ? &kEmulated : nullptr;  // -1 is a CPU tensor's
 }
+cuda::Stream current_stream(const c10::Device&) { return nullptr; }
 #elif defined(RNNKERNELS_CUDA)
 const cuda::Device* gpu(int index) {
   constexpr auto kType = c10::DeviceType::CUDA;
@@ -57,8 +59,38 @@ const cuda::Device* gpu(int index) {
   TORCH_CHECK(status == 0, "rnnkernels cannot use GPU ", index, ": ", cuda::text(status));
   return &(read[index] = device);
 }
+
+namespace {
+
+// What torch before 2.11 has instead of Stream::native_handle, in a library that a build against a torch
+// without CUDA cannot name to its linker.
+template <class Stream>
+cuda::Stream handle_of(const Stream& stream) {
+  if constexpr (requires { stream.native_handle(); }) {
+    return stream.native_handle();
+  } else {
+    using Get = int32_t (*)(int32_t device, void** stream);
+    static const auto get = reinterpret_cast<Get>(
+        dlsym(dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD), "aoti_torch_get_current_cuda_stream"));
+    void* handle = nullptr;
+    TORCH_CHECK(get && get(stream.device_index(), &handle) == 0, "this torch does not tell its CUDA stream");
+    return handle;
+  }
+}
+
+}  // namespace
+
+cuda::Stream current_stream(const c10::Device& device) {
+  return handle_of(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+}
 #else
 const cuda::Device* gpu(int) { return nullptr; }
+#endif
+
+#if defined(RNNKERNELS_CUDA) || defined(RNNKERNELS_EMULATED)
+void check_launched(cuda::Status status) {
+  TORCH_CHECK(status == 0, "a CUDA kernel failed: ", cuda::text(status));
+}
 #endif
 
 }  // namespace rnnkernels::binding

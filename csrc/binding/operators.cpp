@@ -85,9 +85,9 @@ TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward);
   m.impl("projected_recurrence_backward", &rnnkernels::binding::projected_recurrence_backward_cpu);
   m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence);
-  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
-  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
-  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum_cpu);
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
+  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
 }
 
 #if defined(RNNKERNELS_CUDA)
@@ -95,19 +95,34 @@ TORCH_LIBRARY_IMPL(rnnkernels, CUDA, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence);
   m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward);
   m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence);
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
+  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
 }
 #endif
 
 // A sparse gradient gets there, too, to be refused with a sentence.
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCPU, m) {
-  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
-  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
-  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum_cpu);
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
+  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
 }
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCPU, m) {
-  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov_cpu);
-  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw_cpu);
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
 }
+
+#if defined(RNNKERNELS_CUDA)
+TORCH_LIBRARY_IMPL(rnnkernels, SparseCUDA, m) {
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
+  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
+}
+TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCUDA, m) {
+  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
+}
+#endif
 
 // First derivatives in C++; those of the recurrence's backward and of the linear walk are Python's, in
 // rnnkernels/_autograd.py and _derivatives.py. The optimizers have nothing to differentiate: straight on to

@@ -17,11 +17,11 @@ namespace rnnkernels {
 struct Leaf {
   void* param = nullptr;
   const void* grad = nullptr;
-  void* state[2] = {};     // as many as the rule has
-  void* master = nullptr;  // [size], or null: the parameter is its own
-  int64_t size = 0;
-  int64_t first_chunk = 0;  // of all leaves before it; filled in by the caller with chunks_of
-  double step = 0;          // t, this step included, for rules that ask
+  void* state[2] = {};          // as many as the rule has
+  void* master = nullptr;       // [size], or null: the parameter is its own
+  float* step_count = nullptr;  // one number, t - 1, for rules that ask
+  int64_t size = 0;             // may be 0: of such a leaf the step is counted and nothing else done
+  int64_t first_chunk = 0;      // of all leaves before it; filled in by the caller with chunks_of
   int group = 0;
   ElementType type = ElementType::kFloat32;
   ElementType grad_type = ElementType::kFloat32;  // that of the parameter, or kFloat32
@@ -32,9 +32,8 @@ struct Leaf {
 constexpr int64_t kChunk = 4096;
 RNNKERNELS_INLINE int64_t chunks_of(int64_t size) { return (size + kChunk - 1) / kChunk; }
 
-// The place of the leaf that has this chunk.
-template <class AnyLeaf>
-RNNKERNELS_INLINE int64_t leaf_of_chunk(const AnyLeaf* leaves, int64_t count, int64_t chunk) {
+// The place of the leaf that has this chunk: of those that begin with it the last, as empty ones do, too.
+RNNKERNELS_INLINE int64_t leaf_of_chunk(const Leaf* leaves, int64_t count, int64_t chunk) {
   int64_t low = 0, high = count - 1;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
@@ -46,15 +45,6 @@ RNNKERNELS_INLINE int64_t leaf_of_chunk(const AnyLeaf* leaves, int64_t count, in
   }
   return low;
 }
-
-template <class Settings>
-struct Group {
-  Settings settings;
-  double max_norm = __builtin_inf();  // infinity: no clipping
-  bool maximize = false;
-};
-
-enum class NonFinite : int { kSkip, kApply };
 
 // Whether no power of a gradient left float64's range on the way to their sum. If not, the norm is
 // max |g| (sum over all (|g| / max |g|)^p)^(1/p).
@@ -68,6 +58,50 @@ RNNKERNELS_INLINE double norm_of(double sum, double p, double unit) {
   return unit * (p == 1 || p == __builtin_inf() ? sum : __builtin_pow(sum, 1 / p));
 }
 
+// A number that the host knows, or one that lies in memory where only kernels read it.
+struct Scalar {
+  double number = 0;
+  const void* on_device = nullptr;
+  ElementType type = ElementType::kFloat64;
+};
+
+struct GroupProblem {
+  Scalar settings[kMostSettings];       // by SettingIndex
+  double* previous_momentum = nullptr;  // for rules that ask; becomes this step's where one is taken
+  bool maximize = false;
+};
+
+enum class NonFinite : int { kSkip, kApply, kRaise };
+
+// The record of all steps.
+enum RecordField { kNorm, kSkipped, kTaken, kRaises, kRecordFields };
+
+// A step as the binding hands it on. Leaves and groups are the host's; what they point to is the device's,
+// and nothing of it need be known to the host.
+struct StepProblem {
+  const Leaf* leaves = nullptr;
+  int64_t count = 0;
+  int64_t chunks = 0;  // of all leaves
+  const GroupProblem* groups = nullptr;
+  int64_t group_count = 0;
+  double norm_type = 2;  // p
+  Scalar grad_scale{1};  // what the loss was multiplied with
+  Scalar found_inf{0};   // not 0: the caller knows already, always skipped
+  bool norm_is_known = false;
+  Scalar norm;  // of the gradients as they come, where the caller has it already
+  NonFinite nonfinite = NonFinite::kSkip;
+  double* record = nullptr;  // [kRecordFields]
+};
+
+// --- On the CPU --------------------------------------------------------------------------------------
+
+template <class Settings>
+struct Group {
+  Settings settings;
+  double max_norm = __builtin_inf();  // infinity: no clipping
+  bool maximize = false;
+};
+
 // What comes of the norm.
 struct Verdict {
   double norm = 0;
@@ -77,7 +111,7 @@ struct Verdict {
 
 template <class Rule>
 struct OptimizerStep {
-  const Leaf* leaves = nullptr;  // none empty
+  const Leaf* leaves = nullptr;
   int64_t count = 0;
   int64_t chunks = 0;  // of all leaves
   const Group<typename Rule::Settings>* groups = nullptr;

@@ -15,8 +15,9 @@
 //              theta_t = theta' - eps / (1 - b1^t) m_t / (sqrt(s_t / (1 - b2^t)) + epsilon)
 //              Loshchilov and Hutter 2019 (arXiv 1711.05101), as torch.optim.AdamW
 //
-// A rule has `kStates` numbers of memory an element, `Settings` (what the caller gives, in double)
-// and `Factors` (what an element needs, made once for a tensor). T is the type of the arithmetic.
+// A rule has `kStates` numbers of memory an element, `Settings` (what the caller gives, in double; out of a
+// list of them, by `settings_of`) and `Factors` (what an element needs, made once for a tensor). T is the
+// type of the arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,11 @@
 #include "core/config.h"
 
 namespace rnnkernels {
+
+// A group's settings in the order in which callers list them; the rule's own are Nesterov's momentum, or
+// AdamW's beta1, beta2 and epsilon.
+enum SettingIndex { kLr, kMaxNorm, kWeightDecay, kOwnSettings };
+constexpr int kMostSettings = kOwnSettings + 3;
 
 // What clip_grad_norm_ multiplies with: max_norm / (norm + 1e-6), at most 1. Infinity turns clipping
 // off. A norm that is not a number gives none, because the comparison fails.
@@ -62,6 +68,10 @@ struct NesterovRule {
   struct Settings {
     double lr, momentum, previous_momentum, weight_decay;
   };
+  static RNNKERNELS_INLINE Settings settings_of(const double (&list)[kMostSettings],
+                                                double previous_momentum) {
+    return {list[kLr], list[kOwnSettings], previous_momentum, list[kWeightDecay]};
+  }
 
   template <class T>
   struct Factors {
@@ -97,6 +107,11 @@ struct AdamWRule {
   struct Settings {
     double lr, beta1, beta2, epsilon, weight_decay;
   };
+  static RNNKERNELS_INLINE Settings settings_of(const double (&list)[kMostSettings],
+                                                double /*previous_momentum*/) {
+    return {list[kLr], list[kOwnSettings], list[kOwnSettings + 1], list[kOwnSettings + 2],
+            list[kWeightDecay]};
+  }
 
   template <class T>
   struct Factors {

@@ -23,6 +23,7 @@ template <class Visit>
 RNNKERNELS_INLINE void walk_chunks(const Leaf* leaves, int64_t count, int64_t first, int64_t last,
                                    bool backwards, const Visit& visit) {
   if (first >= last) return;
+  const int step = backwards ? -1 : 1;
   int64_t chunk = backwards ? last - 1 : first;
   int64_t place = leaf_of_chunk(leaves, count, chunk);
   for (int64_t left = last - first; left > 0; --left) {
@@ -30,11 +31,12 @@ RNNKERNELS_INLINE void walk_chunks(const Leaf* leaves, int64_t count, int64_t fi
     const int64_t begin = (chunk - leaf.first_chunk) * kChunk;
     const int64_t n = leaf.size - begin < kChunk ? leaf.size - begin : kChunk;
     visit(leaf, begin, n, chunk);
-    if (backwards) {
-      if (chunk-- == leaf.first_chunk) --place;
-    } else {
-      if (++chunk == leaf.first_chunk + chunks_of(leaf.size)) ++place;
-    }
+    const bool at_end = chunk == (backwards ? leaf.first_chunk : leaf.first_chunk + chunks_of(leaf.size) - 1);
+    chunk += step;
+    if (!at_end || left == 1) continue;
+    do {
+      place += step;
+    } while (leaves[place].size == 0);
   }
 }
 
@@ -92,7 +94,8 @@ void update_chunk(const OptimizerStep<Rule>& step, double norm, const Leaf& leaf
   with_element(leaf.type, [&](auto element) {
     using P = decltype(element);
     using T = typename NumberOf<P>::type;
-    const auto factors = Rule::template factors<T>(group.settings, c, leaf.step);
+    const double t = leaf.step_count ? *leaf.step_count + 1.0 : 0.0;
+    const auto factors = Rule::template factors<T>(group.settings, c, t);
     if (leaf.grad_type == leaf.type) {
       update_run<Rule, P, P>(leaf, begin, n, factors);
     } else {
@@ -122,7 +125,7 @@ class StepRun {
       norm_ = in_range(sum, step_.norm_type) ? norm(sum, 1.0) : look_again();
     }
     Verdict verdict{norm_, is_finite(norm_), false};
-    verdict.skipped = step_.found_inf || (!verdict.finite && step_.nonfinite == NonFinite::kSkip);
+    verdict.skipped = step_.found_inf || (!verdict.finite && step_.nonfinite != NonFinite::kApply);
     if (!updated && !verdict.skipped) go(&StepRun::update_pass);
     return verdict;
   }

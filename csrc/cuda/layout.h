@@ -1,6 +1,4 @@
-// The layout of a packed sequence, brought to a GPU in the arguments of kernels. There the numbers are the
-// launch's own: nothing of the host's has to outlive the call, nobody waits, and a graph that captures the
-// launch holds them. (A copy from pageable memory may be neither captured nor left alone.)
+// The layout of a packed sequence, brought to a GPU in the arguments of kernels (upload.h).
 #pragma once
 
 #include "core/problem.h"

@@ -6,15 +6,35 @@ namespace rnnkernels::cuda {
 
 namespace {
 
-constexpr int kClusters = 90;  // the first capability that has them
+constexpr int kClustersSince = 90;  // capability
+constexpr int kLargestCluster = 16;
 
 // Compiled as all kernels are.
 __global__ void probe() {}
 
-// What a cluster may have at most; 8 blocks is what all of them promise.
-int largest_cluster(int capability, int compiled_for) {
-  if (capability < kClusters || compiled_for < kClusters) return 1;
-  return capability == 90 || capability == 100 ? 16 : 8;
+// The most blocks, of all the shared memory there is, that the device can have in a cluster. What it promises
+// are 8; more is a matter of how its multiprocessors are grouped.
+int largest_cluster(int shared_bytes) {
+  const auto allow = [](cudaFuncAttribute attribute, int value) {
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(&probe), attribute, value);
+  };
+  allow(cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  allow(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  int count = 0, blocks = kLargestCluster;
+  for (; blocks > 1; blocks /= 2) {
+    cudaLaunchAttribute cluster;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kMostWarps * kWarpThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    if (cudaOccupancyMaxActiveClusters(&count, &probe, &config) == cudaSuccess && count > 0) break;
+  }
+  cudaGetLastError();  // no answer is an answer
+  return blocks;
 }
 
 }  // namespace
@@ -35,7 +55,9 @@ Status current_device(Device* device) {
   // A GPU with clusters may run what was compiled for one without.
   cudaFuncAttributes compiled{};
   if (status == cudaSuccess) status = cudaFuncGetAttributes(&compiled, probe);
-  device->largest_cluster = largest_cluster(device->capability, compiled.ptxVersion);
+  const bool clusters = device->capability >= kClustersSince && compiled.ptxVersion >= kClustersSince;
+  device->largest_cluster =
+      status == cudaSuccess && clusters ? largest_cluster(static_cast<int>(device->shared_bytes)) : 1;
   return status;
 }
 

@@ -1,0 +1,45 @@
+// The optimizers' kernels of csrc/cuda under the binding, on torch's current stream. Nothing here waits for
+// the device.
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+
+#include "binding/machine.h"
+#include "binding/optimizer.h"
+#include "cuda/optimizer.h"
+
+namespace rnnkernels::binding {
+
+namespace {
+
+#if defined(RNNKERNELS_EMULATED)
+constexpr int64_t kMostBlocks = 3;  // each has its threads for as long as the launch takes
+#else
+constexpr int64_t kMostBlocks = INT32_MAX;  // they are dealt out as others end
+#endif
+
+at::Tensor empty_bytes(int64_t bytes, const at::Device& device) {
+  return at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));
+}
+
+}  // namespace
+
+template <class Rule>
+void step_on_gpu(const StepProblem& problem, const at::Device& device) {
+  const c10::DeviceGuard guard(device);
+  const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem), device);
+  const auto step = Rule::kStates == 1 ? &cuda::nesterov_step : &cuda::adamw_step;
+  check_launched(step(problem, kMostBlocks, workspace.data_ptr(), current_stream(device)));
+}
+template void step_on_gpu<NesterovRule>(const StepProblem&, const at::Device&);
+template void step_on_gpu<AdamWRule>(const StepProblem&, const at::Device&);
+
+at::Tensor power_sum_on_gpu(const PowerSum& problem, const at::Device& device) {
+  const c10::DeviceGuard guard(device);
+  const at::Tensor sum = at::empty({}, at::TensorOptions().device(device).dtype(at::kDouble));
+  const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem), device);
+  check_launched(cuda::power_sum(problem, sum.data_ptr<double>(), kMostBlocks, workspace.data_ptr(),
+                                 current_stream(device)));
+  return sum;
+}
+
+}  // namespace rnnkernels::binding
