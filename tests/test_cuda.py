@@ -268,6 +268,12 @@ def test_compiled_without_a_graph_break(seed: int) -> None:
 # --- The device: order, graphs, memory ---------------------------------------------------------------
 
 
+def near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    """Not to the bit: a library's product may be another one on another stream, or in a graph."""
+    pairs = zip(found, expected, strict=True)
+    return all(distance(x, y, 1.0) < TOLERANCE[x.dtype] for x, y in pairs)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("team", TEAMS)
 def test_bits_are_the_same_from_run_to_run(team: str, dtype: torch.dtype, seed: int, force) -> None:
@@ -333,11 +339,11 @@ def test_a_graph_of_forward_and_backward_replays_on_new_numbers(
         with torch.no_grad():
             for name, x in zip(names, tensors, strict=True):
                 x.copy_(new[name])
-        for x in captured:
+        replayed = [x.detach() for x in captured]
+        for x in replayed:
             x.fill_(torch.nan)
         graph.replay()
-        replayed = [x.clone() for x in captured]
-        assert same_bits(replayed, step())
+        assert near(replayed, step())
 
 
 @gpu_only
@@ -356,7 +362,7 @@ def test_several_streams_at_once(team: str, seed: int, force) -> None:
             with torch.cuda.stream(stream):
                 found.append(results(problem))
         torch.cuda.synchronize()
-        assert all(map(same_bits, found, expected))
+        assert all(map(near, found, expected))
 
 
 @gpu_only
