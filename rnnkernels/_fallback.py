@@ -108,11 +108,14 @@ def _rows(batch_sizes: Tensor, pre: Tensor, h0: Tensor) -> list[int]:
 _warned: list[torch.device] = []
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # Dynamo calls it as it is
 def _warn_once(device: torch.device) -> None:
     if not _warned:
         _warned.append(device)
         warnings.warn(warning(device), stacklevel=4)
+
+
+# Dynamo calls it as it is: what torch.compiler.assume_constant_result does, which imports all of Dynamo.
+_warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def warning(device: torch.device, what: str = "a loop of torch operations, many times slower") -> str:

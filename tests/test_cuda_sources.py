@@ -1,9 +1,14 @@
 """What nvcc makes of the sources, wherever it is installed; nothing here needs a GPU."""
 
+import os
 import re
 import shutil
 import subprocess
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -67,17 +72,50 @@ __global__ void every_primitive(float* out, const float* in, unsigned* flag) {
   multiply_add(c, BFloat16Fragments::A{{1, 2, 3, 4}}, BFloat16Fragments::B{{5, 6}});
   memory.set(me.thread, shuffle_xor(c.x[0] + memory[me.thread], 1));
   store_release(flag, load_acquire(flag) + add_release(flag, 1));
+  memory.store(4 * me.thread, four);
+  auto* words = reinterpret_cast<uint64_t*>(out);
+  store_word(words, rounded_pair(four.x, four.y) + rounded<rnnkernels::Float16>(opaque(four.z)), 1);
+  uint32_t pairs[2][2];
+  await_words(words, 16, 2, 1, pairs);
   out[me.thread] = memory[me.thread];
 }
 """
 
 
-def compile_cuda(source: Path, folder: Path, arch: str) -> subprocess.CompletedProcess[str]:
+class Compiled(NamedTuple):
+    """What came of a source: the compiler's words, and an object if it had none to complain."""
+
+    status: int
+    log: str
+    object: Path
+
+
+def compile_cuda(source: Path, folder: Path, arch: str) -> Compiled:
+    target = folder / f"{source.stem}.{arch}.o"
     command = [NVCC, "-std=c++20", f"-arch={arch}", "-Werror=all-warnings", f"-I{ROOT / 'csrc'}", "-c"]
-    command += ["-Xptxas", "-v"]
-    return subprocess.run(
-        [*command, str(source), "-o", str(folder / "out.o")], capture_output=True, text=True
+    command += ["-Xptxas", "-v", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return Compiled(done.returncode, done.stderr, target)
+
+
+class Kernel(NamedTuple):
+    """What ptxas says of one."""
+
+    name: str
+    stack: int
+    spilled: int
+    registers: int
+
+
+def kernels_of(log: str) -> Iterator[Kernel]:
+    entries = re.finditer(
+        r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        log,
+        re.DOTALL,
     )
+    for name, stack, stores, loads, registers in (entry.groups() for entry in entries):
+        yield Kernel(name, int(stack), int(stores) + int(loads), int(registers))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -86,15 +124,70 @@ def test_what_the_host_compiles_too_compiles_for_the_gpu(tmp_path: Path, text: s
     source = tmp_path / "source.cu"
     source.write_text(text)
     done = compile_cuda(source, tmp_path, arch)
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.log
+
+
+# What the kernels of a walk multiply with.
+PRODUCTS = {"recurrence_bfloat16": "HMMA.16816.F32.BF16", "recurrence_float32": "HMMA.1688.F32.TF32",
+            "recurrence_float16": "HMMA.1688.F32.TF32"}  # fmt: skip
+SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Compiled]:
+    """Every source for every architecture, as many at a time as there are processors."""
+    folder = tmp_path_factory.mktemp("objects")
+    jobs = [(source, arch) for source in SOURCES for arch in ARCHITECTURES]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        results = pool.map(lambda job: compile_cuda(job[0], folder, job[1]), jobs)
+        return {(source.stem, arch): done for (source, arch), done in zip(jobs, results, strict=True)}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("*.cu")), ids=lambda path: path.stem)
-def test_every_cuda_source_compiles_and_keeps_to_its_registers(
-    tmp_path: Path, source: Path, arch: str
+@pytest.mark.parametrize("source", [path.stem for path in SOURCES])
+def test_every_kernel_keeps_to_its_registers(
+    compiled: dict[tuple[str, str], Compiled], source: str, arch: str
 ) -> None:
-    done = compile_cuda(source, tmp_path, arch)
+    done = compiled[source, arch]
+    assert done.status == 0, done.log
+    kernels = list(kernels_of(done.log))
+    assert len(kernels) == done.log.count("Compiling entry function"), done.log
+    assert not [kernel for kernel in kernels if kernel.stack or kernel.spilled]
+    # Of the small shape's blocks, 256 threads each, a multiprocessor with 65536 registers runs two at a time.
+    small = [kernel for kernel in kernels if re.search("ForwardSweep.*ShapeE0", kernel.name)]
+    assert len(small) == (3 if source in PRODUCTS else 0)
+    assert all(kernel.registers <= 128 for kernel in small)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("source", PRODUCTS)
+def test_products_are_the_tensor_cores(
+    compiled: dict[tuple[str, str], Compiled], source: str, arch: str
+) -> None:
+    code = disassembled(compiled[source, arch].object)
+    walks = {name: text for name, text in code.items() if "walk" in name}
+    assert len(walks) == 28
+    for name, text in walks.items():
+        if arch == "sm_80" and "ClusterTeam" in name:
+            assert "HMMA" not in text  # there are no clusters: it traps
+            continue
+        found = set(re.findall(r"HMMA[.\w]*", text))
+        assert found == {PRODUCTS[source]}, name
+        # Shared memory by its own instructions, nothing through addresses that might be anything.
+        assert "LDS" in text and not re.search(r"\bLD\.E\b|\bST\.E\b|\bLDL\b|\bSTL\b", text), name
+
+
+def disassembled(path: Path) -> dict[str, str]:
+    """The machine code of each kernel, by name."""
+    folders = [os.environ["PATH"]]
+    for kind in ("purelib", "platlib"):
+        folders += [str(p) for p in Path(sysconfig.get_path(kind)).glob("nvidia/*/bin")]
+    path_variable = os.pathsep.join(folders)
+    tool = shutil.which("cuobjdump", path=path_variable)
+    if tool is None or shutil.which("nvdisasm", path=path_variable) is None:
+        pytest.skip("needs cuobjdump and nvdisasm (nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm on PyPI)")
+    command = [tool, "-sass", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path_variable})
     assert done.returncode == 0, done.stderr
-    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
-    assert spills and set(spills) == {"0"}, done.stderr
+    _, *kernels = re.split(r"Function : (\S+)", done.stdout)
+    return dict(zip(kernels[::2], kernels[1::2], strict=True))

@@ -1,10 +1,12 @@
 // What the kernels run on: the instruction set in use, and PyTorch's own threads; the GPUs.
 #pragma once
 
-#include <c10/core/Device.h>
-
 #include "cpu/kernels.h"
 #include "cuda/recurrence.h"
+
+namespace c10 {
+struct Device;  // not included: the module that pybind11 makes knows nothing of torch
+}
 
 namespace rnnkernels::binding {
 

@@ -70,6 +70,12 @@ Data<S> make_data(const Case& c, unsigned seed) {
   draw(data.pre, c.networks * data.total * c.hidden, 1);
   draw(data.h0, c.networks * c.batch * c.hidden, 1);
   draw(data.weight, c.networks * c.hidden * c.hidden, 1 / std::sqrt(double(c.hidden)));
+  // A matrix comes in the type of the sequences, and is widened.
+  for (T& w : data.weight) {
+    S stored;
+    assign(&stored, w);
+    w = number(stored);
+  }
   data.decay.resize(c.per_unit_decay ? c.networks * c.hidden : c.networks);
   for (T& d : data.decay) d = static_cast<T>(uniform(random));
   draw(data.grad_output, data.pre.size(), 1);
