@@ -53,9 +53,9 @@ from test_optimizer_tensors import (  # noqa: F401
     test_layouts_change_no_bit,
     test_nothing_but_empty_tensors,
 )
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from rnnkernels import ClippedAdamW, ClippedNesterov, _checks, _clipping_fallback, _ops
+from rnnkernels import ClippedAdamW, ClippedNesterov, _checks, _clipping, _clipping_fallback, _ops
 
 CLASSES = [ClippedNesterov, ClippedAdamW]
 
@@ -71,7 +71,8 @@ def no_kernels(monkeypatch):
 
 @pytest.fixture
 def cuda_kernels(monkeypatch):
-    """As in a build with CUDA kernels."""
+    """As in a build with CUDA kernels, where no graph is captured."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ("cpu", "cuda")))
 
 
@@ -116,7 +117,6 @@ def test_there_is_one_warning_and_it_says_what_to_do(monkeypatch):
         "rnnkernels has kernels for the CPU and for CUDA: tensors on cpu take a list of torch operations for"
         " a step of an optimizer, in place of one call"
     ]
-    assert seen[0].filename == __file__
 
 
 # --- Pretended CUDA tensors --------------------------------------------------------------------------
@@ -132,24 +132,26 @@ def pretended(*devices):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_the_numbers_of_a_step_are_where_kernels_can_write_them(cls, cuda_kernels, monkeypatch):
     calls = []
+    monkeypatch.setattr(_clipping, "_PLAIN", frozenset((FakeTensor, torch.nn.Parameter)))
     for name in ("clipped_nesterov_", "clipped_adamw_"):
         monkeypatch.setattr(_ops, name, lambda *args: calls.append(args))
     with FakeTensorMode():
         (param,) = pretended("cpu")
         optimizer = cls([param], lr=0.1)
         optimizer.step()
-        assert optimizer.last_grad_norm.device.type == "cpu"
+        assert optimizer._record.device.type == "cpu"
         (other,) = pretended("cuda")
         optimizer.param_groups[0]["params"] = [other]  # as a model that has moved has others
         optimizer.step()
-    assert optimizer.last_grad_norm.device.type == "cuda"
+    assert optimizer._record.device.type == "cuda"
     tensors = [x for arg in calls[1] for x in (arg if isinstance(arg, list) else [arg])]
     assert {x.device.type for x in tensors if isinstance(x, torch.Tensor)} == {"cuda"}
     assert len(calls) == 2
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_without_kernels_they_are_on_the_cpu(cls):
+def test_without_kernels_they_are_on_the_cpu(cls, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with FakeTensorMode():
         (param,) = pretended("cuda")
         optimizer = cls([param])
