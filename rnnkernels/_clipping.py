@@ -94,6 +94,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
     # float64 [norm, steps skipped, steps taken, whether to raise]; it and the other numbers of a step are
     # where the parameters' kernels can write them
     _record: Tensor
+    _at: torch.device | None = None  # where the last step was, not saved
+    _operators: Any = None  # and by what
 
     def __init__(
         self,
@@ -171,8 +173,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
         return next(of_all, torch.device("cpu"))
 
     def _follow(self, device: torch.device) -> None:
-        """Take the numbers of a step to where the parameters are now."""
-        home = device if has_kernels(device, "clipped_nesterov_") else torch.device("cpu")
+        """Take the numbers of a step to where the parameters are now, and those operators that run there."""
+        self._at, self._operators = device, _operators_for(device)
+        home = device if self._operators is _ops else torch.device("cpu")
         if self._record.device != home:
             self._move_numbers(home)
 
@@ -266,9 +269,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if not any(value is not None for value in tensors):
             tensors = []
         device = params[0].device if params else self._record.device
-        if self._record.device != device:
+        if device != self._at:
             self._follow(device)
-        operators = _operators_for(device)
+        operators = self._operators
         if operators is not _ops:
             for group in groups:
                 self._check_group(group)

@@ -269,4 +269,4 @@ def warn_once(device: torch.device) -> None:
     if not _warned:
         _warned.append(device)
         what = "a list of torch operations for a step of an optimizer, in place of one call"
-        warnings.warn(warning(device, what), stacklevel=7)  # who called step(), behind torch's wrappers
+        warnings.warn(warning(device, what), stacklevel=8)  # who makes the optimizer
