@@ -60,7 +60,8 @@ def _registered(operator: str) -> tuple[str, ...]:
     return tuple(key.lower() for key in ("CPU", "Meta", "CUDA") if has(f"rnnkernels::{operator}", key))
 
 
-_DEVICES = {operator: _registered(operator) for operator in ("leaky_recurrence", "projected_recurrence")}
+_OPERATORS = ("leaky_recurrence", "projected_recurrence", "clipped_nesterov_")
+_DEVICES = {operator: _registered(operator) for operator in _OPERATORS}
 
 
 def has_kernels(device: torch.device, operator: str = "leaky_recurrence") -> bool:

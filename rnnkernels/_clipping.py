@@ -2,9 +2,9 @@
 
     norm = (sum over all gradients |g|^p)^(1/p)         c_group = min(1, max_norm / (norm + 1e-6))
 
-The norm, the counts and the decision to skip stay on the device: a step reads none of them (except
-with ``nonfinite="raise"``, and the norm of parameters that are spread over processes). No list of tensors
-outlives a step, so none can be stale.
+The norm, the counts and the decision to skip stay on the device: a step reads none of them (except with
+``nonfinite="raise"``, for the norm of parameters that are spread over processes, and on devices without
+kernels). No list of tensors outlives a step, so none can be stale.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # the public torch.compiler.disable imports Dynamo at once
 from torch.nn import Parameter
 from torch.optim import optimizer as torch_optimizer
+
+from rnnkernels import _ops
+from rnnkernels._checks import has_kernels
 
 NONFINITE = ("skip", "raise", "apply")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -47,7 +50,7 @@ def check_setting(
         raise ValueError(f"{name} must lie in {interval}, got {value!r}")
 
 
-def _check_param(name: str, param: Any) -> None:
+def _check_param(name: str, param: Any, device: torch.device) -> None:
     if not isinstance(param, Tensor):
         return  # torch's own message
     if param.device.type == "meta":
@@ -58,8 +61,18 @@ def _check_param(name: str, param: Any) -> None:
         raise ValueError(f"{name} must be dense, got layout {param.layout}")
     if param.dtype not in _DTYPES:
         raise ValueError(f"{name} must be float32, float64, bfloat16 or float16, got {param.dtype}")
-    if param.device.type != "cpu":
-        raise NotImplementedError(f"{name} is on {param.device}: only the CPU is available yet")
+    if param.device != device:
+        raise ValueError(f"{name} must be on the device of the others, {device}, got {param.device}")
+
+
+def _operators_for(device: torch.device) -> Any:
+    """The operators' module, or one with functions of the same names and arguments."""
+    if has_kernels(device, "clipped_nesterov_"):
+        return _ops
+    from rnnkernels import _clipping_fallback
+
+    _clipping_fallback.warn_once(device)
+    return _clipping_fallback
 
 
 def _first_not_finite(grads: list[Tensor | None]) -> int | None:
@@ -78,7 +91,11 @@ class ClippedOptimizer(torch.optim.Optimizer):
     norm_type: float
     nonfinite: str
     master_weights: bool
-    _record: Tensor  # float64 [norm, steps skipped, steps taken, whether to raise], on the device
+    # float64 [norm, steps skipped, steps taken, whether to raise]; it and the other numbers of a step are
+    # where the parameters' kernels can write them
+    _record: Tensor
+    _at: torch.device | None = None  # where the last step was, not saved
+    _operators: Any = None  # and by what
 
     def __init__(
         self,
@@ -115,7 +132,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if not isinstance(group["maximize"], bool):
             raise ValueError(f"maximize must be True or False, got {group['maximize']!r}")
 
-    def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
+    def _call(
+        self, operators: Any, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]
+    ) -> None:
         raise NotImplementedError
 
     # --- Groups and states -----------------------------------------------------------------------
@@ -136,15 +155,32 @@ class ClippedOptimizer(torch.optim.Optimizer):
         number = len(self.param_groups) - 1
         params = self.param_groups[number]["params"]
         try:
+            device = self._device()
             for i, param in enumerate(params):
-                _check_param(f"params[{i}] of group {number}", param)
+                _check_param(f"params[{i}] of group {number}", param, device)
             # Two threads would write to it at once.
             if len(set(params)) != len(params):
                 again = next(i for i, param in enumerate(params) if param in set(params[:i]))
                 raise ValueError(f"params[{again}] of group {number} must not be there twice")
-        except (ValueError, NotImplementedError):
+        except ValueError:
             del self.param_groups[number]
             raise
+        self._follow(device)
+
+    def _device(self) -> torch.device:
+        """That of the first parameter, and of all of them."""
+        of_all = (param.device for group in self.param_groups for param in group["params"])
+        return next(of_all, torch.device("cpu"))
+
+    def _follow(self, device: torch.device) -> None:
+        """Take the numbers of a step to where the parameters are now, and those operators that run there."""
+        self._at, self._operators = device, _operators_for(device)
+        home = device if self._operators is _ops else torch.device("cpu")
+        if self._record.device != home:
+            self._move_numbers(home)
+
+    def _move_numbers(self, home: torch.device) -> None:
+        self._record = self._record.to(home)
 
     def _new_state(self, param: Tensor) -> dict[str, Tensor]:
         number = torch.float64 if param.dtype == torch.float64 else torch.float32
@@ -161,6 +197,11 @@ class ClippedOptimizer(torch.optim.Optimizer):
         states = []
         for param, grad in zip(params, grads, strict=True):
             if grad is not None and not known.get(param):
+                if param.is_cuda and torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError(
+                        "the first step must be taken before a graph is captured: its states would be made"
+                        " again, and zero, by every replay"
+                    )
                 known[param] = self._new_state(param)
             # Whoever has neither gradient nor state is not looked at; its place is only kept.
             states.append(known[param] if param in known else dict.fromkeys(self._all_names(), param))
@@ -227,20 +268,27 @@ class ClippedOptimizer(torch.optim.Optimizer):
                 numbers.append(0.0 if is_tensor else math.inf if value is None else value)
         if not any(value is not None for value in tensors):
             tensors = []
+        device = params[0].device if params else self._record.device
+        if device != self._at:
+            self._follow(device)
+        operators = self._operators
+        if operators is not _ops:
+            for group in groups:
+                self._check_group(group)
         grads = [param.grad for param in params]
         states = self._states_of(params, grads)
         norm = spread = None
         if not _PLAIN.issuperset(map(type, params)):
             from rnnkernels import _sharded
 
-            spread = _sharded.Gradients(grads, params)
+            spread = _sharded.Gradients(grads, params, operators)
             norm, grads = spread.norm(self.norm_type), spread.local
             params = [_sharded.local(param) for param in params]
             states = [{name: _sharded.local(x) for name, x in state.items()} for state in states]
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         common = (ends, numbers, tensors, maximize, self._record, self.norm_type, self.nonfinite)
         try:
-            self._call(params, states, (grads, *common, scale, found_inf, norm))
+            self._call(operators, params, states, (grads, *common, scale, found_inf, norm))
         except KeyError as missing:
             raise ValueError(
                 f"a parameter's state must have {', '.join(self._all_names())}, one lacks {missing}"
@@ -281,17 +329,20 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     @property
     def last_grad_norm(self) -> Tensor:
-        """The norm before clipping of the last step: a float64 scalar tensor on the device, a copy."""
+        """The norm before clipping of the last step: a float64 scalar tensor, a copy.
+
+        Like the counts below, on the parameters' device, or on the CPU where that has no kernels.
+        """
         return self._record[0].clone()
 
     @property
     def skipped_steps(self) -> Tensor:
-        """How many steps were skipped: an int64 scalar tensor on the device."""
+        """How many steps were skipped: an int64 scalar tensor."""
         return self._record[1].to(torch.int64)
 
     @property
     def taken_steps(self) -> Tensor:
-        """How many steps were taken: an int64 scalar tensor on the device."""
+        """How many steps were taken: an int64 scalar tensor."""
         return self._record[2].to(torch.int64)
 
     # --- Saving and loading ----------------------------------------------------------------------

@@ -118,9 +118,9 @@ def _warn_once(device: torch.device) -> None:
 _warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def warning(device: torch.device) -> str:
-    """What is slow, and what can be done about it."""
-    slow = f"tensors on {device} take a loop of torch operations, many times slower"
+def warning(device: torch.device, what: str = "a loop of torch operations, many times slower") -> str:
+    """What is done in place of the kernels, and what can be done about it."""
+    slow = f"tensors on {device} take {what}"
     if device.type == "cuda" and not torch.version.hip:
         how = "where nvcc is found (RNNKERNELS_CUDA=1 pip install --no-build-isolation .)"
         return f"rnnkernels was built without CUDA kernels: {slow}; build it {how}"

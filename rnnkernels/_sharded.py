@@ -16,8 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from rnnkernels import _ops
-
 Place = Any  # (mesh, placements) of a DTensor, None for any other tensor
 
 
@@ -34,7 +32,8 @@ class Gradients:
     same norm, and so to the same next call, whatever the gradients of other places are.
     """
 
-    def __init__(self, grads: list[Tensor | None], params: list[Tensor]) -> None:
+    def __init__(self, grads: list[Tensor | None], params: list[Tensor], operators: Any) -> None:
+        self._operators = operators
         self.local: list[Tensor | None] = []
         self._indices: dict[Place, list[int]] = {}
         self._norms: dict[Place, Tensor] = {}
@@ -50,7 +49,9 @@ class Gradients:
     def norm(self, p: float) -> Tensor:
         """``(sum |g|^p)^(1/p)`` (or ``max |g|``) over the whole model: a float64 scalar."""
         self._norms = {place: self._norm_of(place, p) for place in self._indices}
-        parts = torch.stack([torch.zeros((), dtype=torch.float64, device="cpu"), *self._norms.values()])
+        if not self._norms:
+            return torch.zeros((), dtype=torch.float64, device="cpu")
+        parts = torch.stack(list(self._norms.values()))
         largest = parts.amax()
         if p == math.inf or not 0 < float(largest) < math.inf:
             return largest
@@ -81,7 +82,8 @@ class Gradients:
 
     def _power_sum(self, place: Place, p: float, unit: float) -> Tensor:
         held = [self.local[i] for i in self._indices[place]]
-        return _joined(_ops.gradient_power_sum(held, p, unit), place, largest=p == math.inf)
+        part = self._operators.gradient_power_sum(held, p, unit)
+        return _joined(part, place, largest=p == math.inf)
 
 
 def _joined(part: Tensor, place: Place, largest: bool) -> Tensor:

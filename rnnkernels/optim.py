@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels import _ops
 from rnnkernels._clipping import ClippedOptimizer, check_setting
 
 __all__ = ["ClippedAdamW", "ClippedNesterov", "MomentumSchedule", "paper_momentum"]
@@ -32,7 +31,7 @@ class ClippedNesterov(ClippedOptimizer):
 
     Args:
         params: Tensors, named tensors or groups of them, as for every torch optimizer: float32,
-            float64, bfloat16 or float16, of any shape, on the CPU, each with memory of its own. Half
+            float64, bfloat16 or float16, of any shape, on one device, each with memory of its own. Half
             precision has float32 states.
         lr: At least 0. In a group, ``lr``, ``momentum``, ``max_norm`` and ``weight_decay`` may also be
             tensors of one element.
@@ -50,7 +49,6 @@ class ClippedNesterov(ClippedOptimizer):
 
     Raises:
         ValueError: An argument is refused; the message names it.
-        NotImplementedError: A parameter is not on the CPU.
 
     Source: Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901), section 3.5.
     """
@@ -88,21 +86,31 @@ class ClippedNesterov(ClippedOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: D102
         super().add_param_group(param_group)
-        # mu_{t-1}, on the device. Its first value does not matter: the velocity begins with zero.
-        zero = torch.zeros((), dtype=torch.float64, device="cpu")
+        # mu_{t-1}. Its first value does not matter: the velocity begins with zero.
+        zero = torch.zeros((), dtype=torch.float64, device=self._record.device)
         self.param_groups[-1].setdefault("previous_momentum", zero)
+
+    def _move_numbers(self, home: torch.device) -> None:
+        super()._move_numbers(home)
+        for group in self.param_groups:
+            if "previous_momentum" in group:  # not yet while the group is added
+                group["previous_momentum"] = group["previous_momentum"].to(home)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(state_dict)
         for group in self.param_groups:
-            previous = torch.as_tensor(group["previous_momentum"], dtype=torch.float64, device="cpu")
+            previous = group["previous_momentum"]
+            previous = torch.as_tensor(previous, dtype=torch.float64, device=self._record.device)
             group["previous_momentum"] = previous
 
-    def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
+    def _call(
+        self, operators: Any, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]
+    ) -> None:
         grads, *rest = common
         velocities = [state["velocity"] for state in states]
         previous = [group["previous_momentum"] for group in self.param_groups]
-        _ops.clipped_nesterov_(params, grads, velocities, self._masters(params, states), previous, *rest)
+        masters = self._masters(params, states)
+        operators.clipped_nesterov_(params, grads, velocities, masters, previous, *rest)
 
     @classmethod
     def from_sgd(
@@ -201,7 +209,6 @@ class ClippedAdamW(ClippedOptimizer):
 
     Raises:
         ValueError: An argument is refused; the message names it.
-        NotImplementedError: A parameter is not on the CPU.
 
     Source: Loshchilov and Hutter 2019 (arXiv 1711.05101).
     """
@@ -244,7 +251,8 @@ class ClippedAdamW(ClippedOptimizer):
         check_setting("eps", group["eps"], 0)
 
     def _new_state(self, param: Tensor) -> dict[str, Tensor]:
-        return {"step": torch.zeros((), dtype=torch.float32, device="cpu"), **super()._new_state(param)}
+        step = torch.zeros((), dtype=torch.float32, device=self._record.device)
+        return {"step": step, **super()._new_state(param)}
 
     def _all_names(self) -> tuple[str, ...]:
         return ("step", *self.state_names)
@@ -261,11 +269,13 @@ class ClippedAdamW(ClippedOptimizer):
             if group.get("amsgrad"):
                 raise ValueError(f"state_dict must be of a rule without amsgrad, got it in group {number}")
 
-    def _call(self, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]) -> None:
+    def _call(
+        self, operators: Any, params: list[Tensor], states: list[dict[str, Tensor]], common: tuple[Any, ...]
+    ) -> None:
         grads, *rest = common
         averages = ([state[name] for state in states] for name in self.state_names)
         steps = [state["step"] for state in states]
-        _ops.clipped_adamw_(params, grads, *averages, self._masters(params, states), steps, *rest)
+        operators.clipped_adamw_(params, grads, *averages, self._masters(params, states), steps, *rest)
 
 
 def paper_momentum(t: int, mu_max: float = 0.99) -> float:

@@ -47,13 +47,13 @@ def laid_out(values: Tensor, layout: str) -> Tensor:
     return values
 
 
-def make_groups(tree: Tree, *dtypes: torch.dtype) -> list[list[torch.nn.Parameter]]:
+def make_groups(tree: Tree, *dtypes: torch.dtype, device: str = "cpu") -> list[list[torch.nn.Parameter]]:
     """Of several dtypes each parameter has some."""
     chance = torch.Generator().manual_seed(tree.seed)
 
     def make(shape: tuple[int, ...]) -> torch.nn.Parameter:
         dtype = dtypes[int(torch.randint(len(dtypes), (), generator=chance))]
-        values = torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype)
+        values = torch.randn(shape, generator=chance, dtype=torch.float64).to(device, dtype)
         return torch.nn.Parameter(laid_out(values, tree.layout))
 
     return [[make(shape) for shape in group] for group in tree.groups]
@@ -64,7 +64,7 @@ def draw_gradients(tree: Tree, params: Sequence[Tensor], step: int) -> list[Tens
     chance = torch.Generator().manual_seed(tree.seed + 1 + step)
     grads: list[Tensor | None] = []
     for param in params:
-        grad = torch.randn(param.shape, generator=chance, dtype=torch.float64).to(param.dtype)
+        grad = torch.randn(param.shape, generator=chance, dtype=torch.float64).to(param)
         left_out = float(torch.rand((), generator=chance)) < tree.missing
         grads.append(None if left_out else grad)
     return grads
@@ -172,7 +172,7 @@ class Judge:
 
 
 def array_of(tensor: Tensor) -> Any:
-    return tensor.detach().to(torch.float64).numpy().copy()
+    return tensor.detach().to("cpu", torch.float64).numpy().copy()
 
 
 def largest(array: Any) -> float:

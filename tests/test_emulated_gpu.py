@@ -42,6 +42,9 @@ def build(folder: Path) -> Path:
     return module
 
 
+TESTS = [str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_cuda_optimizer.py")]
+
+
 def test_cuda_tests_pass_on_the_emulated_gpu(tmp_path: Path) -> None:
     module = build(ROOT / "build" / f"emulated-{sys.implementation.cache_tag}")
     package = tmp_path / "rnnkernels"
@@ -53,7 +56,7 @@ def test_cuda_tests_pass_on_the_emulated_gpu(tmp_path: Path) -> None:
 
     asked = "from rnnkernels import _C; print(_C.known_devices()['cuda:0'])"
     assert "'largest_cluster': 16" in run_python("-c", asked, cwd=tmp_path, **variables).stdout
-    pytest_command = ("-m", "pytest", str(ROOT / "tests" / "test_cuda.py"), "-p", "no:cacheprovider")
+    pytest_command = ("-m", "pytest", *TESTS, "-p", "no:cacheprovider")
     done = run_python(*pytest_command, cwd=tmp_path, timeout=600, **variables)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     assert " passed" in done.stdout
