@@ -136,8 +136,8 @@ FEATURES = (
     ),
     feature(
         "GPU",
-        "the build has kernels for one",
-        Tried("no", ours.gpu),
+        "a build that was made with nvcc has kernels for one, and another says that it has none",
+        Tried("with nvcc; run on none yet", ours.gpu),
         Read("yes", "torch: torch/nn/modules/rnn.py (cuDNN)"),
         Read("yes, needed to build", "README.md#L31"),
         Read("yes, needed to be fused", "README.md#L33"),

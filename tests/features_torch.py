@@ -196,7 +196,8 @@ class Ours(TorchLayer):
         return same(layer(x, drive=drive)[0], layer(x + more)[0])
 
     def gpu(self) -> bool:
-        return bool(rnnkernels.build_config()["cuda"])
+        found = torch._C._dispatch_has_kernel_for_dispatch_key("rnnkernels::leaky_recurrence", "CUDA")
+        return bool(rnnkernels.build_config()["cuda"]) is found
 
     def exported(self) -> bool:
         layer = self.kind().eval()
