@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NVCC = shutil.which("nvcc")
-ARCHITECTURES = ("sm_80", "sm_90a")
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 # Every cell of the list, in both directions, as one thread of a GPU would run it.

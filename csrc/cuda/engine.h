@@ -134,11 +134,23 @@ class Engine {
     for (int slice = 0; slice < kRegisterSlices; ++slice) {
       RNNKERNELS_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) matrix_[tile][slice] = fragment(network, tile, slice);
-      if (slice % 4 == 3) device::sync_warp();
+      if (slice % kChunk == kChunk - 1) settle(slice + 1 - kChunk);
     }
     for (int slice = kRegisterSlices; slice < plan_.part_slices; ++slice) {
       for (int tile = 0; tile < kTiles; ++tile) {
         shared_matrix().store(fragment_at(tile, slice), fragment(network, tile, slice));
+      }
+    }
+  }
+  // A chunk's fragments are made before the next is fetched. A shuffle is what ptxas does not put off:
+  // without it, the factors of a word lie in two registers until the last slice has come.
+  RNNKERNELS_DEVICE void settle(int first_slice) {
+    RNNKERNELS_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      RNNKERNELS_UNROLL
+      for (int i = 0; i < 4 * kChunk; ++i) {
+        auto& x = matrix_[tile][first_slice + i / 4].x[i % 4];
+        x = device::shuffle_xor(x, 0);
       }
     }
   }
