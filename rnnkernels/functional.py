@@ -52,7 +52,8 @@ def leaky_recurrence(
         weight_hh: ``W_hh``, ``[H, H]``, any strides.
         decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number, a scalar
             tensor, or one value for each unit, ``[H]``. May be float32 where ``pre`` is in half
-            precision.
+            precision. A tensor's values are looked at on the CPU only: on another device that would
+            wait for it.
         nonlinearity: ``f``: ``"relu"``, ``"tanh"``, ``"sigmoid"`` or ``"softplus"``.
         form: ``"rate"`` or ``"current"``.
         batch_sizes: Rows at each step, as in a ``PackedSequence``: int64, on the CPU, positive, never

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
-def build(sanitizer: str) -> Path:
-    """Configure and build (only what changed since the last time), and return the folder."""
+def build(sanitizer: str, program: str) -> Path:
+    """Configure and build one of the tests (only what changed since the last time), and return its path."""
     cmake, ninja = (shutil.which(tool, path=TOOLS) for tool in ("cmake", "ninja"))
     if cmake is None or ninja is None:
         pytest.skip("needs cmake and ninja")
@@ -21,18 +21,18 @@ def build(sanitizer: str) -> Path:
     options = [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DRNNKERNELS_SANITIZE={sanitizer}", "-DRNNKERNELS_TORCH="]
     for command in (
         [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *options],
-        [cmake, "--build", str(folder)],
+        [cmake, "--build", str(folder), "--target", program],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return folder / program
 
 
 @pytest.mark.parametrize("program", ["test_cpu", "test_product", "test_optimizer"])
 @pytest.mark.parametrize(("sanitizer", "each"), [("", 1), ("address", 3), ("thread", 7)])
 def test_kernels_equal_plain_loops(sanitizer: str, each: int, program: str) -> None:
     """`each` thins the cases out where a sanitizer makes them slow."""
-    done = subprocess.run([build(sanitizer) / program, str(each)], capture_output=True, text=True)
+    done = subprocess.run([build(sanitizer, program), str(each)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     assert done.stdout.strip().endswith("0 failures")
 
@@ -52,7 +52,7 @@ def test_the_gpu_s_optimizer_on_the_emulated_gpu(sanitizer: str, each: int, orde
 
 
 def check_emulated(program: str, sanitizer: str, each: int, orders: int) -> None:
-    command = [build(sanitizer) / program, str(each), str(orders)]
+    command = [build(sanitizer, program), str(each), str(orders)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     assert done.stdout.strip().endswith("0 failures")
