@@ -189,3 +189,32 @@ def one(shape: Any = (3, 4), dtype: torch.dtype = torch.float32, **options: Any)
     param = torch.nn.Parameter(torch.randn(shape).to(dtype))
     param.grad = torch.randn(shape).to(dtype)
     return param, ClippedNesterov([param], **options)
+
+
+APPLY_SETTINGS = [(ClippedNesterov, {"momentum": mu}) for mu in (0.0, 0.9)] + [
+    (ClippedAdamW, {"betas": betas}) for betas in ((0.0, 0.9), (0.9, 0.999))
+]
+
+
+def assert_torch_applies_the_same(
+    cls: Any, settings: dict[str, Any], params: list[torch.nn.Parameter], bad: float, max_norm: float | None
+) -> None:
+    """Three steps of which the first has a bad number in a gradient, with ``nonfinite="apply"``."""
+    optimizer = cls(params, lr=0.1, nonfinite="apply", max_norm=max_norm, weight_decay=0.0, **settings)
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    judge: torch.optim.Optimizer
+    if cls is ClippedNesterov:
+        judge = torch.optim.SGD(others, lr=0.1, nesterov=settings["momentum"] != 0, **settings)
+    else:
+        judge = torch.optim.AdamW(others, lr=0.1, weight_decay=0.0, **settings)
+    for step in range(3):
+        for other, param in zip(others, params, strict=True):
+            param.grad = torch.randn_like(param)
+            if step == 0 and param is params[0]:
+                param.grad[5] = bad
+            other.grad = param.grad.clone()
+        clip_and_step(judge, max_norm)
+        optimizer.step()
+        for other, param in zip(others, params, strict=True):
+            torch.testing.assert_close(param, other, equal_nan=True)
+    assert int(optimizer.taken_steps) == 3

@@ -11,7 +11,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 from cuda_helpers import CAN_RUN, DEVICE, ON_GPU, SEED, same_bits
-from optimizer_helpers import TOLERANCE, Judge, Tree, draw_gradients, make_groups, set_gradients
+from optimizer_helpers import (
+    APPLY_SETTINGS,
+    TOLERANCE,
+    Judge,
+    Tree,
+    assert_torch_applies_the_same,
+    draw_gradients,
+    make_groups,
+    set_gradients,
+)
 
 from rnnkernels import ClippedAdamW, ClippedNesterov, _ops
 
@@ -227,31 +236,9 @@ def test_raise_names_the_first_bad_parameter(cls):
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("max_norm", [None, 1.0])
-@pytest.mark.parametrize(
-    ("cls", "settings"),
-    [(ClippedNesterov, {"momentum": mu}) for mu in (0.0, 0.9)]
-    + [(ClippedAdamW, {"betas": betas}) for betas in ((0.0, 0.9), (0.9, 0.999))],
-)
+@pytest.mark.parametrize(("cls", "settings"), APPLY_SETTINGS)
 def test_apply_does_what_torch_does(cls, settings, bad, max_norm):
-    params = parameters([5000, 3])
-    optimizer = cls(params, lr=0.1, nonfinite="apply", max_norm=max_norm, weight_decay=0.0, **settings)
-    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    if cls is ClippedNesterov:
-        judge = torch.optim.SGD(others, lr=0.1, nesterov=settings["momentum"] != 0, **settings)
-    else:
-        judge = torch.optim.AdamW(others, lr=0.1, weight_decay=0.0, **settings)
-    for step in range(3):
-        for other, param in zip(others, params, strict=True):
-            param.grad = torch.randn_like(param)
-            if step == 0 and param is params[0]:
-                param.grad[5] = bad
-            other.grad = param.grad.clone()
-        if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(others, max_norm)
-        optimizer.step()
-        judge.step()
-        for other, param in zip(others, params, strict=True):
-            torch.testing.assert_close(param, other, equal_nan=True)
+    assert_torch_applies_the_same(cls, settings, parameters([5000, 3]), bad, max_norm)
 
 
 @pytest.mark.parametrize("unscale", [False, True])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from optimizer_helpers import one
+from optimizer_helpers import APPLY_SETTINGS, assert_torch_applies_the_same, one
 
 from rnnkernels import ClippedAdamW, ClippedNesterov
 
@@ -87,32 +87,11 @@ def test_raise_names_the_first_bad_parameter(cls, named):
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("max_norm", [None, 1.0])
-@pytest.mark.parametrize(
-    ("cls", "settings"),
-    [(ClippedNesterov, {"momentum": mu}) for mu in (0.0, 0.9)]
-    + [(ClippedAdamW, {"betas": betas}) for betas in ((0.0, 0.9), (0.9, 0.999))],
-)
+@pytest.mark.parametrize(("cls", "settings"), APPLY_SETTINGS)
 def test_apply_does_what_torch_does(cls, settings, bad, max_norm):
     """Then and afterwards, too: an infinite past is none where the momentum is 0."""
-    params, optimizer = pair(cls, lr=0.1, nonfinite="apply", max_norm=max_norm, weight_decay=0.0, **settings)
-    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    if cls is ClippedNesterov:
-        judge = torch.optim.SGD(others, lr=0.1, nesterov=settings["momentum"] != 0, **settings)
-    else:
-        judge = torch.optim.AdamW(others, lr=0.1, weight_decay=0.0, **settings)
-    for step in range(3):
-        for other, param in zip(others, params, strict=True):
-            param.grad = torch.randn_like(param)
-            if step == 0 and param is params[0]:
-                param.grad[5] = bad
-            other.grad = param.grad.clone()
-        if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(others, max_norm)
-        optimizer.step()
-        judge.step()
-        for other, param in zip(others, params, strict=True):
-            torch.testing.assert_close(param, other, equal_nan=True)
-    assert int(optimizer.taken_steps) == 3
+    params, _ = pair(cls)
+    assert_torch_applies_the_same(cls, settings, params, bad, max_norm)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
