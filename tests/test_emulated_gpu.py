@@ -15,6 +15,8 @@ import torch
 from helpers import ROOT, run_python
 from test_native import TOOLS
 
+from benchmarks.gpu_report import GPU_TESTS
+
 
 def build(folder: Path) -> Path:
     """Configure and build (only what changed since the last time), and return the module."""
@@ -42,21 +44,19 @@ def build(folder: Path) -> Path:
     return module
 
 
-TESTS = [str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_cuda_optimizer.py")]
-
-
 def test_cuda_tests_pass_on_the_emulated_gpu(tmp_path: Path) -> None:
     module = build(ROOT / "build" / f"emulated-{sys.implementation.cache_tag}")
     package = tmp_path / "rnnkernels"
     package.mkdir()
-    for source in [module, *(ROOT / "rnnkernels").glob("*.py")]:
+    sources = (ROOT / "rnnkernels").iterdir()
+    for source in [module, *(path for path in sources if path.suffix == ".py" or path.is_dir())]:
         (package / source.name).symlink_to(source)
     (package / "_build.json").write_text(json.dumps({"torch": torch.__version__}))
     variables = {"PYTHONPATH": str(tmp_path), "RNNKERNELS_TEST_DEVICE": "cpu"}
 
     asked = "from rnnkernels import _C; print(_C.known_devices()['cuda:0'])"
     assert "'largest_cluster': 16" in run_python("-c", asked, cwd=tmp_path, **variables).stdout
-    pytest_command = ("-m", "pytest", *TESTS, "-p", "no:cacheprovider")
+    pytest_command = ("-m", "pytest", *GPU_TESTS, "-p", "no:cacheprovider")
     done = run_python(*pytest_command, cwd=tmp_path, timeout=600, **variables)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     assert " passed" in done.stdout

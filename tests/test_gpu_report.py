@@ -127,15 +127,15 @@ def test_a_log_has_the_command_and_both_streams(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------- what the logs say
 
 
-def test_counts_are_read_from_pytest_itself(tmp_path: Path) -> None:
+def test_counts_are_read_from_pytest_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the repository's own settings, which decide how much it prints."""
     source = "import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no card')\n"
     for name, text in (("both", source), ("skipped", source.replace("def test_a(): pass", ""))):
         (tmp_path / f"test_{name}.py").write_text(text)
     logs = {}
     for name in ("both", "skipped"):
+        monkeypatch.setattr(gpu_report, "GPU_TESTS", [str(tmp_path / f"test_{name}.py")])
         command = [*gpu_report.pytest_command(), "-c", str(ROOT / "pyproject.toml")]
-        command[command.index(str(ROOT / "tests" / "test_cuda.py"))] = str(tmp_path / f"test_{name}.py")
         logs[name] = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
     assert gpu_report.test_counts(logs["both"]) == "1 passed, 1 skipped"
     assert gpu_report.no_test_ran(logs["both"]) is None
@@ -204,6 +204,8 @@ def test_stages_stand_in_the_order_that_was_asked_for(with_card: None, tmp_path:
     assert gpu_report.SECONDS < 480 and sum(stage.least for stage in stages) < gpu_report.SECONDS
     commands = {stage.name: [" ".join(c) for c in stage.commands(100.0)] for stage in stages}
     assert "setup.py build_ext --inplace" in commands["build"][0]
+    for stage in ("tests", "memcheck", "racecheck"):
+        assert all(test in commands[stage][0] for test in gpu_report.GPU_TESTS)
     for tool in ("memcheck", "racecheck"):
         assert f"--tool {tool} --error-exitcode 99" in commands[tool][0]
         assert commands[tool][0].endswith("-m sanitize")
