@@ -1,0 +1,13 @@
+"""Distributions over the next frame, with biases from a recurrent network's state.
+
+Each model is a module with ``log_prob(v, state)``, ``loss(v, state)``, ``sample(state)`` and
+``marginals(state)``. A state is ``[..., C]`` with any leading dimensions, the ``.data`` of a packed
+sequence included; ``docs/outputs.md`` tells which model suits what.
+"""
+
+from rnnkernels.outputs.accuracy import expected_accuracy
+from rnnkernels.outputs.categorical import Categorical
+from rnnkernels.outputs.independent import IndependentBernoulli
+from rnnkernels.outputs.nade import NADE
+
+__all__ = ["NADE", "Categorical", "IndependentBernoulli", "expected_accuracy"]
