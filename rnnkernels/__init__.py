@@ -18,7 +18,7 @@ from rnnkernels.cell import LeakyRNNCell  # noqa: E402
 from rnnkernels.decompositions import decompositions  # noqa: E402
 from rnnkernels.nn import LeakyRNN  # noqa: E402
 from rnnkernels.optim import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum  # noqa: E402
-from rnnkernels.outputs import NADE, Categorical, IndependentBernoulli, expected_accuracy  # noqa: E402
+from rnnkernels.outputs import NADE, RBM, Categorical, IndependentBernoulli, expected_accuracy  # noqa: E402
 from rnnkernels.penalty import activity_penalty  # noqa: E402
 from rnnkernels.projected import projected_recurrence  # noqa: E402
 from rnnkernels.time_constants import decay_from_tau, draw_decay, draw_tau, noise_scale  # noqa: E402
@@ -26,6 +26,7 @@ from rnnkernels.truncated import truncated_bptt  # noqa: E402
 
 __all__ = [
     "NADE",
+    "RBM",
     "Categorical",
     "ClippedAdamW",
     "ClippedNesterov",

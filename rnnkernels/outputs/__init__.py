@@ -9,5 +9,6 @@ from rnnkernels.outputs.accuracy import expected_accuracy
 from rnnkernels.outputs.categorical import Categorical
 from rnnkernels.outputs.independent import IndependentBernoulli
 from rnnkernels.outputs.nade import NADE
+from rnnkernels.outputs.rbm import RBM
 
-__all__ = ["NADE", "Categorical", "IndependentBernoulli", "expected_accuracy"]
+__all__ = ["NADE", "RBM", "Categorical", "IndependentBernoulli", "expected_accuracy"]
