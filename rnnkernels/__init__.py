@@ -18,7 +18,14 @@ from rnnkernels.cell import LeakyRNNCell  # noqa: E402
 from rnnkernels.decompositions import decompositions  # noqa: E402
 from rnnkernels.nn import LeakyRNN  # noqa: E402
 from rnnkernels.optim import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum  # noqa: E402
-from rnnkernels.outputs import NADE, RBM, Categorical, IndependentBernoulli, expected_accuracy  # noqa: E402
+from rnnkernels.outputs import (  # noqa: E402
+    NADE,
+    RBM,
+    Categorical,
+    IndependentBernoulli,
+    expected_accuracy,
+    mean_with_interval,
+)
 from rnnkernels.penalty import activity_penalty  # noqa: E402
 from rnnkernels.projected import projected_recurrence  # noqa: E402
 from rnnkernels.time_constants import decay_from_tau, draw_decay, draw_tau, noise_scale  # noqa: E402
@@ -43,6 +50,7 @@ __all__ = [
     "draw_tau",
     "expected_accuracy",
     "functional",
+    "mean_with_interval",
     "noise_scale",
     "outputs",
     "paper_momentum",

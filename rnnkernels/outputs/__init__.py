@@ -6,9 +6,18 @@ sequence included; ``docs/outputs.md`` tells which model suits what.
 """
 
 from rnnkernels.outputs.accuracy import expected_accuracy
+from rnnkernels.outputs.ais import MeanInterval, mean_with_interval
 from rnnkernels.outputs.categorical import Categorical
 from rnnkernels.outputs.independent import IndependentBernoulli
 from rnnkernels.outputs.nade import NADE
 from rnnkernels.outputs.rbm import RBM
 
-__all__ = ["NADE", "RBM", "Categorical", "IndependentBernoulli", "expected_accuracy"]
+__all__ = [
+    "NADE",
+    "RBM",
+    "Categorical",
+    "IndependentBernoulli",
+    "MeanInterval",
+    "expected_accuracy",
+    "mean_with_interval",
+]

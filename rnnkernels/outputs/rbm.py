@@ -20,6 +20,7 @@ from rnnkernels.outputs._base import (
     wide,
     without_autocast,
 )
+from rnnkernels.outputs.ais import estimate_log_partition
 
 __all__ = ["RBM"]
 
@@ -171,6 +172,55 @@ class RBM(ConditionalModel):
         with without_autocast(state):
             energy = _rbm.free_energy(v.detach().to(b.dtype), b, c, weight)
             return -energy - _rbm.log_partition(b, c, weight)
+
+    @torch.no_grad()
+    def estimate_log_prob(
+        self,
+        v: Tensor,
+        state: Tensor,
+        *,
+        chains: int = 100,
+        temperatures: int = 1000,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""An estimate of the logarithm of the probability of each frame, by annealed importance sampling.
+
+        .. math:: \ell = -F(v) - \log \hat Z, \qquad \hat Z = \frac{1}{M} \sum_{i=1}^{M} w_i Z_0
+
+        of ``M`` chains for each row, each with a weight ``w`` (Neal 2001; Salakhutdinov and Murray 2008). It
+        costs ``chains * temperatures`` steps of Gibbs sampling a row, in bounded memory.
+
+        The estimate of ``Z`` has no bias. Its logarithm has: by Jensen's inequality ``log Z`` is too low in
+        expectation, and so ``l`` too high, by about half the square of the standard error.
+        :func:`rnnkernels.mean_with_interval` takes that off. The standard error is that of the delta method,
+        :math:`s(w) / (\bar w \sqrt M)`, and knows only what the chains have seen: where the distribution has
+        parts that none of them came to, ``Z`` and the error are too small, without a sign of it. More
+        temperatures help against that, more chains against the error itself.
+
+        Args:
+            v: ``[..., D]``, bool or zeros and ones of any dtype.
+            state: ``[..., C]``.
+            chains: ``M``, at least 2, for each row.
+            temperatures: ``T``, steps from independent units to the RBM.
+            generator: Of the draws, on the device of the state.
+
+        Returns:
+            ``l`` and its standard error, each ``[...]``; float64 for float64 and else float32.
+
+        Raises:
+            ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+        """
+        self._check(v, state)
+        check_sizes(chains=chains, temperatures=temperatures)
+        if chains < 2:
+            raise ValueError(f"chains must be at least 2, for a standard error, got {chains}")
+        check_generator(generator, state.device)
+        b, c, weight = self._parameters_for(state)
+        with without_autocast(state):
+            energy = _rbm.free_energy(v.to(b.dtype), b, c, weight)
+            b, c = b.reshape(-1, b.shape[-1]), c.reshape(-1, c.shape[-1])
+            log_z, error = estimate_log_partition(b, c, weight, chains, temperatures, generator)
+        return -energy - log_z.reshape(energy.shape), error.reshape(energy.shape)
 
     @torch.no_grad()
     def gibbs(
