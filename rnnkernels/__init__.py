@@ -14,6 +14,7 @@ check_torch()
 
 from rnnkernels import _flops as _flops  # noqa: E402  (needs the check first)
 from rnnkernels import functional, outputs  # noqa: E402
+from rnnkernels._sparsity import sparsity  # noqa: E402
 from rnnkernels.cell import LeakyRNNCell  # noqa: E402
 from rnnkernels.decompositions import decompositions  # noqa: E402
 from rnnkernels.nn import LeakyRNN  # noqa: E402
@@ -55,5 +56,6 @@ __all__ = [
     "outputs",
     "paper_momentum",
     "projected_recurrence",
+    "sparsity",
     "truncated_bptt",
 ]
