@@ -1,7 +1,7 @@
 """How much of a network is silent, and how much of a gradient is zero.
 
 Sparse gradients are one of the techniques of arXiv 1212.0901: rectified units, with a penalty on their
-outputs (:func:`rnnkernels.activity_penalty` with ``l1``), are off for many inputs, and pass no gradient there.
+outputs (:func:`rnnkernels.activity_penalty` with ``l1``), are off for many inputs and then pass no gradient.
 """
 
 from __future__ import annotations
