@@ -13,19 +13,32 @@ from rnnkernels._version import __version__
 check_torch()
 
 from rnnkernels import _flops as _flops  # noqa: E402  (needs the check first)
-from rnnkernels import functional  # noqa: E402
+from rnnkernels import functional, outputs  # noqa: E402
+from rnnkernels._sparsity import sparsity  # noqa: E402
 from rnnkernels.cell import LeakyRNNCell  # noqa: E402
 from rnnkernels.decompositions import decompositions  # noqa: E402
 from rnnkernels.nn import LeakyRNN  # noqa: E402
 from rnnkernels.optim import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum  # noqa: E402
+from rnnkernels.outputs import (  # noqa: E402
+    NADE,
+    RBM,
+    Categorical,
+    IndependentBernoulli,
+    expected_accuracy,
+    mean_with_interval,
+)
 from rnnkernels.penalty import activity_penalty  # noqa: E402
 from rnnkernels.projected import projected_recurrence  # noqa: E402
 from rnnkernels.time_constants import decay_from_tau, draw_decay, draw_tau, noise_scale  # noqa: E402
 from rnnkernels.truncated import truncated_bptt  # noqa: E402
 
 __all__ = [
+    "NADE",
+    "RBM",
+    "Categorical",
     "ClippedAdamW",
     "ClippedNesterov",
+    "IndependentBernoulli",
     "LeakyRNN",
     "LeakyRNNCell",
     "MomentumSchedule",
@@ -36,9 +49,13 @@ __all__ = [
     "decompositions",
     "draw_decay",
     "draw_tau",
+    "expected_accuracy",
     "functional",
+    "mean_with_interval",
     "noise_scale",
+    "outputs",
     "paper_momentum",
     "projected_recurrence",
+    "sparsity",
     "truncated_bptt",
 ]

@@ -1,0 +1,91 @@
+"""One of K classes, given the state: softmax regression, for symbols such as letters.
+
+p(v = k) = exp(b_k) / sum_j exp(b_j),   b = visible_bias(state)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rnnkernels._checks import check_sizes
+from rnnkernels.outputs._base import OutputModel, can_look_at, check_generator, check_integers, wide
+
+__all__ = ["Categorical"]
+
+
+class Categorical(OutputModel):
+    r"""One of ``K`` classes.
+
+    .. math:: p(v = k \mid s) = \frac{e^{b_k}}{\sum_j e^{b_j}}, \qquad b = A s + a
+
+    Args:
+        num_classes: ``K``.
+        condition_size: ``C``, size of the state.
+        device, dtype: Of the parameters; states have the same.
+
+    Raises:
+        ValueError, TypeError: An argument is out of its range or of the wrong type.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        condition_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_sizes(num_classes=num_classes)
+        super().__init__(num_classes, condition_size, device, dtype)
+        self.num_classes = num_classes
+
+    def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
+        """The logarithm of the probability of each row's class.
+
+        Args:
+            v: Classes, ``[...]``, of an integer dtype. On the CPU a class out of range is refused.
+            state: ``[..., C]``.
+
+        Returns:
+            ``[...]``; float64 for float64 and else float32.
+
+        Raises:
+            ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+        """
+        self._check_state(state)
+        check_integers("v", v)
+        if v.shape != state.shape[:-1]:
+            raise ValueError(
+                f"v must be [...] = {list(state.shape[:-1])}, as the state is, got {list(v.shape)}"
+            )
+        if v.device != state.device:
+            raise ValueError(f"v must be on the device of the state, {state.device}, got {v.device}")
+        if can_look_at(v) and not bool(((v >= 0) & (v < self.num_classes)).all()):
+            raise ValueError(f"v must lie in 0..{self.num_classes - 1}, got {int(v.min())}..{int(v.max())}")
+        every = functional.log_softmax(wide(self.visible_bias(state)), -1)
+        return every.gather(-1, v.long().unsqueeze(-1)).squeeze(-1)
+
+    @torch.no_grad()
+    def sample(self, state: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """A class for each row of the state, ``[...]``, int64."""
+        self._check_state(state)
+        check_generator(generator, state.device)
+        logits = wide(self.visible_bias(state))
+        # The first of K arrivals at these rates. torch.multinomial takes two dimensions and no empty batch.
+        waits = torch.empty_like(logits).exponential_(generator=generator)
+        return (logits - waits.log()).argmax(-1)
+
+    def marginals(
+        self, state: Tensor, *, samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The probabilities of the classes, ``[..., K]``, exact: ``samples`` and ``generator``, as other
+        models take them, are not used. Float64 for float64 and else float32.
+        """
+        self._check_state(state)
+        return torch.softmax(wide(self.visible_bias(state)), -1)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"{self.num_classes}, condition_size={self.condition_size}"

@@ -1,0 +1,83 @@
+"""Each unit of the next frame by itself, given the state: logistic regressions side by side.
+
+p(v_i = 1) = sigmoid(b_i),   b = visible_bias(state)        log p(v) = sum_i v_i b_i - softplus(b_i)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rnnkernels._checks import check_sizes
+from rnnkernels.outputs._base import OutputModel, bernoulli, check_generator, wide
+
+__all__ = ["IndependentBernoulli"]
+
+
+class IndependentBernoulli(OutputModel):
+    r"""Binary units that are independent given the state.
+
+    .. math:: p(v_i = 1 \mid s) = \sigma(b_i), \qquad b = A s + a
+
+    The usual sigmoid readout with its cross-entropy. It cannot say that two notes go together.
+
+    Args:
+        num_visible: ``D``, units of a frame.
+        condition_size: ``C``, size of the state.
+        device, dtype: Of the parameters; states have the same.
+
+    Raises:
+        ValueError, TypeError: An argument is out of its range or of the wrong type.
+    """
+
+    def __init__(
+        self,
+        num_visible: int,
+        condition_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_sizes(num_visible=num_visible)
+        super().__init__(num_visible, condition_size, device, dtype)
+
+    def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
+        """The logarithm of the probability of each frame.
+
+        Args:
+            v: ``[..., D]``, bool or zeros and ones of any dtype. No gradient flows to it.
+            state: ``[..., C]``.
+
+        Returns:
+            ``[...]``; float64 for float64 and else float32.
+
+        Raises:
+            ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+        """
+        self._check(v, state)
+        logits = wide(self.visible_bias(state))
+        entropy = functional.binary_cross_entropy_with_logits(
+            logits, v.detach().to(logits.dtype), reduction="none"
+        )
+        return -entropy.sum(-1)
+
+    @torch.no_grad()
+    def sample(self, state: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """A frame for each row of the state, ``[..., D]``: zeros and ones in the dtype of the state."""
+        self._check_state(state)
+        check_generator(generator, state.device)
+        return bernoulli(wide(self.visible_bias(state)), generator).to(state.dtype)
+
+    def marginals(
+        self, state: Tensor, *, samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``p(v_i = 1)``, ``[..., D]``, exact: ``samples`` and ``generator``, as other models take them, are
+        not used. Float64 for float64 and else float32.
+        """
+        self._check_state(state)
+        return torch.sigmoid(wide(self.visible_bias(state)))
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"{self.num_visible}, condition_size={self.condition_size}"

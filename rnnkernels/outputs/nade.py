@@ -1,0 +1,126 @@
+"""NADE: each unit given those before it, by hidden units that are shared (Larochelle and Murray 2011).
+
+p(v_i = 1 | v_<i) = sigmoid(b_i + V_i . h_i)      h_i = sigmoid(c + sum_{j<i} v_j W_j)
+b = visible_bias(state),   c = hidden_bias(state)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rnnkernels import _nade_fallback
+from rnnkernels._checks import check_sizes
+from rnnkernels.outputs._base import ConditionalModel, check_generator, copies_at_a_time, uniform_like, wide
+
+__all__ = ["NADE"]
+
+
+class NADE(ConditionalModel):
+    r"""The neural autoregressive distribution estimator, with biases from the state.
+
+    .. math::
+        p(v \mid s) &= \prod_{i=1}^{D} p(v_i \mid v_{<i}, s) \\
+        p(v_i = 1 \mid v_{<i}, s) &= \sigma(b_i + V_i \cdot h_i) \qquad
+        h_i = \sigma\Big(c + \sum_{j<i} v_j W_j\Big)
+
+    with ``b`` of :attr:`visible_bias` and ``c`` of :attr:`hidden_bias`, both linear in the state ``s``. Exact
+    probabilities, exact samples, and a gradient without sampling. The order of the units is that of the
+    frame. Larochelle and Murray 2011, "The neural autoregressive distribution estimator"; on a recurrent
+    network, Boulanger-Lewandowski, Bengio and Vincent 2012.
+
+    Parameters: ``encoder``, ``W``, ``[D, H]``; ``decoder``, ``V``, ``[D, H]``; both drawn as in Magenta's
+    RNN-NADE (magenta/common/nade.py), from a normal distribution of width ``1 / sqrt(D)``, cut off at twice
+    that.
+
+    Args:
+        num_visible: ``D``, units of a frame.
+        num_hidden: ``H``, hidden units.
+        condition_size: ``C``, size of the state.
+        device, dtype: Of the parameters; states have the same.
+
+    Raises:
+        ValueError, TypeError: An argument is out of its range or of the wrong type.
+    """
+
+    def __init__(
+        self,
+        num_visible: int,
+        num_hidden: int,
+        condition_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_visible, num_hidden, condition_size, device, dtype)
+        self.encoder = nn.Parameter(torch.empty(num_visible, num_hidden, device=device, dtype=dtype))
+        self.decoder = nn.Parameter(torch.empty(num_visible, num_hidden, device=device, dtype=dtype))
+        self._reset_weights()
+
+    def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
+        """The logarithm of the probability of each frame, exact.
+
+        Args:
+            v: ``[..., D]``, bool or zeros and ones of any dtype. No gradient flows to it.
+            state: ``[..., C]``.
+
+        Returns:
+            ``[...]``; float64 for float64 and else float32.
+
+        Raises:
+            ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+        """
+        self._check(v, state)
+        return _nade_fallback.nade(v, *self._biases(state), self.encoder, self.decoder)[0]
+
+    @torch.no_grad()
+    def sample(self, state: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """A frame for each row of the state, ``[..., D]``: zeros and ones in the dtype of the state."""
+        self._check_state(state)
+        check_generator(generator, state.device)
+        return self._draw(*self._biases(state), generator)[0].to(state.dtype)
+
+    @torch.no_grad()
+    def marginals(
+        self, state: Tensor, *, samples: int = 100, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """An estimate of ``p(v_i = 1)``: the mean of ``p(v_i = 1 | v_<i)`` over frames that are drawn.
+
+        Its error is never larger than that of the mean of the frames themselves (Rao-Blackwell), and it has
+        none for the first unit.
+
+        Args:
+            state: ``[..., C]``.
+            samples: Frames for each row.
+            generator: Of the draws, on the device of the state.
+
+        Returns:
+            ``[..., D]``; float64 for float64 and else float32.
+
+        Raises:
+            ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+        """
+        self._check_state(state)
+        check_sizes(samples=samples)
+        check_generator(generator, state.device)
+        b, c = self._biases(state)
+        total = torch.zeros_like(wide(b))
+        for n in copies_at_a_time(samples, state, self.num_visible + self.num_hidden):
+            _, logits = self._draw(b.expand(n, *b.shape), c.expand(n, *c.shape), generator)
+            total += torch.sigmoid(logits).sum(0)
+        return total / samples
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        super().reset_parameters()
+        self._reset_weights()
+
+    def _reset_weights(self) -> None:
+        width = 1 / math.sqrt(self.num_visible)
+        for weight in (self.encoder, self.decoder):
+            nn.init.trunc_normal_(weight, std=width, a=-2 * width, b=2 * width)
+
+    def _draw(self, b: Tensor, c: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        return _nade_fallback.nade_sample(uniform_like(wide(b), generator), b, c, self.encoder, self.decoder)

@@ -1,0 +1,84 @@
+"""What the tests of the output models share: models, states and frames to go with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rnnkernels import NADE, RBM, Categorical, IndependentBernoulli
+from rnnkernels import reference_outputs as reference
+
+VISIBLE, HIDDEN, CONDITION = 5, 4, 3
+MODELS = {
+    "independent": lambda **options: IndependentBernoulli(VISIBLE, CONDITION, **options),
+    "categorical": lambda **options: Categorical(VISIBLE, CONDITION, **options),
+    "nade": lambda **options: NADE(VISIBLE, HIDDEN, CONDITION, **options),
+    "rbm": lambda **options: RBM(VISIBLE, HIDDEN, CONDITION, **options),
+}
+BINARY = tuple(name for name in MODELS if name != "categorical")
+
+
+def make_model(name: str, dtype: torch.dtype = torch.float64, scale: float = 1.0, **options) -> nn.Module:
+    """A model whose units mean something to each other: all parameters from N(0, scale)."""
+    model = MODELS[name](dtype=dtype, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(scale * values)
+    return model
+
+
+def make_state(*lead: int, dtype: torch.dtype = torch.float64, seed: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*lead, CONDITION, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def make_frames(name: str, *lead: int, dtype: torch.dtype = torch.bool, seed: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if name == "categorical":
+        return torch.randint(VISIBLE, lead, generator=generator)
+    return (torch.rand(*lead, VISIBLE, generator=generator) < 0.4).to(dtype)
+
+
+def every_frame(name: str) -> Tensor:
+    """All that a model has a probability for."""
+    if name == "categorical":
+        return torch.arange(VISIBLE)
+    return torch.from_numpy(reference.all_states(VISIBLE))
+
+
+def biases(model: nn.Module, state: Tensor) -> Iterator[np.ndarray]:
+    """b, and c where there is one, as the reference takes them."""
+    for layer in (model.visible_bias, getattr(model, "hidden_bias", None)):
+        if layer is not None:
+            rows = nn.functional.linear(state.double(), layer.weight.double(), layer.bias.double())
+            yield rows.detach().reshape(-1, rows.shape[-1]).numpy()
+
+
+def array(x: Tensor) -> np.ndarray:
+    return x.detach().double().numpy()
+
+
+def frequencies(v: Tensor) -> Tensor:
+    """How often each frame came, in the order of `every_frame`."""
+    v = v.reshape(-1, v.shape[-1]).long()
+    numbers = (v << torch.arange(v.shape[-1])).sum(-1)
+    return torch.bincount(numbers, minlength=2 ** v.shape[-1]) / len(v)
+
+
+def assert_drawn_from(found: Tensor, expected: Tensor, draws: int) -> None:
+    """Frequencies against probabilities: within 4.5 standard deviations each, which all of 32 are with a
+    probability of 0.9998.
+    """
+    deviation = (expected * (1 - expected) / draws).sqrt()
+    assert torch.all((found - expected).abs() <= 4.5 * deviation + 1 / draws), (found, expected)
+
+
+def half_width(draws: int) -> float:
+    """4.5 standard deviations of a mean of draws from [0, 1], whose own is at most 1/2."""
+    return 4.5 * math.sqrt(0.25 / draws)

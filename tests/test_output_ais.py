@@ -1,0 +1,194 @@
+"""Annealed importance sampling against the sum over all states, and whether its intervals hold."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+
+import pytest
+import torch
+from output_helpers import CONDITION, make_frames, make_model, make_state
+from torch import Tensor, nn
+
+from rnnkernels import RBM, mean_with_interval
+from rnnkernels.outputs import ais
+
+UNITS = 12
+
+
+@functools.cache
+def trained() -> dict[str, Tensor]:
+    """Parameters that fit eight patterns, of which the state says which half they are from."""
+    torch.manual_seed(1)
+    model = RBM(UNITS, 8, CONDITION, dtype=torch.float64)
+    nn.init.normal_(model.weight, std=0.3)
+    patterns = (torch.rand(8, UNITS) < 0.3).double()
+    state = torch.ones(8, CONDITION, dtype=torch.float64)
+    state[4:] = -1
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (-model.log_prob(patterns, state).mean()).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def make(kind: str, dtype: torch.dtype = torch.float64) -> RBM:
+    if kind == "random":
+        return make_model("rbm", dtype)
+    model = RBM(UNITS, 8, CONDITION, dtype=torch.float64)
+    model.load_state_dict(trained())
+    return model.to(dtype)
+
+
+def problem(model: RBM, *lead: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    v = torch.rand(*lead, model.num_visible, generator=generator) < 0.4
+    return v, make_state(*lead, dtype=model.weight.dtype)
+
+
+def estimate(model: RBM, v: Tensor, state: Tensor, seed: int, **options: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return model.estimate_log_prob(v, state, **options, generator=generator)
+
+
+def test_the_trained_weights_are_not_small():
+    assert trained()["weight"].abs().max() > 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["random", "trained"])
+def test_estimates_are_as_near_to_the_sum_as_they_say(kind, dtype):
+    model = make(kind, dtype)
+    v, state = problem(model, 5, 6)
+    exact = make(kind).log_prob(v, state.double()).detach()
+    found, error = estimate(model, v, state, 5, chains=50, temperatures=300)
+    assert found.shape == error.shape == (5, 6) and found.dtype == error.dtype == dtype
+    assert not found.requires_grad and error.max() < 0.2
+    assert ((found - exact).abs() <= 4.5 * error + 1e-5).all()
+    mean, low, high = mean_with_interval(found, error)
+    assert low < exact.mean() < high and low < mean < high and high - low < 0.1
+
+
+@pytest.mark.parametrize("kind", ["random", "trained"])
+def test_intervals_hold_as_often_as_they_should(kind):
+    # Each row is an experiment of its own, and so is each group of ten.
+    model, rows = make(kind), 600
+    v, state = problem(model, 30)
+    v, state = (x.repeat(rows // 30, 1) for x in (v, state))
+    exact = model.log_prob(v, state).detach()
+    found, error = estimate(model, v, state, 6, chains=40, temperatures=60)
+    assert error.mean() > 0.01  # else there would be nothing to hold
+    inside = ((found - exact).abs() < 1.96 * error).double().mean()
+    assert 0.91 < inside < 0.985  # 4 deviations of 600 draws around 0.95
+    groups = [mean_with_interval(p, s) for p, s in zip(found.split(10), error.split(10), strict=True)]
+    held = [low < m.mean() < high for (_, low, high), m in zip(groups, exact.split(10), strict=True)]
+    assert sum(held) >= 51  # of 60: with a probability of 0.999
+
+
+def test_the_bias_is_upwards_and_the_interval_takes_it_off():
+    model = make("trained")
+    v, state = problem(model, 40)
+    v, state = (x.repeat(50, 1) for x in (v, state))
+    exact = model.log_prob(v, state).detach().mean()
+    found, error = estimate(model, v, state, 7, chains=30, temperatures=20)
+    mean, low, high = mean_with_interval(found, error)
+    assert found.mean() > high > exact > low
+    assert mean == pytest.approx((found - error.square() / 2).mean())
+
+
+def test_the_estimate_of_z_itself_has_no_bias():
+    model = make("random")
+    v, state = (x.expand(4000, -1) for x in problem(model, 1))
+    exact = model.log_prob(v[:1], state[:1]).detach()
+    found, _ = estimate(model, v, state, 8, chains=2, temperatures=3)
+    ratio = torch.exp(exact - found)  # Z estimated over Z
+    assert ratio.std() > 0.1
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / math.sqrt(4000)
+
+
+def test_more_temperatures_and_more_chains_make_the_error_smaller():
+    model = make("trained")
+    v, state = problem(model, 60)
+    errors = [
+        estimate(model, v, state, 9, chains=chains, temperatures=temperatures)[1].mean()
+        for chains, temperatures in ((20, 20), (20, 200), (320, 20))
+    ]
+    assert errors[1] < errors[0] / 2 and errors[2] < errors[0] / 2
+
+
+def test_without_weights_there_is_nothing_to_estimate():
+    model = make("random")
+    nn.init.zeros_(model.weight)
+    v, state = problem(model, 7)
+    found, error = estimate(model, v, state, 10, chains=2, temperatures=2)
+    assert torch.allclose(found, model.log_prob(v, state), rtol=1e-13) and error.max() < 1e-13
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,), (2, 0)], ids=str)
+def test_any_leading_dimensions_rows_at_once_or_one_by_one(lead, monkeypatch):
+    model = make("random")
+    v, state = problem(model, *lead)
+    for values in (1, ais.CPU_VALUES):
+        monkeypatch.setattr(ais, "CPU_VALUES", values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found, error = estimate(model, v, state, 11, chains=20, temperatures=50)
+        assert found.shape == error.shape == lead
+        assert ((found - model.log_prob(v, state)).abs() <= 5 * error).all()
+
+
+def test_half_precision_is_estimated_in_float32():
+    model, v = make("random", torch.bfloat16), make_frames("rbm", 4)
+    state = make_state(4, dtype=torch.bfloat16)
+    found, error = estimate(model, v, state, 12, chains=50, temperatures=100)
+    assert found.dtype == error.dtype == torch.float32
+    assert ((found - model.log_prob(v, state)).abs() <= 4.5 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"chains": 1}, ValueError, "chains must be at least 2, for a standard error, got 1"),
+        ({"chains": 0}, ValueError, "chains must be greater than zero, got 0"),
+        ({"temperatures": 0}, ValueError, "temperatures must be greater than zero, got 0"),
+        ({"temperatures": 1.5}, TypeError, "temperatures must be an int, got float"),
+        ({"generator": 1}, TypeError, "generator must be a torch[.]Generator, got int"),
+    ],
+)
+def test_bad_options_are_refused(options, error, message):
+    model = make("random")
+    with pytest.raises(error, match=message):
+        model.estimate_log_prob(*problem(model, 3), **options)
+
+
+# --- The interval -------------------------------------------------------------------------------------
+
+
+def test_the_interval_is_its_formula():
+    log_prob, error = torch.tensor([[-1.0, -2.0], [-4.0, -5.0]]), torch.tensor([[0.1, 0.2], [0.0, 0.2]])
+    mean, low, high = mean_with_interval(log_prob, error)
+    assert mean.item() == pytest.approx(-3 - (0.01 + 0.04 + 0.04) / 8)
+    assert (high - mean).item() == pytest.approx(1.96 * 0.3 / 4, rel=1e-5)
+    assert (mean - low).item() == pytest.approx(1.96 * 0.3 / 4, rel=1e-5)
+
+
+def test_exact_numbers_have_an_interval_without_width():
+    mean, low, high = mean_with_interval(torch.tensor([-1.0, -3.0]), torch.zeros(2))
+    assert mean == low == high == -2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([1.0], torch.ones(1)), TypeError, "log_prob must be a Tensor, got list"),
+        ((torch.ones(1), 0.1), TypeError, "standard_error must be a Tensor, got float"),
+        ((torch.ones(1).long(), torch.ones(1)), ValueError, "log_prob must have a floating-point dtype"),
+        ((torch.ones(2), torch.ones(3)), ValueError, r"standard_error must be shaped like log_prob, \[2\]"),
+        ((torch.ones(0), torch.ones(0)), ValueError, "log_prob must have at least one row, got none"),
+    ],
+)
+def test_bad_estimates_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        mean_with_interval(*arguments)

@@ -1,0 +1,426 @@
+"""What all output models have in common: probabilities, draws, gradients, dtypes, layouts and refusals."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import distance
+from output_helpers import (
+    BINARY,
+    CONDITION,
+    MODELS,
+    VISIBLE,
+    assert_drawn_from,
+    every_frame,
+    frequencies,
+    half_width,
+    make_frames,
+    make_model,
+    make_state,
+)
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import rnnkernels
+from rnnkernels import NADE, RBM, Categorical, IndependentBernoulli, LeakyRNN, expected_accuracy, outputs
+
+EXACT = tuple(name for name in MODELS if name != "rbm")  # whose loss is -log_prob
+
+
+def test_everything_is_at_the_top_too():
+    for name in outputs.__all__:
+        assert name == "MeanInterval" or getattr(rnnkernels, name) is getattr(outputs, name)
+
+
+# --- Probabilities -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_probabilities_add_up_to_one_for_each_state(name):
+    model, state, frames = make_model(name), make_state(6), every_frame(name)
+    rows = (len(frames), *state.shape)
+    v = frames.unsqueeze(1).expand(len(frames), 6, *frames.shape[1:])
+    total = model.log_prob(v, state.expand(rows)).exp().sum(0)
+    assert torch.allclose(total, torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_draws_have_these_probabilities(name):
+    draws = 40_000
+    model, state = make_model(name), make_state(1)
+    v = model.sample(state.expand(draws, -1), generator=torch.Generator().manual_seed(5))
+    frames = every_frame(name)
+    expected = model.log_prob(frames, state.expand(len(frames), -1)).detach().exp()
+    if name == "categorical":
+        found = torch.bincount(v, minlength=VISIBLE) / draws
+    else:
+        assert set(v.unique().tolist()) == {0.0, 1.0}
+        found = frequencies(v)
+    assert_drawn_from(found, expected, draws)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_marginals_are_those_of_the_probabilities(name):
+    model, state, frames = make_model(name), make_state(3), every_frame(name)
+    rows = (len(frames), *state.shape)
+    v = frames.unsqueeze(1).expand(len(frames), 3, *frames.shape[1:])
+    p = model.log_prob(v, state.expand(rows)).exp()
+    expected = p.T if name == "categorical" else torch.einsum("kn,kd->nd", p, frames)
+    found = model.marginals(state, samples=20_000, generator=torch.Generator().manual_seed(6))
+    assert found.shape == (3, VISIBLE) and found.dtype == torch.float64
+    exact = name in ("independent", "categorical")
+    assert (found - expected).abs().max() < (1e-14 if exact else half_width(20_000))
+
+
+def test_categorical_is_cross_entropy():
+    model, state, v = make_model("categorical"), make_state(4, 2), make_frames("categorical", 4, 2)
+    logits = model.visible_bias(state).reshape(-1, VISIBLE)
+    expected = nn.functional.cross_entropy(logits, v.reshape(-1), reduction="none")
+    assert torch.allclose(model.loss(v, state), expected.reshape(4, 2))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_loss_is_minus_the_log_probability(name):
+    model, state, v = make_model(name), make_state(4), make_frames(name, 4)
+    assert torch.equal(model.loss(v, state), -model.log_prob(v, state))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_the_log_probability_are_finite_differences(name):
+    model, v = make_model(name), make_frames(name, 2)
+    state = make_state(2).requires_grad_()
+    parameters = list(model.parameters())
+    names = [key for key, _ in model.named_parameters()]
+
+    def function(state, *values):
+        changed = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(model, changed, (v, state), tie_weights=False)
+
+    model.forward = model.log_prob  # what functional_call calls
+    assert torch.autograd.gradcheck(function, (state, *parameters))
+    assert torch.autograd.gradgradcheck(function, (state, *parameters))
+
+
+# --- Layouts and dtypes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (7,), (2, 3), (2, 1, 2, 2), (0,), (3, 0)], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_any_leading_dimensions(name, lead):
+    model, state, v = make_model(name), make_state(*lead), make_frames(name, *lead)
+    log_prob = model.log_prob(v, state)
+    assert log_prob.shape == model.loss(v, state).shape == lead
+    assert model.sample(state).shape == v.shape
+    assert model.marginals(state, samples=2).shape == (*lead, VISIBLE)
+    flat = model.log_prob(v.reshape(-1, *v.shape[len(lead) :]), state.reshape(-1, CONDITION))
+    assert torch.allclose(flat.reshape(lead), log_prob, rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_strides_do_not_matter(name):
+    model, state, v = make_model(name), make_state(4, 3), make_frames(name, 4, 3)
+    batch_first = state.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.allclose(model.log_prob(v, batch_first), model.log_prob(v, state), rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float64])
+def test_frames_of_any_dtype(name, dtype):
+    model, state = make_model(name), make_state(4)
+    v = make_frames(name, 4)
+    assert torch.equal(model.log_prob(v.to(dtype), state), model.log_prob(v, state))
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_no_gradient_flows_to_the_frames(name):
+    model, state = make_model(name), make_state(4)
+    v = make_frames(name, 4, dtype=torch.float64).requires_grad_()
+    model.loss(v, state).sum().backward()
+    assert v.grad is None and model.visible_bias.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MODELS)
+def test_lower_precision_is_near_to_float64(name, dtype):
+    model, state, v = make_model(name, dtype, scale=0.5), make_state(4, dtype=dtype), make_frames(name, 4)
+    wide = copy.deepcopy(model).double()
+    found, expected = model.log_prob(v, state), wide.log_prob(v, state.double())
+    assert found.dtype == model.marginals(state, samples=2).dtype == torch.float32
+    # Half precision rounds the biases, of order one, and nothing else.
+    assert (found - expected).abs().max() < VISIBLE * 4 * torch.finfo(dtype).eps
+    drawn = model.sample(state)
+    assert drawn.dtype == (torch.int64 if name == "categorical" else dtype)
+    model.loss(v, state).sum().backward()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast(name):
+    model, state, v = (
+        make_model(name, torch.float32),
+        make_state(4, dtype=torch.float32),
+        make_frames(name, 4),
+    )
+    expected = model.log_prob(v, state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, low = model.log_prob(v, state), model.log_prob(v, state.bfloat16())
+        assert model.loss(v, state).dtype == model.marginals(state, samples=2).dtype == torch.float32
+        assert model.sample(state).shape == v.shape
+    assert found.dtype == low.dtype == torch.float32
+    assert (found - expected).abs().max() < VISIBLE * 8 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_generator_draws_the_same(name):
+    model, state = make_model(name), make_state(20)
+    draws = [model.sample(state, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    a, b = (model.marginals(state, samples=3, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_draws_and_estimates_have_no_gradient(name):
+    model, state = make_model(name), make_state(3).requires_grad_()
+    assert not model.sample(state).requires_grad
+    assert model.marginals(state, samples=2).requires_grad == (name in ("independent", "categorical"))
+
+
+def test_marginals_of_many_samples_are_worked_out_in_pieces(monkeypatch):
+    for name in ("nade", "rbm"):
+        model, state = make_model(name), make_state(4)
+        monkeypatch.setattr(outputs._base, "MOST_VALUES", 4 * VISIBLE * 30)
+        expected = model.marginals(state, samples=5000)
+        monkeypatch.setattr(outputs._base, "MOST_VALUES", 1)
+        found = model.marginals(state, samples=2000)
+        assert (found - expected).abs().max() < half_width(2000) + half_width(5000)
+
+
+# --- With a network, compiled, saved ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_learns_packed_sequences(name):
+    torch.manual_seed(3)
+    rnn, model = LeakyRNN(VISIBLE, CONDITION, nonlinearity="tanh"), MODELS[name]()
+    cycle = torch.eye(VISIBLE)  # one unit after the other
+    sequences = [cycle.roll(shift, 0).repeat(3, 1)[:n] for shift, n in ((0, 9), (1, 12), (3, 6))]
+    x = pack_sequence([s[:-1] for s in sequences], enforce_sorted=False)
+    y = pack_sequence([s[1:] for s in sequences], enforce_sorted=False).data
+    y = y.argmax(-1) if name == "categorical" else y
+    optimizer = torch.optim.Adam([*rnn.parameters(), *model.parameters()], lr=0.05)
+    with torch.no_grad():
+        before = model.log_prob(y, rnn(x)[0].data).mean()
+    for _ in range(150):
+        optimizer.zero_grad()
+        model.loss(y, rnn(x)[0].data).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        state = rnn(x)[0].data
+        after = model.log_prob(y, state).mean()
+        accuracy = None if name == "categorical" else expected_accuracy(y, model.marginals(state))
+    assert after > before / 3
+    assert accuracy is None or accuracy > 0.6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_compiles_without_a_graph_break(name):
+    model, state, v = make_model(name), make_state(4, 2).requires_grad_(), make_frames(name, 4, 2)
+    leaves = [state, *model.parameters()]
+    for function in (model.log_prob, model.loss):
+        if name == "rbm" and function == model.loss:
+            continue  # it draws
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        found, expected = (f(v, state) for f in (compiled, function))
+        assert distance(found, expected) < 1e-13
+        pairs = zip(*(torch.autograd.grad(x.sum(), leaves) for x in (found, expected)), strict=True)
+        assert all(distance(a, b) < 1e-12 for a, b in pairs)
+
+
+def test_contrastive_divergence_compiles_too():
+    model, state, v = make_model("rbm"), make_state(4), make_frames("rbm", 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
+    chain = v.clone()
+    loss = compiled(v, state, steps=2, chain=chain)
+    with torch.no_grad():
+        expected = model.free_energy(v, state) - model.free_energy(chain, state)
+    assert distance(loss, expected) < 1e-13
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_state_dicts_go_round(name, tmp_path):
+    model, other = make_model(name), MODELS[name](dtype=torch.float64)
+    state, v = make_state(3), make_frames(name, 3)
+    assert not torch.equal(model.log_prob(v, state), other.log_prob(v, state))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other.load_state_dict(torch.load(tmp_path / "model.pt"))
+    assert torch.equal(model.log_prob(v, state), other.log_prob(v, state))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("independent", "5, condition_size=3"),
+        ("categorical", "5, condition_size=3"),
+        ("nade", "5, 4, condition_size=3"),
+        ("rbm", "5, 4, condition_size=3, gibbs_steps=15"),
+    ],
+)
+def test_repr_shows_the_sizes(name, expected):
+    assert MODELS[name]().extra_repr() == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_drawn_anew(name):
+    model = MODELS[name]()
+    before = [p.detach().clone() for p in model.parameters()]
+    torch.manual_seed(9)
+    model.reset_parameters()
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    torch.manual_seed(9)
+    for a, b in zip(MODELS[name]().parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# --- The expected accuracy ----------------------------------------------------------------------------
+
+
+def test_the_expected_accuracy_is_a_ratio_of_expected_counts():
+    v = torch.tensor([[1, 0, 1], [0, 0, 1]], dtype=torch.bool)
+    m = torch.tensor([[0.5, 0.25, 1.0], [0.0, 0.0, 0.5]], dtype=torch.float64)
+    hits, false, missed = 0.5 + 1 + 0.5, 0.25, 0.5 + 0 + 0.5
+    assert expected_accuracy(v, m).item() == pytest.approx(hits / (hits + false + missed))
+    assert expected_accuracy(v, v.float()) == 1 and expected_accuracy(v, (~v).float()) == 0
+    assert expected_accuracy(torch.zeros(2, 3), torch.zeros(2, 3)).isnan()
+
+
+def test_the_expected_accuracy_is_what_draws_reach():
+    random = np.random.default_rng(0)
+    v, m = torch.rand(50, 20) < 0.2, torch.rand(50, 20)
+    drawn = torch.from_numpy(random.random((2000, 50, 20))) < m
+    hits, false, missed = ((drawn & v).sum(), (drawn & ~v).sum(), (~drawn & v).sum())
+    assert abs(expected_accuracy(v, m) - hits / (hits + false + missed)) < 1e-3
+
+
+# --- Bad input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: NADE(0, 4, 3), ValueError, "num_visible must be greater than zero, got 0"),
+        (lambda: NADE(5, 4.0, 3), TypeError, "num_hidden must be an int, got float"),
+        (lambda: RBM(5, -1, 3), ValueError, "num_hidden must be greater than zero, got -1"),
+        (lambda: RBM(5, 4, 3, gibbs_steps=0), ValueError, "gibbs_steps must be greater than zero, got 0"),
+        (lambda: IndependentBernoulli(5, 0), ValueError, "condition_size must be greater than zero, got 0"),
+        (lambda: IndependentBernoulli(True, 3), TypeError, "num_visible must be an int, got bool"),
+        (lambda: Categorical(0, 3), ValueError, "num_classes must be greater than zero, got 0"),
+    ],
+)
+def test_bad_sizes_are_refused_by_name(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+STATES = [
+    ([1.0], TypeError, "state must be a Tensor, got list"),
+    (pack_sequence([torch.ones(2, 3)]), TypeError, "got PackedSequence .of a PackedSequence give .data."),
+    (torch.ones(4, 2), ValueError, r"state must be \[..., C\] = \[..., 3\], got \[4, 2\]"),
+    (torch.ones(()), ValueError, r"state must be \[..., C\] = \[..., 3\], got \[\]"),
+    (torch.ones(4, 3).double(), ValueError, "state must have the dtype of the weights, torch.float32"),
+    (torch.ones(4, 3).long(), ValueError, "state must have a floating-point dtype, got torch.int64"),
+    (
+        torch.ones(4, 3, device="meta"),
+        ValueError,
+        "state must be on the device of the weights, cpu",
+    ),
+]
+
+
+@pytest.mark.parametrize(("state", "error", "message"), STATES)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bad_state_is_refused_everywhere(name, state, error, message):
+    model, v = MODELS[name](), make_frames(name, 4)
+    calls = [
+        lambda: model.log_prob(v, state),
+        lambda: model.loss(v, state),
+        lambda: model.sample(state),
+        lambda: model.marginals(state),
+    ]
+    for call in calls:
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("v", "error", "message"),
+    [
+        ([1], TypeError, "v must be a Tensor, got list"),
+        (torch.ones(4, 4), ValueError, r"v must be \[..., D\] = \[4, 5\], as the state is, got \[4, 4\]"),
+        (torch.ones(5), ValueError, r"v must be \[..., D\] = \[4, 5\], as the state is, got \[5\]"),
+        (torch.full((4, 5), 0.5), ValueError, "v must be binary, zeros and ones, got other values"),
+        (torch.full((4, 5), 2), ValueError, "v must be binary"),
+        (torch.full((4, 5), math.nan), ValueError, "v must be binary"),
+        (torch.ones(4, 5, device="meta"), ValueError, "v must be on the device of the state, cpu, got meta"),
+    ],
+)
+@pytest.mark.parametrize("name", BINARY)
+def test_bad_frames_are_refused(name, v, error, message):
+    model, state = MODELS[name](), torch.ones(4, 3)
+    for function in (model.log_prob, model.loss):
+        with pytest.raises(error, match=message):
+            function(v, state)
+
+
+@pytest.mark.parametrize(
+    ("v", "error", "message"),
+    [
+        (2, TypeError, "v must be a Tensor, got int"),
+        (torch.ones(4), ValueError, "v must have an integer dtype, got torch.float32"),
+        (torch.ones(4, dtype=torch.bool), ValueError, "v must have an integer dtype, got torch.bool"),
+        (torch.ones(3).long(), ValueError, r"v must be \[...\] = \[4\], as the state is, got \[3\]"),
+        (torch.tensor([0, 1, 5, 2]), ValueError, r"v must lie in 0\.\.4, got 0\.\.5"),
+        (torch.tensor([0, -1, 4, 2]), ValueError, r"v must lie in 0\.\.4, got -1\.\.4"),
+        (torch.ones(4, device="meta").long(), ValueError, "v must be on the device of the state"),
+    ],
+)
+def test_bad_classes_are_refused(v, error, message):
+    with pytest.raises(error, match=message):
+        MODELS["categorical"]().log_prob(v, torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bad_generator_is_refused(name):
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got int"):
+        MODELS[name]().sample(torch.ones(4, 3), generator=1)
+
+
+@pytest.mark.parametrize("name", ["nade", "rbm"])
+def test_a_bad_number_of_samples_is_refused(name):
+    with pytest.raises(ValueError, match="samples must be greater than zero, got 0"):
+        MODELS[name]().marginals(torch.ones(4, 3), samples=0)
+
+
+def test_bad_marginals_are_refused():
+    v, m = torch.ones(4, 5), torch.ones(4, 5)
+    for arguments, error, message in (
+        ((v, [1.0]), TypeError, "marginals must be a Tensor, got list"),
+        ((v, v.long()), ValueError, "marginals must have a floating-point dtype, got torch.int64"),
+        ((v[:2], m), ValueError, r"v must be \[..., D\] = \[4, 5\]"),
+        ((v / 2, m), ValueError, "v must be binary"),
+    ):
+        with pytest.raises(error, match=message):
+            expected_accuracy(*arguments)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_alone_are_worked_out_on_meta(name):
+    model = MODELS[name](device="meta")
+    state = torch.empty(4, 2, CONDITION, device="meta")
+    assert model.log_prob(make_frames(name, 4, 2).to("meta"), state).shape == (4, 2)
