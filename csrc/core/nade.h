@@ -51,8 +51,8 @@ struct NadeBackward : Nade {
   const void* grad_log_prob = nullptr;  // g [N]; null: zero
   const void* grad_logits = nullptr;    // q [N, D]; null: zero
   void* d_visible_bias = nullptr;       // [N, D], written
-  void* d_hidden_bias = nullptr;        // [N, H], written; null: nor are those of the weights
-  void* d_encoder = nullptr;            // [D, H], written
+  void* d_hidden_bias = nullptr;        // [N, H], written
+  void* d_encoder = nullptr;            // [D, H], written; null: neither this one nor its neighbours
   void* d_decoder = nullptr;            // [D, H], written
 };
 

@@ -42,7 +42,7 @@ class NadeBackwardRun {
 
   void run() {
     go(this, &NadeBackwardRun::prepare, shares_, threads_);
-    if (!problem_.d_hidden_bias) return;
+    if (!problem_.d_encoder) return;
     go(this, &NadeBackwardRun::walk, shares_, threads_);
     go(this, &NadeBackwardRun::join, shares_, threads_);
   }
@@ -77,7 +77,7 @@ class NadeBackwardRun {
   void prepare(int64_t first, int64_t last) {
     const Range rows = share_of(problem_.rows, first, last), blocks = share_of(blocks_, first, last);
     for (int64_t row = rows.first; row < rows.last; ++row) make_d_visible_bias(row);
-    if (!problem_.d_hidden_bias) return;
+    if (!problem_.d_encoder) return;
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
       const int64_t unit = block * kWidth, hidden = problem_.hidden;
       copy_rows(static_cast<const T*>(problem_.encoder) + unit, hidden, hidden - unit, problem_.visible,
