@@ -60,7 +60,7 @@ def _registered(operator: str) -> tuple[str, ...]:
     return tuple(key.lower() for key in ("CPU", "Meta", "CUDA") if has(f"rnnkernels::{operator}", key))
 
 
-_OPERATORS = ("leaky_recurrence", "projected_recurrence", "clipped_nesterov_")
+_OPERATORS = ("leaky_recurrence", "projected_recurrence", "clipped_nesterov_", "nade", "nade_sample")
 _DEVICES = {operator: _registered(operator) for operator in _OPERATORS}
 
 

@@ -51,3 +51,23 @@ def _projected_backward(
 @register_flop_formula(_ops.linear_recurrence)
 def _linear(drive: Shape, h0: Any, weight_hh: Shape, *_: Any, **__: Any) -> int:
     return _flops(drive, weight_hh)
+
+
+@register_flop_formula(_ops.nade)
+def _nade(v: Shape, visible_bias: Any, hidden_bias: Any, encoder: Shape, *_: Any, **__: Any) -> int:
+    return _flops(v, encoder)
+
+
+@register_flop_formula(_ops.nade_sample)
+def _nade_sample(
+    uniform: Shape, visible_bias: Any, hidden_bias: Any, encoder: Shape, *_: Any, **__: Any
+) -> int:
+    return _flops(uniform, encoder)
+
+
+@register_flop_formula(_ops.nade_backward)
+def _nade_backward(
+    grad_log_prob: Any, grad_logits: Any, v: Shape, logits: Any, hidden_bias: Any, encoder: Shape,
+    decoder: Any, wanted: list[bool], **_: Any,
+) -> int:  # fmt: skip
+    return 2 * any(wanted[1:]) * _flops(v, encoder)

@@ -17,3 +17,6 @@ linear_recurrence: Any = torch.ops.rnnkernels.linear_recurrence
 clipped_nesterov_: Any = torch.ops.rnnkernels.clipped_nesterov_
 clipped_adamw_: Any = torch.ops.rnnkernels.clipped_adamw_
 gradient_power_sum: Any = torch.ops.rnnkernels.gradient_power_sum
+nade: Any = torch.ops.rnnkernels.nade
+nade_backward: Any = torch.ops.rnnkernels.nade_backward
+nade_sample: Any = torch.ops.rnnkernels.nade_sample

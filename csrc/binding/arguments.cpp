@@ -17,12 +17,6 @@ std::string nonlinearity_names() {
   return names;
 }
 
-// The layout first: a sparse tensor has neither strides nor, often, the sizes' meaning.
-void check_layout(const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, name, " must be a dense tensor, got layout ",
-                    tensor.layout());
-}
-
 void check_placement(const char* name, const at::Tensor& tensor, const at::Tensor& like,
                      const char* like_name) {
   TORCH_CHECK_VALUE(tensor.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name,
@@ -32,6 +26,11 @@ void check_placement(const char* name, const at::Tensor& tensor, const at::Tenso
 }
 
 }  // namespace
+
+void check_layout(const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, name, " must be a dense tensor, got layout ",
+                    tensor.layout());
+}
 
 std::vector<c10::SymInt> Sizes::sequence(const c10::SymInt& last) const {
   std::vector<c10::SymInt> shape;

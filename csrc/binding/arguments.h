@@ -70,6 +70,9 @@ Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& 
 void check_decay_values(const at::Tensor& decay);
 void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes, const char* name);
 
+// A sparse tensor has neither strides nor, often, the sizes' meaning, so the layout is looked at first.
+void check_layout(const char* name, const at::Tensor& tensor);
+
 // `tensor` has this shape, and the dtype and device of `like`, which is called `like_name`.
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
                 const char* shape_name, const at::Tensor& like, const char* like_name);

@@ -2,6 +2,7 @@
 // same, one name) and Meta, its autograd formula and, if Python calls it, its name in rnnkernels/_ops.py.
 #include <torch/library.h>
 
+#include "binding/nade.h"
 #include "binding/optimizer.h"
 #include "binding/recurrence.h"
 
@@ -77,6 +78,26 @@ TORCH_LIBRARY(rnnkernels, m) {
       "str nonfinite, Tensor? grad_scale, Tensor? found_inf, Tensor? norm) -> ()");
   // sum |g / unit|^p, or max |g|, as a float64 scalar
   m.def("gradient_power_sum(Tensor?[] grads, float norm_type, float unit) -> Tensor");
+
+  // log p(v) and the logits l of a NADE (core/nade.h): v [N, D], zeros and ones of any dtype (on a GPU
+  // whatever is not zero is a one), b [N, D], c [N, H], W and V [D, H]; float32 or float64.
+  m.def(
+      "nade(Tensor v, Tensor visible_bias, Tensor hidden_bias, Tensor encoder, Tensor decoder) "
+      "-> (Tensor log_prob, Tensor logits)");
+  // wanted: d_visible_bias, d_hidden_bias, d_encoder, d_decoder; what is not wanted comes back empty.
+  m.def(
+      "nade_backward(Tensor? grad_log_prob, Tensor? grad_logits, Tensor v, Tensor logits, "
+      "Tensor hidden_bias, Tensor encoder, Tensor decoder, bool[4] wanted) "
+      "-> (Tensor d_visible_bias, Tensor d_hidden_bias, Tensor d_encoder, Tensor d_decoder)");
+  // The same made of differentiable operations: in Python.
+  m.def(
+      "nade_vjp(Tensor? grad_log_prob, Tensor? grad_logits, Tensor v, Tensor visible_bias, "
+      "Tensor hidden_bias, Tensor encoder, Tensor decoder, bool[4] wanted) "
+      "-> (Tensor d_visible_bias, Tensor d_hidden_bias, Tensor d_encoder, Tensor d_decoder)");
+  // v, drawn: v_i = uniform_i < sigmoid(l_i); uint8, and the logits along the way. It has no derivative.
+  m.def(
+      "nade_sample(Tensor uniform, Tensor visible_bias, Tensor hidden_bias, Tensor encoder, "
+      "Tensor decoder) -> (Tensor v, Tensor logits)");
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
@@ -88,6 +109,9 @@ TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
   m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
   m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
+  m.impl("nade", &rnnkernels::binding::nade);
+  m.impl("nade_backward", &rnnkernels::binding::nade_backward);
+  m.impl("nade_sample", &rnnkernels::binding::nade_sample);
 }
 
 #if defined(RNNKERNELS_CUDA)
@@ -125,14 +149,16 @@ TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCUDA, m) {
 #endif
 
 // First derivatives in C++; those of the recurrence's backward and of the linear walk are Python's, in
-// rnnkernels/_autograd.py and _derivatives.py. The optimizers have nothing to differentiate: straight on to
-// the kernel.
+// rnnkernels/_autograd.py and _derivatives.py. The optimizers and draws have nothing to differentiate:
+// straight on to the kernel.
 TORCH_LIBRARY_IMPL(rnnkernels, Autograd, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_autograd);
   m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_autograd);
   m.impl("clipped_nesterov_", torch::CppFunction::makeFallthrough());
   m.impl("clipped_adamw_", torch::CppFunction::makeFallthrough());
   m.impl("gradient_power_sum", torch::CppFunction::makeFallthrough());
+  m.impl("nade", &rnnkernels::binding::nade_autograd);
+  m.impl("nade_sample", torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, Meta, m) {
@@ -141,4 +167,7 @@ TORCH_LIBRARY_IMPL(rnnkernels, Meta, m) {
   m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward_meta);
   m.impl("projected_recurrence_backward", &rnnkernels::binding::projected_recurrence_backward_meta);
   m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence_meta);
+  m.impl("nade", &rnnkernels::binding::nade_meta);
+  m.impl("nade_backward", &rnnkernels::binding::nade_backward_meta);
+  m.impl("nade_sample", &rnnkernels::binding::nade_sample_meta);
 }

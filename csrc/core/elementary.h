@@ -37,10 +37,11 @@ struct Constants<float> {
   static constexpr float kLog2E = 0x1.715476p0f;
   static constexpr float kLn2High = 0x1.62e4p-1f;  // few bits: times a small integer it is exact
   static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
-  static constexpr int kTerms = 8;          // of the series of e^r - 1, |r| <= ln(2) / 2
+  static constexpr int kTerms = 7;          // of the series of e^r - 1, |r| <= ln(2) / 2
   static constexpr int kLogTerms = 8;       // of the series of atanh(s), 0 <= s <= 1 / 3
   static constexpr float kTanhOne = 10.0f;  // from here on tanh rounds to 1
   static constexpr float kExpMost = 87.0f;  // e^x and e^-x are normal numbers up to here
+  static constexpr float kExpPast = 89.0f;  // and here 2^n of the former is infinite
 };
 template <>
 struct Constants<double> {
@@ -51,10 +52,11 @@ struct Constants<double> {
   static constexpr double kLog2E = 0x1.71547652b82fep0;
   static constexpr double kLn2High = 0x1.62e42fee0p-1;
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
-  static constexpr int kTerms = 14;
+  static constexpr int kTerms = 13;
   static constexpr int kLogTerms = 17;
   static constexpr double kTanhOne = 20.0;
   static constexpr double kExpMost = 708.0;
+  static constexpr double kExpPast = 710.0;
 };
 
 template <class V>
@@ -65,7 +67,15 @@ RNNKERNELS_INLINE V magnitude(V x) {
   return __builtin_bit_cast(V, __builtin_bit_cast(typename Format<V>::Bits, x) & ~ConstantsOf<V>::kSign);
 }
 
-// e^y = power (1 + rest) with power = 2^n and y = n ln 2 + r, for |y| <= kExpMost; NaN stays NaN.
+template <class Element>
+RNNKERNELS_INLINE constexpr Element inverse_factorial(int n) {
+  double product = 1;
+  for (int i = 2; i <= n; ++i) product *= i;
+  return static_cast<Element>(1 / product);
+}
+
+// e^y = power (1 + rest) with power = 2^n and y = n ln 2 + r, for |y| <= kExpMost (and past that where a
+// member says so); NaN stays NaN.
 template <class V>
 struct Exponential {
   V power, rest;
@@ -73,19 +83,20 @@ struct Exponential {
   RNNKERNELS_INLINE explicit Exponential(V y) {
     using C = ConstantsOf<V>;
     using Bits = typename Format<V>::Bits;
+    using Element = typename Format<V>::Element;
     const V shifted = y * C::kLog2E + C::kRound;
     const V n = shifted - C::kRound;
     power = __builtin_bit_cast(V, (__builtin_bit_cast(Bits, shifted) << C::kMantissaBits) + C::kOne);
     const V r = (y - n * C::kLn2High) - n * C::kLn2Low;
     // e^r - 1 = r + r^2/2! + r^3/3! + ... in Horner's form from the last term on.
-    V series = V{} + 1;
+    V series = V{} + inverse_factorial<Element>(C::kTerms);
     RNNKERNELS_UNROLL
-    for (int i = C::kTerms; i > 1; --i) {
-      series = 1 + series * r * (typename Format<V>::Element(1) / i);
-    }
+    for (int i = C::kTerms - 1; i > 0; --i) series = inverse_factorial<Element>(i) + series * r;
     rest = series * r;
   }
   RNNKERNELS_INLINE V exp() const { return power + power * rest; }
+  // 1 + e^y for y <= kExpPast, where it is infinite.
+  RNNKERNELS_INLINE V one_plus_exp() const { return 1 + power * (1 + rest); }
   // e^y - 1; no term cancels, so small y keep their relative accuracy.
   RNNKERNELS_INLINE V expm1() const { return power * rest + (power - 1); }
 };

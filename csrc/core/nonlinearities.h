@@ -44,15 +44,16 @@ struct Tanh {
   }
 };
 
-// sigmoid(z) = 1 / (1 + e^{-z}), from e^{-|z|} on both sides, so that nothing overflows
+// sigmoid(z) = 1 / (1 + e^{-z}); where e^{-z} would leave the numbers, 0 or 1
 struct Sigmoid {
   static constexpr const char* kName = "sigmoid";
   static constexpr bool kBinarySlope = false;
 
   template <class V>
   static RNNKERNELS_INLINE V value(V z) {
-    const V e = exp_minus(elementary::magnitude(z));
-    return (z < V{} ? e : V{} + 1) / (1 + e);
+    using C = elementary::ConstantsOf<V>;
+    const V y = -z, capped = y > C::kExpPast ? V{} + C::kExpPast : y;
+    return 1 / elementary::Exponential<V>(capped < -C::kExpMost ? V{} - C::kExpMost : capped).one_plus_exp();
   }
   template <class V>
   static RNNKERNELS_INLINE V slope(V a) {

@@ -3,6 +3,8 @@
 #include "cpu/kernels.h"
 
 #include "cpu/engine.h"
+#include "cpu/nade.h"
+#include "cpu/nade_backward.h"
 #include "cpu/optimizer.h"
 #include "cpu/product.h"
 #include "cpu/sweeps.h"
@@ -81,6 +83,28 @@ void activate(NonlinearityIndex nonlinearity, ElementType type, const void* in, 
   });
 }
 
+int64_t nade_workspace_bytes(const NadeForward& problem, const cpu::Threads& threads) {
+  int64_t bytes = 0;
+  with_number(problem.type, [&](auto number) { bytes = nade_workspace<decltype(number)>(problem, threads); });
+  return bytes;
+}
+
+void run_nade(const NadeForward& problem, const cpu::Threads& threads, void* workspace) {
+  with_number(problem.type, [&](auto number) { nade<decltype(number)>(problem, threads, workspace); });
+}
+
+int64_t nade_backward_workspace_bytes(const NadeBackward& problem, const cpu::Threads& threads) {
+  int64_t bytes = 0;
+  with_number(problem.type,
+              [&](auto number) { bytes = nade_backward_workspace<decltype(number)>(problem, threads); });
+  return bytes;
+}
+
+void run_nade_backward(const NadeBackward& problem, const cpu::Threads& threads, void* workspace) {
+  with_number(problem.type,
+              [&](auto number) { nade_backward<decltype(number)>(problem, threads, workspace); });
+}
+
 float read(const float* data, int64_t n, int64_t times) {
   constexpr int kChains = 8;  // more than an addition takes cycles
   Vec<float> sums[kChains] = {};
@@ -110,6 +134,10 @@ constexpr cpu::Kernels kKernels = {&workspace_bytes<ForwardProblem>,
                                    &optimizer_step<NesterovRule>,
                                    &optimizer_step<AdamWRule>,
                                    &power_sum,
+                                   &nade_workspace_bytes,
+                                   &run_nade,
+                                   &nade_backward_workspace_bytes,
+                                   &run_nade_backward,
                                    &read};
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/nade.h"
 #include "core/optimizer.h"
 #include "core/problem.h"
 #include "core/product.h"
@@ -30,6 +31,10 @@ struct Kernels {
   Verdict (*nesterov)(const OptimizerStep<NesterovRule>&, const Threads&);
   Verdict (*adamw)(const OptimizerStep<AdamWRule>&, const Threads&);
   double (*power_sum)(const PowerSum&, const Threads&);
+  int64_t (*nade_workspace)(const NadeForward&, const Threads&);
+  void (*nade)(const NadeForward&, const Threads&, void* workspace);
+  int64_t (*nade_backward_workspace)(const NadeBackward&, const Threads&);
+  void (*nade_backward)(const NadeBackward&, const Threads&, void* workspace);
   // Reads n numbers so many times over, as fast as this set can with one thread, and returns a sum of them:
   // the rate at which a cache gives a matrix away, for benchmarks to compare with.
   float (*read)(const float* data, int64_t n, int64_t times);

@@ -233,19 +233,55 @@ RNNKERNELS_INLINE Vec<T> from_bits(uint32_t bits) {
 #endif
 }
 
+// Lane i is number from[i] of those of a and b, one after another.
+template <class T, class Mask>
+RNNKERNELS_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Mask from) {
+#if defined(__clang__)
+  Vec<T> result;
+  for (int i = 0; i < kLanes<T>; ++i) result[i] = from[i] < kLanes<T> ? a[from[i]] : b[from[i] - kLanes<T>];
+  return result;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
 // a[0], b[0], a[1], b[1], ... of the lower or upper halves.
 template <bool kUpper, class T>
 RNNKERNELS_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
   decltype(a < b) from{};
   RNNKERNELS_UNROLL
   for (int i = 0; i < kLanes<T>; ++i) from[i] = i % 2 * kLanes<T> + i / 2 + (kUpper ? kLanes<T> / 2 : 0);
-#if defined(__clang__)
-  Vec<T> result;
-  for (int i = 0; i < kLanes<T>; ++i) result[i] = i % 2 ? b[from[i] - kLanes<T>] : a[from[i]];
-  return result;
-#else
-  return __builtin_shuffle(a, b, from);
-#endif
+  return shuffle<T>(a, b, from);
+}
+
+// x and what it is after turns by kBy, kBy / 2, ... kCount lanes, added up: lane i becomes the sum of all
+// lanes i + n kCount.
+template <class T, int kCount, int kBy>
+RNNKERNELS_INLINE Vec<T> sum_of_turns(Vec<T> x) {
+  if constexpr (kBy < kCount) {
+    return x;
+  } else {
+    decltype(x < x) from{};
+    RNNKERNELS_UNROLL
+    for (int i = 0; i < kLanes<T>; ++i) from[i] = (i + kBy) % kLanes<T>;
+    return sum_of_turns<T, kCount, kBy / 2>(x + shuffle<T>(x, x, from));
+  }
+}
+
+// The sums of kCount vectors' lanes, that of vector i in lane i; kCount is a power of two, of lanes at most.
+template <class T, int kCount, int kLeft = kCount>
+RNNKERNELS_INLINE Vec<T> sums_of_lanes(Vec<T> (&x)[kCount]) {
+  if constexpr (kLeft > 1) {
+    // Lane j of a sum belongs to vector j % kLeft, of those that are still to be joined.
+    RNNKERNELS_UNROLL
+    for (int i = 0; i < kLeft / 2; ++i) {
+      const Vec<T> a = x[i], b = x[i + kLeft / 2];
+      x[i] = interleave<false, T>(a, b) + interleave<true, T>(a, b);
+    }
+    return sums_of_lanes<T, kCount, kLeft / 2>(x);
+  } else {
+    return sum_of_turns<T, kCount, kLanes<T> / 2>(x[0]);
+  }
 }
 
 // As many vectors as lanes: lane j of vector i and lane i of vector j change places.

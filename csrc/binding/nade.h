@@ -1,0 +1,42 @@
+// The operators of NADE as C++ functions: log p(v) and logits, their backward, and draws. Their schemas, and
+// what each argument means, stand in operators.cpp.
+#pragma once
+
+#include <array>
+#include <tuple>
+
+#include "binding/arguments.h"
+#include "core/nade.h"
+
+namespace rnnkernels::binding {
+
+using NadeResult = std::tuple<at::Tensor, at::Tensor>;
+using NadeGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+NadeResult nade(const at::Tensor& v, const at::Tensor& visible_bias, const at::Tensor& hidden_bias,
+                const at::Tensor& encoder, const at::Tensor& decoder);
+NadeResult nade_meta(const at::Tensor& v, const at::Tensor& visible_bias, const at::Tensor& hidden_bias,
+                     const at::Tensor& encoder, const at::Tensor& decoder);
+NadeResult nade_autograd(const at::Tensor& v, const at::Tensor& visible_bias, const at::Tensor& hidden_bias,
+                         const at::Tensor& encoder, const at::Tensor& decoder);
+
+NadeGradients nade_backward(const OptionalTensor& grad_log_prob, const OptionalTensor& grad_logits,
+                            const at::Tensor& v, const at::Tensor& logits, const at::Tensor& hidden_bias,
+                            const at::Tensor& encoder, const at::Tensor& decoder, std::array<bool, 4> wanted);
+NadeGradients nade_backward_meta(const OptionalTensor& grad_log_prob, const OptionalTensor& grad_logits,
+                                 const at::Tensor& v, const at::Tensor& logits, const at::Tensor& hidden_bias,
+                                 const at::Tensor& encoder, const at::Tensor& decoder,
+                                 std::array<bool, 4> wanted);
+
+NadeResult nade_sample(const at::Tensor& uniform, const at::Tensor& visible_bias,
+                       const at::Tensor& hidden_bias, const at::Tensor& encoder, const at::Tensor& decoder);
+NadeResult nade_sample_meta(const at::Tensor& uniform, const at::Tensor& visible_bias,
+                            const at::Tensor& hidden_bias, const at::Tensor& encoder,
+                            const at::Tensor& decoder);
+
+// Not defined in C++: the signature of what rnnkernels/_nade.py implements.
+NadeGradients nade_vjp(const OptionalTensor& grad_log_prob, const OptionalTensor& grad_logits,
+                       const at::Tensor& v, const at::Tensor& visible_bias, const at::Tensor& hidden_bias,
+                       const at::Tensor& encoder, const at::Tensor& decoder, std::array<bool, 4> wanted);
+
+}  // namespace rnnkernels::binding

@@ -1,0 +1,129 @@
+"""NADE by its operators where there are kernels, else as a loop of torch's operations.
+
+First derivatives are the operator's own (csrc/binding/nade_autograd.cpp). Where they are to be differentiated
+again, under torch.func's transforms and in forward mode, the loop serves, of which torch knows all derivatives;
+it takes the time and the memory of a loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnkernels import _fallback, _nade_fallback, _ops
+from rnnkernels._checks import autocasts, has_kernels
+from rnnkernels._modes import in_forward_mode, in_torch_func
+
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # visible_bias, hidden_bias, encoder, decoder
+
+
+def log_prob(v: Tensor, *given: Tensor) -> Tensor:
+    """See :func:`rnnkernels.functional.nade_log_prob`."""
+    tensors = _computed(*given)
+    _check_rows("v", v, *tensors[:2])
+    has_kernel = has_kernels(v.device, "nade")
+    if not has_kernel:
+        _fallback._warn_once(v.device)
+    if not has_kernel or in_torch_func() or in_forward_mode(tensors):
+        _check_for_the_loop(v, *tensors)
+        return _nade_fallback.nade(v, *tensors)[0]
+    b, c, *weights = tensors
+    rows: Tensor = _ops.nade(_rows(v), _rows(b), _rows(c), *weights)[0]
+    return rows.reshape(b.shape[:-1])
+
+
+def sample(generator: torch.Generator | None, *given: Tensor) -> tuple[Tensor, Tensor]:
+    """See :func:`rnnkernels.functional.nade_sample`."""
+    tensors = _computed(*given)
+    b, c, *weights = tensors
+    uniform = torch.rand(b.shape, generator=generator, dtype=b.dtype, device=b.device)
+    _check_rows("uniform", uniform, b, c)
+    has_kernel = has_kernels(b.device, "nade_sample")
+    if not has_kernel:
+        _fallback._warn_once(b.device)
+    if not has_kernel or in_torch_func():
+        _check_for_the_loop(uniform, *tensors)
+        return _nade_fallback.nade_sample(uniform, *tensors)
+    v, logits = _ops.nade_sample(_rows(uniform), _rows(b), _rows(c), *weights)
+    return v.reshape(b.shape), logits.reshape(b.shape)
+
+
+def _computed(*given: Tensor) -> Tensors:
+    """What the kernels compute in: half precision in float32; under autocast, which mixes dtypes, all alike."""
+    if autocasts(given[0].device):
+        dtype = torch.promote_types(given[2].dtype, torch.float32)
+        return tuple(x.to(dtype) for x in given)  # type: ignore[return-value]
+    return tuple(x.float() if x.is_floating_point() and x.dtype.itemsize == 2 else x for x in given)  # type: ignore[return-value]
+
+
+def _check_rows(name: str, v: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> None:
+    """Refuse what does not agree before the last dimension; the operators check what does."""
+    if visible_bias.dim() == 0:
+        raise ValueError("visible_bias must be [..., D], got a scalar")
+    if v.shape != visible_bias.shape:
+        raise ValueError(
+            f"{name} must have the shape of visible_bias, {list(visible_bias.shape)}, got {list(v.shape)}"
+        )
+    lead = visible_bias.shape[:-1]
+    if hidden_bias.dim() == 0 or hidden_bias.shape[:-1] != lead:
+        rows = ", ".join(map(str, (*lead, "H")))
+        raise ValueError(f"hidden_bias must be [{rows}], as visible_bias is, got {list(hidden_bias.shape)}")
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+
+
+def _check_for_the_loop(first: Tensor, visible_bias: Tensor, *others: Tensor) -> None:
+    """What the operators refuse, without calling one: torch.func's transforms do not know them."""
+    if visible_bias.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"visible_bias must be float32 or float64, got {visible_bias.dtype}")
+    visible, hidden = visible_bias.shape[-1], others[0].shape[-1]
+    if visible == 0:
+        raise ValueError("visible_bias must have at least one visible unit, got none")
+    if hidden == 0:
+        raise ValueError("hidden_bias must have at least one hidden unit, got none")
+    names = ("hidden_bias", "encoder", "decoder")
+    for name, x in zip(names, others, strict=True):
+        if name != "hidden_bias" and x.shape != (visible, hidden):
+            raise ValueError(f"{name} must be [D, H] = {[visible, hidden]}, got {list(x.shape)}")
+        if x.dtype != visible_bias.dtype:
+            raise ValueError(
+                f"{name} must have the dtype of visible_bias, {visible_bias.dtype}, got {x.dtype}"
+            )
+    for name, x in (("v", first), *zip(names, others, strict=True)):
+        if x.device != visible_bias.device:
+            raise ValueError(
+                f"{name} must be on the device of visible_bias, {visible_bias.device}, got {x.device}"
+            )
+
+
+def _vjp(
+    grad_log_prob: Tensor | None, grad_logits: Tensor | None, v: Tensor, visible_bias: Tensor,
+    hidden_bias: Tensor, encoder: Tensor, decoder: Tensor, wanted: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients of the operator ``nade``, made of operations that can be differentiated."""
+    tensors = [visible_bias, hidden_bias, encoder, decoder]
+    places = [i for i in range(4) if wanted[i]]
+
+    def results(*chosen: Tensor) -> tuple[Tensor, ...]:
+        full = list(tensors)
+        for i, x in zip(places, chosen, strict=True):
+            full[i] = x
+        return _nade_fallback.nade(v, *full)[:2]
+
+    both: Any = torch.func.vjp(results, *(tensors[i] for i in places))
+    made, vjp = both
+    given = (grad_log_prob, grad_logits)
+    grads = vjp(tuple(torch.zeros_like(x) if g is None else g for g, x in zip(given, made, strict=True)))
+    out = [x.new_zeros(0) for x in tensors]
+    for i, grad in zip(places, grads, strict=True):
+        out[i] = grad
+    return tuple(out)
+
+
+# Under torch.func's transforms as itself, too, before they would take it for an operator to loop over.
+for _key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
+    torch.library.impl("rnnkernels::nade_vjp", _key, _vjp)
