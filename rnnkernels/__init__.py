@@ -3,8 +3,9 @@
     h_t = d h_{t-1} + (1 - d) relu(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
 
 as custom C++ kernels, forward and backward: :class:`LeakyRNN` is a drop-in for ``torch.nn.RNN``,
-:mod:`rnnkernels.functional` is the recurrence alone, :mod:`rnnkernels.reference` is the same
-mathematics in plain NumPy. After Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
+:mod:`rnnkernels.functional` is the recurrence alone, :mod:`rnnkernels.outputs` are distributions over
+the next frame, :mod:`rnnkernels.reference` is the same mathematics in plain NumPy. After Bengio,
+Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
 """
 
 from rnnkernels._build import build_config, check_torch

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
-from helpers import distance
+from helpers import ROOT, distance
 from output_helpers import (
     BINARY,
     CONDITION,
@@ -23,11 +24,12 @@ from output_helpers import (
     make_state,
 )
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 import rnnkernels
 from rnnkernels import NADE, RBM, Categorical, IndependentBernoulli, LeakyRNN, expected_accuracy, outputs
 
+SHORTER = {"rbm": {"steps": 20}}  # which is enough for chains of so few units
 EXACT = tuple(name for name in MODELS if name != "rbm")  # whose loss is -log_prob
 
 
@@ -52,7 +54,9 @@ def test_probabilities_add_up_to_one_for_each_state(name):
 def test_draws_have_these_probabilities(name):
     draws = 40_000
     model, state = make_model(name), make_state(1)
-    v = model.sample(state.expand(draws, -1), generator=torch.Generator().manual_seed(5))
+    v = model.sample(
+        state.expand(draws, -1), **SHORTER.get(name, {}), generator=torch.Generator().manual_seed(5)
+    )
     frames = every_frame(name)
     expected = model.log_prob(frames, state.expand(len(frames), -1)).detach().exp()
     if name == "categorical":
@@ -70,7 +74,9 @@ def test_marginals_are_those_of_the_probabilities(name):
     v = frames.unsqueeze(1).expand(len(frames), 3, *frames.shape[1:])
     p = model.log_prob(v, state.expand(rows)).exp()
     expected = p.T if name == "categorical" else torch.einsum("kn,kd->nd", p, frames)
-    found = model.marginals(state, samples=20_000, generator=torch.Generator().manual_seed(6))
+    found = model.marginals(
+        state, samples=20_000, **SHORTER.get(name, {}), generator=torch.Generator().manual_seed(6)
+    )
     assert found.shape == (3, VISIBLE) and found.dtype == torch.float64
     exact = name in ("independent", "categorical")
     assert (found - expected).abs().max() < (1e-14 if exact else half_width(20_000))
@@ -194,10 +200,10 @@ def test_marginals_of_many_samples_are_worked_out_in_pieces(monkeypatch):
     for name in ("nade", "rbm"):
         model, state = make_model(name), make_state(4)
         monkeypatch.setattr(outputs._base, "MOST_VALUES", 4 * VISIBLE * 30)
-        expected = model.marginals(state, samples=5000)
+        expected = model.marginals(state, samples=2000, **SHORTER.get(name, {}))
         monkeypatch.setattr(outputs._base, "MOST_VALUES", 1)
-        found = model.marginals(state, samples=2000)
-        assert (found - expected).abs().max() < half_width(2000) + half_width(5000)
+        found = model.marginals(state, samples=300, **SHORTER.get(name, {}))
+        assert (found - expected).abs().max() < half_width(2000) + half_width(300)
 
 
 # --- With a network, compiled, saved ------------------------------------------------------------------
@@ -286,6 +292,28 @@ def test_parameters_are_drawn_anew(name):
     torch.manual_seed(9)
     for a, b in zip(MODELS[name]().parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_document_s_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "outputs.md").read_text(), re.DOTALL)
+    rolls = [(torch.rand(n, 88) < 0.05).float() for n in (7, 4, 9)]
+    steps, batch, hidden = 3, 2, 200
+    names = {
+        "torch": torch, "rnnkernels": rnnkernels, "pack_sequence": pack_sequence,
+        "unpack_sequence": unpack_sequence, "rolls": rolls, "epochs": 2, "batches": lambda rolls: [rolls],
+        "rows": range(3), "rbm": RBM(88, 10, hidden, gibbs_steps=2), "T": steps, "B": batch, "H": hidden,
+    }  # fmt: skip
+    training, generating, persistent, estimating, sparse = blocks
+    exec(training, names)
+    exec(persistent, names)
+    exec(generating, names)
+    names |= {"v": rolls[0], "state": torch.randn(7, hidden)}
+    exec(estimating.replace("temperatures=1000", "temperatures=10"), names)
+    names |= {"loss": torch.Tensor.mean, "x": torch.randn(steps, batch, 88)}
+    exec(sparse, names)
+    assert not torch.equal(names["chains"][2], rolls[2].bool())
+    assert names["low"] < names["mean"] < names["high"]
+    assert 0 < names["gradient"] < 1
 
 
 # --- The expected accuracy ----------------------------------------------------------------------------
