@@ -1,8 +1,8 @@
 """NADE by its operators where there are kernels, else as a loop of torch's operations.
 
 First derivatives are the operator's own (csrc/binding/nade_autograd.cpp). Where they are to be differentiated
-again, under torch.func's transforms and in forward mode, the loop serves, of which torch knows all derivatives;
-it takes the time and the memory of a loop.
+again, under torch.func's transforms and in forward mode, the loop serves, of which torch knows all
+derivatives; it takes the time and the memory of a loop.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def sample(generator: torch.Generator | None, *given: Tensor) -> tuple[Tensor, T
     """See :func:`rnnkernels.functional.nade_sample`."""
     tensors = _computed(*given)
     b, c, *weights = tensors
-    uniform = torch.rand(b.shape, generator=generator, dtype=b.dtype, device=b.device)
+    dtype = b.dtype if b.is_floating_point() else None  # which is refused below
+    uniform = torch.rand(b.shape, generator=generator, dtype=dtype, device=b.device)
     _check_rows("uniform", uniform, b, c)
     has_kernel = has_kernels(b.device, "nade_sample")
     if not has_kernel:
@@ -51,7 +52,7 @@ def sample(generator: torch.Generator | None, *given: Tensor) -> tuple[Tensor, T
 
 
 def _computed(*given: Tensor) -> Tensors:
-    """What the kernels compute in: half precision in float32; under autocast, which mixes dtypes, all alike."""
+    """What the kernels compute in: half precision in float32; all alike under autocast, which mixes them."""
     if autocasts(given[0].device):
         dtype = torch.promote_types(given[2].dtype, torch.float32)
         return tuple(x.to(dtype) for x in given)  # type: ignore[return-value]

@@ -90,14 +90,14 @@ def nade_log_prob(
         a_{i+1} = a_i + v_i W_i \\
         \log p(v) = \sum_i v_i l_i - \log(1 + e^{l_i})
 
-    Larochelle and Murray 2011, "The neural autoregressive distribution estimator". ``h`` changes only behind a
-    one, so the kernel makes sigmoids there alone; music has 4 ones among 88 keys. It keeps the logits for
-    backward and nothing else, so memory does not grow with ``D H``.
+    Larochelle and Murray 2011, "The neural autoregressive distribution estimator". ``h`` changes only behind
+    a one, so the kernel makes sigmoids there alone; music has 4 ones among 88 keys. For backward it keeps the
+    logits besides its arguments, so memory does not grow with ``D H``.
 
     First derivatives, for all arguments but ``v``, are another kernel's. Higher ones, forward mode and
     ``torch.func`` work through a loop of torch's operations over the ``D`` units, in the time and memory of
-    such a loop. An infinite or undefined number stays in its row and in the gradients of the weights; what
-    ``v_i = 0`` leaves out is left out even if it is infinite, where the loop would multiply it by zero.
+    such a loop. Numbers that are not finite stay in their row, but for the gradients of the weights, which
+    are sums over rows; what ``v_i = 0`` leaves out is left out, where the loop would multiply it by zero.
 
     On a device without kernels it is that loop, and one warning says so.
 

@@ -28,7 +28,7 @@ def build(sanitizer: str, program: str) -> Path:
     return folder / program
 
 
-@pytest.mark.parametrize("program", ["test_cpu", "test_product", "test_optimizer"])
+@pytest.mark.parametrize("program", ["test_cpu", "test_product", "test_optimizer", "test_nade"])
 @pytest.mark.parametrize(("sanitizer", "each"), [("", 1), ("address", 3), ("thread", 7)])
 def test_kernels_equal_plain_loops(sanitizer: str, each: int, program: str) -> None:
     """`each` thins the cases out where a sanitizer makes them slow."""

@@ -1,0 +1,55 @@
+"""What the tests of NADE share: its arguments, drawn, and the plain loop's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rnnkernels import _nade_fallback, functional
+
+NAMES = ("visible_bias", "hidden_bias", "encoder", "decoder")
+# Against the loop in float64, relative to the largest magnitude.
+TOLERANCE = {torch.float32: 4e-6, torch.float64: 1e-13}
+
+
+def arguments(
+    *shape: int, seed: int = 0, ones: float = 0.3, dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> tuple[Tensor, list[Tensor]]:
+    """v, and the four others: of shape (..., D, H), with so many ones among the units."""
+    *lead, visible, hidden = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+    v = torch.rand(*lead, visible, generator=generator) < ones
+    tensors = [
+        normal(*lead, visible),
+        normal(*lead, hidden),
+        normal(visible, hidden),
+        normal(visible, hidden),
+    ]
+    tensors[3] /= hidden**0.5
+    return v.to(device), tensors
+
+
+def by_kernels(v: Tensor, tensors: Sequence[Tensor], grad: Tensor | None = None) -> list[Tensor]:
+    """log p, and, where a gradient comes in, those of the four arguments."""
+    return _with_gradients(functional.nade_log_prob, v, tensors, grad)
+
+
+def by_the_loop(v: Tensor, tensors: Sequence[Tensor], grad: Tensor | None = None) -> list[Tensor]:
+    """The same by torch's operations in float64 on the CPU."""
+    wide = [x.detach().cpu().double() for x in tensors]
+    grad = None if grad is None else grad.detach().cpu().double()
+    return _with_gradients(lambda *x: _nade_fallback.nade(*x)[0], v.detach().cpu(), wide, grad)
+
+
+def _with_gradients(function, v, tensors, grad):
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    log_prob = function(v, *leaves)
+    if grad is None:
+        return [log_prob.detach()]
+    return [log_prob.detach(), *torch.autograd.grad(log_prob, leaves, grad, materialize_grads=True)]

@@ -1,0 +1,506 @@
+"""NADE by its kernels: values and gradients against the plain loop, and all that is around a call."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DTYPES, distance
+from nade_helpers import NAMES, TOLERANCE, arguments, by_kernels, by_the_loop
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+from rnnkernels import _C, _checks, _fallback, _nade_fallback
+from rnnkernels.functional import nade_log_prob, nade_sample
+
+FORWARD = torch.ops.rnnkernels.nade.default
+BACKWARD = torch.ops.rnnkernels.nade_backward.default
+SAMPLE = torch.ops.rnnkernels.nade_sample.default
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    """No device has kernels, and the warning has been."""
+    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
+    monkeypatch.setattr(_fallback, "_warned", [torch.device("cpu")])
+
+
+def check(v, tensors, seed=1):
+    grad = torch.randn(v.shape[:-1], generator=torch.Generator().manual_seed(seed), dtype=tensors[0].dtype)
+    for found, expected in zip(by_kernels(v, tensors, grad), by_the_loop(v, tensors, grad), strict=True):
+        assert found.shape == expected.shape and found.dtype == tensors[0].dtype
+        assert distance(found.double(), expected) < TOLERANCE[found.dtype]
+
+
+def saved_in(function):
+    """The tensors that autograd keeps of a call, each once."""
+    kept = {}
+
+    def keep(x):
+        kept[x.data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        function()
+    return list(kept.values())
+
+
+# --- Values and first derivatives --------------------------------------------------------------------
+
+SHAPES = [(1, 1, 1), (0, 3, 4), (5, 1, 3), (7, 9, 1), (3, 8, 16), (33, 88, 150), (2, 130, 67), (300, 5, 33),
+          (3, 4), (2, 3, 5, 6), (2, 0, 5, 6)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_are_those_of_the_loop(shape, dtype):
+    for ones in (0.0, 0.05, 0.5, 1.0):
+        check(*arguments(*shape, ones=ones, dtype=dtype))
+
+
+@pytest.mark.parametrize("instruction_set", [name for name, runs in _C.instruction_sets().items() if runs])
+def test_every_instruction_set(instruction_set):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from rnnkernels import _C; from test_nade import *\n"
+        f"assert _C.active_instruction_set() == {instruction_set!r}\n"
+        "for dtype in DTYPES:\n"
+        "    for shape in ((17, 88, 50), (260, 9, 40)): check(*arguments(*shape, dtype=dtype))\n"
+    )
+    environment = {**os.environ, "RNNKERNELS_ISA": instruction_set}
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int64, torch.float16,
+                                   torch.bfloat16, torch.float32, torch.float64])  # fmt: skip
+def test_v_may_have_any_dtype(dtype):
+    v, tensors = arguments(6, 7, 5)
+    assert torch.equal(nade_log_prob(v.to(dtype), *tensors), nade_log_prob(v, *tensors))
+
+
+def test_any_strides():
+    v, (b, c, encoder, decoder) = arguments(6, 7, 5)
+    wide = torch.zeros(6, 14, dtype=torch.bool)
+    wide[:, ::2] = v
+    laid = [
+        b.T.contiguous().T,
+        torch.cat([c, c], 1)[:, :5],
+        encoder.T.contiguous().T,
+        decoder.flip(0).flip(0),
+    ]
+    grad = torch.randn(6, dtype=torch.float64)
+    expected = by_kernels(v, [b, c, encoder, decoder], grad)
+    for a, b in zip(by_kernels(wide[:, ::2], laid, grad), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_one_bias_for_all_rows():
+    v, (b, c, encoder, decoder) = arguments(6, 7, 5)
+    one_b, one_c = b[0].clone().requires_grad_(), c[0].clone().requires_grad_()
+    nade_log_prob(v, one_b.expand(6, 7), one_c.expand(6, 5), encoder, decoder).sum().backward()
+    _, d_b, d_c, *_ = by_the_loop(
+        v, [one_b.expand(6, 7), one_c.expand(6, 5), encoder, decoder], torch.ones(6)
+    )
+    assert distance(one_b.grad, d_b.sum(0)) < 1e-13
+    assert distance(one_c.grad, d_c.sum(0)) < 1e-13
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=4)))
+def test_only_what_needs_a_gradient_has_one(wanted):
+    v, tensors = arguments(6, 7, 5)
+    leaves = [x.requires_grad_(want) for x, want in zip(tensors, wanted, strict=True)]
+    v = v.double().requires_grad_()
+    nade_log_prob(v, *leaves).sum().backward()
+    expected = by_the_loop(v, tensors, torch.ones(6))[1:]
+    assert v.grad is None
+    for x, want, gradient in zip(leaves, wanted, expected, strict=True):
+        assert (x.grad is None) is not want
+        assert not want or distance(x.grad, gradient) < 1e-13
+
+
+def test_the_logits_have_a_gradient_too():
+    v, tensors = arguments(6, 7, 5)
+    leaves = [x.requires_grad_() for x in tensors]
+    grads = (torch.randn(6, dtype=torch.float64), torch.randn(6, 7, dtype=torch.float64))
+    for chosen in ((0,), (1,), (0, 1)):
+        made, loop = FORWARD(v, *leaves), _nade_fallback.nade(v, *leaves)
+        found, expected = (
+            torch.autograd.grad([x[i] for i in chosen], leaves, [grads[i] for i in chosen])
+            for x in (made, loop)
+        )
+        assert all(distance(a, b) < 1e-13 for a, b in zip(found, expected, strict=True))
+
+
+def test_results_do_not_depend_on_threads():
+    v, tensors = arguments(700, 88, 70, dtype=torch.float32)
+    generator = torch.Generator()
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        results.append([*by_kernels(v, tensors, torch.ones(700)),
+                        *nade_sample(*tensors, generator=generator.manual_seed(5))])  # fmt: skip
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_nothing_of_size_d_h_is_kept():
+    v, tensors = arguments(50, 40, 30)
+    leaves = [x.requires_grad_() for x in tensors]
+    kept = saved_in(lambda: nade_log_prob(v, *leaves))
+    assert sum(x.numel() for x in kept) <= v.numel() + sum(x.numel() for x in tensors) + 50 * 40
+    assert sum(x.numel() for x in saved_in(lambda: _nade_fallback.nade(v, *leaves))) > 50 * 40 * 30
+
+
+def test_v_that_was_changed_after_the_call_raises():
+    v, tensors = arguments(6, 7, 5)
+    log_prob = nade_log_prob(v, *(x.requires_grad_() for x in tensors))
+    v.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        log_prob.sum().backward()
+
+
+# --- Numbers beyond the usual ------------------------------------------------------------------------
+
+
+def test_what_is_nearly_certain_keeps_its_digits():
+    v, (b, c, encoder, decoder) = arguments(4, 6, 3, ones=1.0, dtype=torch.float32)
+    b += 20
+    log_prob, d_b, *_ = by_kernels(v, [b, c, encoder, decoder], torch.ones(4))
+    logits = FORWARD(v, b, c, encoder, decoder)[1].double()
+    assert distance(log_prob.double(), -torch.nn.functional.softplus(-logits).sum(-1)) < 1e-6
+    assert distance(d_b.double(), torch.sigmoid(-logits)) < 1e-6
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("where", ["visible_bias", "hidden_bias"])
+def test_numbers_that_are_not_finite_stay_in_their_row(where, bad):
+    v, tensors = arguments(40, 9, 7)
+    tensors[NAMES.index(where)][3, 2] = bad
+    others = torch.arange(40) != 3
+    grad = torch.ones(40, dtype=torch.float64)
+    found, expected = by_kernels(v, tensors, grad), by_the_loop(v, tensors, grad)
+    for a, b in list(zip(found, expected, strict=True))[:3]:  # one row for each of v
+        assert torch.isfinite(a[others]).all()
+        assert distance(a[others], b[others]) < 1e-13
+        # Wherever the loop has a number in that row, so has the kernel, and the same.
+        finite = torch.isfinite(b[3])
+        assert torch.equal(torch.isnan(a[3]) & finite, torch.zeros_like(finite))
+        assert torch.allclose(a[3][finite], b[3][finite], rtol=1e-12, atol=1e-12)
+    sample, logits = nade_sample(*tensors)
+    assert torch.isfinite(logits[others]).all() and set(sample.unique().tolist()) <= {0, 1}
+
+
+def test_what_a_zero_leaves_out_may_be_infinite():
+    v, tensors = arguments(20, 5, 4, ones=0.5)
+    v[:, 2] = False
+    tensors[2][2] = torch.inf  # W of a unit that is never a one
+    grad = torch.ones(20, dtype=torch.float64)
+    assert all(torch.isfinite(x).all() for x in by_kernels(v, tensors, grad))
+    assert torch.isnan(by_the_loop(v, tensors)[0]).all()
+
+
+def test_large_weights_cost_no_digits():
+    """Backward finds the hidden units again as forward did, rather than by subtraction."""
+    v, (b, c, encoder, decoder) = arguments(10, 8, 5, ones=0.5, dtype=torch.float32)
+    encoder[3] *= 1e8
+    check(v, [b, c, encoder, decoder])
+
+
+# --- Further derivatives -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4), (1, 1, 1), (4, 3)])
+def test_derivatives_of_second_order_and_forward_mode(shape):
+    v, tensors = arguments(*shape, ones=0.5)
+    leaves = [x.requires_grad_() for x in tensors]
+
+    def run(*x):
+        return nade_log_prob(v, *x)
+
+    assert gradcheck(run, leaves, check_forward_ad=True)
+    assert gradgradcheck(run, leaves)
+
+
+def test_one_matrix_may_be_both_weights():
+    v, (b, c, weight, _) = arguments(3, 5, 4, ones=0.5)
+    leaves = [x.requires_grad_() for x in (b, c, weight)]
+    assert gradcheck(lambda b, c, w: nade_log_prob(v, b, c, w, w), leaves)
+    assert gradgradcheck(lambda b, c, w: nade_log_prob(v, b, c, w, w), leaves)
+
+
+def test_gradients_with_a_graph_are_the_same():
+    v, tensors = arguments(6, 7, 5)
+    leaves = [x.requires_grad_() for x in tensors]
+    for leave_out in (None, 0, 3):
+        some = [x for i, x in enumerate(leaves) if i != leave_out]
+        plain = torch.autograd.grad(nade_log_prob(v, *leaves).sum(), some)
+        graph = torch.autograd.grad(nade_log_prob(v, *leaves).sum(), some, create_graph=True)
+        assert all(y.requires_grad and distance(x, y) < 1e-13 for x, y in zip(plain, graph, strict=True))
+
+
+def test_batched_gradients():
+    v, tensors = arguments(6, 7, 5)
+    leaves = [x.requires_grad_() for x in tensors]
+    log_prob = nade_log_prob(v, *leaves)
+    grads = torch.randn(3, 6, dtype=torch.float64)
+    found = torch.autograd.grad(log_prob, leaves, grads, is_grads_batched=True, retain_graph=True)
+    for i, grad in enumerate(grads):
+        expected = torch.autograd.grad(log_prob, leaves, grad, retain_graph=True)
+        assert all(distance(x[i], y) < 1e-13 for x, y in zip(found, expected, strict=True))
+
+
+def test_transforms():
+    v, tensors = arguments(6, 7, 5)
+    expected = by_the_loop(v, tensors, torch.ones(6))
+
+    def of_row(v, b, c, encoder, decoder):
+        return nade_log_prob(v, b, c, encoder, decoder)
+
+    rows = torch.func.vmap(of_row, in_dims=(0, 0, 0, None, None))(v, *tensors)
+    assert distance(rows, expected[0]) < 1e-13
+    found = torch.func.grad(lambda x: nade_log_prob(v, *x).sum())(tensors)
+    assert all(distance(x, y) < 1e-13 for x, y in zip(found, expected[1:], strict=True))
+    jacobian = torch.func.jacrev(lambda b: nade_log_prob(v, b, *tensors[1:]))(tensors[0])
+    assert distance(jacobian.sum(0), expected[1]) < 1e-13
+    many = torch.func.vmap(lambda b: nade_sample(b, *tensors[1:])[1], randomness="different")(
+        torch.stack([tensors[0], tensors[0] + 1])
+    )
+    assert many.shape == (2, 6, 7)
+
+
+def test_a_tangent():
+    v, (b, *others) = arguments(6, 7, 5)
+    tangent = torch.randn_like(b)
+    expected = (by_the_loop(v, [b, *others], torch.ones(6))[1] * tangent).sum(-1)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(nade_log_prob(v, forward_ad.make_dual(b, tangent), *others)).tangent
+    assert distance(found, expected) < 1e-13
+
+
+# --- Draws -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_drawn_has_the_logits_that_come_with_it(shape, dtype):
+    for shift in (-4.0, 0.0, 9.0):
+        _, tensors = arguments(*shape, dtype=dtype)
+        tensors[0] += shift
+        v, logits = nade_sample(*tensors)
+        assert v.dtype == torch.uint8 and v.shape == logits.shape == tensors[0].shape
+        expected = _nade_fallback.nade(v, *(x.double() for x in tensors))[1]
+        assert distance(logits.double(), expected) < TOLERANCE[dtype]
+
+
+def test_a_unit_is_a_one_where_its_number_is_below_its_probability():
+    _, tensors = arguments(50, 30, 9, dtype=torch.float32)
+    uniform = torch.rand(50, 30)
+    v, logits = SAMPLE(uniform, *tensors)
+    p = torch.sigmoid(logits)
+    sure = (uniform - p).abs() > 1e-6
+    assert torch.equal(v.bool()[sure], (uniform < p)[sure]) and sure.float().mean() > 0.99
+
+
+def test_frequencies_are_the_probabilities():
+    _, (b, c, encoder, decoder) = arguments(1, 3, 4, dtype=torch.float32)
+    n = 200_000
+    v, _ = nade_sample(b.expand(n, 3), c.expand(n, 4), encoder, decoder)
+    every = torch.tensor(list(itertools.product([0, 1], repeat=3)))
+    p = nade_log_prob(every, b.expand(8, 3), c.expand(8, 4), encoder, decoder).double().exp()
+    assert abs(float(p.sum()) - 1) < 1e-6
+    found = torch.bincount(v.long() @ torch.tensor([4, 2, 1]), minlength=8) / n
+    assert bool(((found - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all())
+
+
+def test_draws_follow_the_generator_and_have_no_gradient():
+    _, tensors = arguments(20, 9, 5)
+    leaves = [x.requires_grad_() for x in tensors]
+    draws = [nade_sample(*leaves, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
+    assert not torch.equal(draws[0][0], draws[2][0])
+    assert not any(x.requires_grad for x in draws[0])
+
+
+# --- Half precision, autocast, other devices ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_storage(dtype):
+    v, tensors = arguments(6, 7, 5, dtype=dtype)
+    leaves = [x.requires_grad_() for x in tensors]
+    log_prob = nade_log_prob(v, *leaves)
+    assert log_prob.dtype == torch.float32
+    log_prob.sum().backward()
+    expected = by_the_loop(v, tensors, torch.ones(6))
+    assert distance(log_prob.double(), expected[0]) < 4e-6
+    for x, y in zip(leaves, expected[1:], strict=True):
+        assert x.grad.dtype == dtype and distance(x.grad.double(), y) < torch.finfo(dtype).eps
+    v, logits = nade_sample(*tensors)
+    assert (v.dtype, logits.dtype) == (torch.uint8, torch.float32)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64])
+def test_autocast_mixes_dtypes(weights):
+    v, tensors = arguments(6, 7, 5, dtype=torch.bfloat16)
+    tensors[2:] = [x.to(weights) for x in tensors[2:]]
+    with torch.autocast("cpu", torch.bfloat16):
+        log_prob, (_, logits) = nade_log_prob(v, *tensors), nade_sample(*tensors)
+    assert log_prob.dtype == logits.dtype == weights
+    assert distance(log_prob.double(), by_the_loop(v, tensors)[0]) < 4e-6
+
+
+def test_on_meta_there_are_shapes():
+    v, tensors = arguments(2, 3, 7, 5, dtype=torch.float32, device="meta")
+    assert nade_log_prob(v, *tensors).shape == (2, 3)
+    assert [x.shape for x in nade_sample(*tensors)] == [(2, 3, 7)] * 2
+
+
+def test_without_kernels_it_is_the_loop(monkeypatch):
+    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
+    monkeypatch.setattr(_fallback, "_warned", [])
+    v, tensors = arguments(6, 7, 5)
+    with pytest.warns(UserWarning, match="a loop of torch operations, many times slower") as caught:
+        found = by_kernels(v, tensors, torch.ones(6, dtype=torch.float64))
+        nade_sample(*tensors)
+    assert len(caught) == 1
+    assert all(torch.equal(x, y) for x, y in zip(found, by_the_loop(v, tensors, torch.ones(6)), strict=True))
+
+
+# --- Bad input ---------------------------------------------------------------------------------------
+
+
+def changed(**changes):
+    """Right arguments but for the changed ones."""
+    v, tensors = arguments(4, 6, 5, dtype=torch.float32)
+    return {"v": v, **dict(zip(NAMES, tensors, strict=True)), **changes}
+
+
+SHAPES_REFUSED = [
+    (lambda: changed(v=torch.zeros(4, 5)), ValueError,
+     r"v must have the shape of visible_bias, [4, 6], got [4, 5]"),
+    (lambda: changed(visible_bias=torch.zeros(())), ValueError,
+     "visible_bias must be [..., D], got a scalar"),
+    (lambda: changed(hidden_bias=torch.zeros(3, 5)), ValueError,
+     "hidden_bias must be [4, H], as visible_bias is, got [3, 5]"),
+    (lambda: changed(hidden_bias=torch.zeros(())), ValueError,
+     "hidden_bias must be [4, H], as visible_bias is, got []"),
+    (lambda: changed(encoder=torch.zeros(5, 6)), ValueError, "encoder must be [D, H] = [6, 5], got [5, 6]"),
+    (lambda: changed(decoder=torch.zeros(6)), ValueError, "decoder must be [D, H] = [6, 5], got [6]"),
+    (lambda: changed(v=torch.zeros(4, 0), visible_bias=torch.zeros(4, 0)), ValueError,
+     "visible_bias must have at least one visible unit, got "),
+    (lambda: changed(hidden_bias=torch.zeros(4, 0)), ValueError,
+     "hidden_bias must have at least one hidden unit, got "),
+    (lambda: changed(decoder=torch.zeros(6, 5).double()), ValueError,
+     "decoder must have the dtype of visible_bias, "),
+    (lambda: changed(visible_bias=torch.zeros(4, 6).int()), ValueError,
+     "visible_bias must be float32 or float64, got "),
+    (lambda: changed(encoder=torch.zeros(6, 5, device="meta")), ValueError,
+     "encoder must be on the device of visible_bias, cpu, got meta"),
+    (lambda: changed(v=[0, 1]), TypeError, "v must be a Tensor, got list"),
+    (lambda: changed(decoder=None), TypeError, "decoder must be a Tensor, got NoneType"),
+    (lambda: changed(encoder=torch.zeros(6, 5).to_sparse()), ValueError,
+     "encoder must be a dense tensor, got layout "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize(("make", "error", "message"), SHAPES_REFUSED)
+def test_bad_input_is_named(make, error, message, kernels, request):
+    if not kernels:
+        request.getfixturevalue("no_kernels")
+    with pytest.raises(error, match="^" + re.escape(message)):
+        nade_log_prob(**make())
+    others = make()
+    del others["v"]
+    if not message.startswith("v "):
+        with pytest.raises(error, match="^" + re.escape(message)):
+            nade_sample(**others)
+
+
+@pytest.mark.parametrize(("bad", "text"), [(2, "2"), (0.5, "0.5"), (-1, "-1"), (torch.nan, "-?nan")])
+def test_values_that_are_neither_zero_nor_one_are_named(bad, text):
+    v = torch.zeros(4, 6)
+    v[2, 3] = bad
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int64):
+        if v.to(dtype)[2, 3] == 0 or (bad != bad and not dtype.is_floating_point):
+            continue
+        with pytest.raises(ValueError, match=f"^v must hold zeros and ones, got {text} at row 2, unit 3$"):
+            nade_log_prob(**changed(v=v.to(dtype)))
+
+
+def test_operators_name_bad_input():
+    v, tensors = arguments(4, 6, 5, dtype=torch.float32)
+    b, c, encoder, decoder = tensors
+    with pytest.raises(ValueError, match=r"^v must be bool or numbers, got ComplexFloat"):
+        FORWARD(v.to(torch.complex64), *tensors)
+    with pytest.raises(ValueError, match=r"^visible_bias must be \[N, D\], got \[6\]"):
+        FORWARD(v[0], b[0], c, encoder, decoder)
+    with pytest.raises(ValueError, match=r"^uniform must be \[N, D\] = \[4, 6\], got \[4, 5\]"):
+        SAMPLE(torch.rand(4, 5), *tensors)
+    wanted = (True,) * 4
+    with pytest.raises(ValueError, match=r"^grad_log_prob must be \[N\] = \[4\], got \[5\]"):
+        BACKWARD(torch.ones(5), None, v, b, c, encoder, decoder, wanted)
+    with pytest.raises(ValueError, match=r"^grad_logits must be \[N, D\] = \[4, 6\], got \[4\]"):
+        BACKWARD(None, torch.ones(4), v, b, c, encoder, decoder, wanted)
+    with pytest.raises(ValueError, match=r"^v must be \[N, D\] = \[4, 6\], got \[3, 6\]"):
+        BACKWARD(torch.ones(4), None, v[:3], b, c, encoder, decoder, wanted)
+
+
+# --- Registration, compiling -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5), (0, 6, 5), (1, 1, 1)])
+def test_opcheck(shape):
+    v, tensors = arguments(*shape)
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    torch.library.opcheck(FORWARD, (v, *leaves))
+    torch.library.opcheck(FORWARD, (v.double().requires_grad_(), *leaves))
+    torch.library.opcheck(SAMPLE, (torch.rand(shape[:2], dtype=torch.float64), *tensors))
+    b, c, encoder, decoder = tensors
+    grads = torch.ones(shape[0], dtype=torch.float64), torch.ones_like(b)
+    for grad, of_logits in ((grads[0], None), (None, grads[1]), grads, (None, None)):
+        for wanted in ((True,) * 4, (True, False, False, False), (False, False, True, False)):
+            torch.library.opcheck(BACKWARD, (grad, of_logits, v, b, c, encoder, decoder, wanted))
+
+
+def test_backward_without_gradients_is_zero():
+    v, (b, c, encoder, decoder) = arguments(4, 6, 5)
+    found = BACKWARD(None, None, v, b, c, encoder, decoder, (True,) * 4)
+    assert [x.shape for x in found] == [b.shape, c.shape, encoder.shape, decoder.shape]
+    assert not any(x.any() for x in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_it_compiles_without_a_graph_break(dtype):
+    torch._dynamo.reset()
+
+    def loss(v, *tensors):
+        return -nade_log_prob(v, *tensors).mean()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (4, 9):
+        v, tensors = arguments(rows, 6, 5)
+        leaves = [x.requires_grad_() for x in tensors]
+        found, expected = (torch.autograd.grad(f(v.to(dtype), *leaves), leaves) for f in (compiled, loss))
+        assert all(distance(x, y) < 1e-13 for x, y in zip(found, expected, strict=True))
+    sample = torch.compile(nade_sample, fullgraph=True, backend="aot_eager")
+    v, logits = sample(*tensors)
+    assert distance(logits, _nade_fallback.nade(v, *tensors)[1]) < 1e-13
+    torch._dynamo.reset()
+
+
+def test_flops_are_those_of_the_products():
+    v, tensors = arguments(4, 6, 5)
+    leaves = [x.requires_grad_() for x in tensors]
+    with FlopCounterMode(display=False) as counter:
+        nade_log_prob(v, *leaves).sum().backward()
+        nade_sample(*tensors)
+    assert counter.get_total_flops() == (1 + 2 + 1) * 2 * 4 * 6 * 5
