@@ -35,13 +35,13 @@ try:
     from typing import Any, NamedTuple
 
     import numpy as np
-    import rolls
     import torch
     from eager import EagerLeakyRNN
     from torch import Tensor, nn
     from torch.nn.functional import binary_cross_entropy_with_logits
 
     from rnnkernels import ClippedNesterov, LeakyRNN
+    from rnnkernels.experiments import rolls
 except KeyboardInterrupt:  # loading torch takes seconds, and Ctrl-C counts there too
     raise SystemExit(130) from None
 

@@ -23,10 +23,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import demo
-import rolls
 from eager import EagerLeakyRNN
 
 from rnnkernels import LeakyRNN
+from rnnkernels.experiments import rolls
 
 
 def made_rolls(seed: int, lengths: list[int]) -> list[rolls.Roll]:

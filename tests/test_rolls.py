@@ -1,4 +1,4 @@
-"""The loader of examples/rolls.py: file formats, what is refused, scores, cache."""
+"""The loader of rnnkernels.experiments.rolls: file formats, what is refused, scores, cache."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
-import rolls
+from rnnkernels.experiments import rolls
 
 SPLITS: dict[str, list[list[list[int]]]] = {
     "train": [[[60, 64], [], [21, 108]], [[60], [61]]],
