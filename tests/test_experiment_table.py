@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from experiment_helpers import SETS, entry_of, made_results
 
-from rnnkernels.experiments.table import LADDER, LOG_LIKELIHOOD, MEASURES, ladder_sentence, make_grid, table
+from rnnkernels.experiments.table import (
+    LOG_LIKELIHOOD,
+    MEASURES,
+    TECHNIQUES,
+    ladder_sentence,
+    make_grid,
+    table,
+)
 
 
 def column_values(text: str, row: str) -> list[str]:
@@ -60,8 +67,8 @@ def test_the_best_of_each_column_is_bold_whichever_it_is() -> None:
         run["test"] = test
     text = table(results, markdown=True)
     first = text[: text.index("Expected accuracy")]
-    bold = {row: [cell.startswith("**") for cell in column_values(first, row)] for row in LADDER}
-    assert bold == {row: [row == "+C", False, row == "+C"] for row in LADDER}
+    bold = {row: [cell.startswith("**") for cell in column_values(first, row)] for row in TECHNIQUES}
+    assert bold == {row: [row == "+C", False, row == "+C"] for row in TECHNIQUES}
     assert column_values(first, "keys alone") == ["-11.00", "**-1.00**", "-6.00"]
     assert "**" not in table(results)
     equal = made_results()
@@ -87,7 +94,7 @@ def test_plain_columns_are_aligned() -> None:
     text = table(made_results(models=("RNN-RBM",)))
     lines = text[text.index("Test log-likelihood") :].splitlines()
     rows = lines[1 : lines.index("")]
-    assert len(rows) == 2 + 2 * len(LADDER)  # head, baseline, rungs with their intervals
+    assert len(rows) == 2 + 2 * len(TECHNIQUES)  # head, baseline, rungs with their intervals
     assert len({len(row) for row in rows}) == 1
     assert max(map(len, text.splitlines())) <= 100
 
@@ -100,7 +107,7 @@ def test_rungs_that_improve_are_counted(rises: tuple[float, ...], count: int) ->
     results = made_results()
     for name in SETS:
         base = -9.0
-        for technique, rise in zip(LADDER, (0.0, *rises), strict=True):
+        for technique, rise in zip(TECHNIQUES, (0.0, *rises), strict=True):
             base += rise
             for run, off in zip(entry_of(results, name, technique)["runs"], (-0.02, 0.0, 0.02), strict=True):
                 run["test"] = base + off

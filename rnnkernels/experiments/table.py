@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-LADDER = ("SGD", "+C", "+CL", "+CLR", "+CLRM")
+TECHNIQUES = ("SGD", "+C", "+CL", "+CLR", "+CLRM")
 WIDTH = 100
 NONE = "-"
 
@@ -139,14 +139,14 @@ def make_grid(results: Results, model: str, measure: Measure) -> Grid:
     for entry in results["results"]:
         if entry["model"] == model and (found := cell(entry["runs"], measure)):
             cells[entry["technique"], entry["data"]] = found
-    rungs = [rung for rung in LADDER if any((rung, name) in cells for name in sets)]
+    rungs = [rung for rung in TECHNIQUES if any((rung, name) in cells for name in sets)]
     common = [name for name in sets if rungs and all((rung, name) in cells for rung in rungs)]
     if measure.baseline:
         for name in sets:
             known = number(results["data"].get(name, {}).get("baselines", {}).get(measure.baseline[1]))
             if known is not None:
                 cells[measure.baseline[0], name] = Cell(measure.scale * known)
-    rows = [*([measure.baseline[0]] if measure.baseline else []), *LADDER]
+    rows = [*([measure.baseline[0]] if measure.baseline else []), *TECHNIQUES]
     whole = [row for row in rows if common and all((row, name) in cells for name in common)]
     means = {row: over_sets([cells[row, name] for name in common]) for row in whole}
     return Grid(measure, rows, sets, cells, means, common)
@@ -234,8 +234,8 @@ def absent(grid: Grid) -> list[str]:
     parts = []
     for name in grid.sets:
         rows = [row for row in grid.rows if (row, name) not in grid.cells]
-        if set(LADDER) <= set(rows):
-            rows = ["all rungs", *(row for row in rows if row not in LADDER)]
+        if set(TECHNIQUES) <= set(rows):
+            rows = ["all rungs", *(row for row in rows if row not in TECHNIQUES)]
         if rows:
             parts.append(f"{', '.join(rows)} on {name}")
     return parts
@@ -257,7 +257,7 @@ def notes(grid: Grid) -> list[str]:
 
 def ladder_sentence(grid: Grid) -> str:
     """How many rungs have a higher mean than the rung below, and how far that is beyond the seeds' spread."""
-    steps = [(low, high) for low, high in pairwise(LADDER) if low in grid.means and high in grid.means]
+    steps = [(low, high) for low, high in pairwise(TECHNIQUES) if low in grid.means and high in grid.means]
     if not steps:
         return "No rung has a mean beside that of the rung below, so none can be said to improve it."
     changes = {high: grid.means[high].value - grid.means[low].value for low, high in steps}
@@ -274,7 +274,7 @@ def ladder_sentence(grid: Grid) -> str:
 
 def diverged_sentence(results: Results, model: str) -> str | None:
     """The trials of the search that have no validation score; None without any."""
-    counts = {rung: [0, 0] for rung in LADDER}
+    counts = {rung: [0, 0] for rung in TECHNIQUES}
     for entry in results["results"]:
         if entry["model"] == model:
             trials = entry["trials"]
