@@ -1,0 +1,35 @@
+"""What is reached without any network, which a network must beat.
+
+Keys alone, each key k sounding as often as in the training split, whatever was heard:
+
+    p_k = clip(mean of v_tk over all training steps, 1e-4, 1 - 1e-4)
+    log-likelihood = mean over steps 2..T of all test sequences of
+                     sum_k v_tk log p_k + (1 - v_tk) log(1 - p_k)
+
+The last frame again, v_{t-1} as the prediction of v_t, with counts over the same steps:
+
+    accuracy = TP / (TP + FP + FN)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rnnkernels.experiments.rolls import Rolls
+
+
+def keys_alone(data: Rolls) -> float:
+    """Log-likelihood of the test split in nats a step, from the second step of each sequence on."""
+    p = np.concatenate(data.train).mean(axis=0).clip(1e-4, 1 - 1e-4)
+    told = np.concatenate([roll[1:] for roll in data.test])
+    sounds = told.mean(axis=0)  # the mean over steps is linear in the frames
+    return float(np.sum(sounds * np.log(p) + (1 - sounds) * np.log1p(-p)))
+
+
+def repeat_accuracy(data: Rolls) -> float:
+    """Accuracy, from 0 to 1, of each test frame as the prediction of the next; NaN of silence alone."""
+    hits = either = 0
+    for roll in data.test:
+        hits += int(np.sum(roll[1:] & roll[:-1]))
+        either += int(np.sum(roll[1:] | roll[:-1]))
+    return hits / either if either else float("nan")
