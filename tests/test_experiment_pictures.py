@@ -95,7 +95,8 @@ def test_files_are_written_or_a_line_says_why_not(tmp_path: Path, monkeypatch: p
         (tmp_path / "b.png", two_rolls(roll, roll, tmp_path / "b.png")),
     ):
         assert said == f"picture: {path}" and path.read_bytes()[:4] == b"\x89PNG"
-    assert "cannot be written" in two_rolls(roll, roll, tmp_path / "nowhere" / "a.png")
+    figure = pictures._figure((1, 1))
+    assert "cannot be written" in pictures._saved(figure, tmp_path / "nowhere" / "a.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for said in (two_rolls(roll, roll, "a.png"), learning_curves(made_results(1), "RNN", "a.png")):
         assert said == "no picture: matplotlib is not installed"

@@ -1,0 +1,92 @@
+"""What a study leaves in its folder: results.json, table.txt, table.md and curves-<model>.png.
+
+All of it comes from the results alone, so a study that goes on, or one that was read back, is reported anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnkernels import build_config
+from rnnkernels.experiments.pictures import learning_curves
+from rnnkernels.experiments.table import Results, models, table
+
+
+def write_report(results: Results, folder: str | Path) -> list[str]:
+    """Write results, tables and pictures, of an unfinished study as far as it has come.
+
+    Args:
+        results: What the study found: ``results``, ``data``, ``environment``, ``plan``, ``command`` and
+            ``seconds``. NaN and infinities become null.
+        folder: Where to; it is made if it is not there. Each file is replaced as a whole: whoever is stopped
+            while writing leaves the one of before.
+
+    Returns:
+        A line a picture: where it is, or why there is none.
+
+    Raises:
+        OSError: The folder or a file of text cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "results.json", json.dumps(_finite(results), indent=1, allow_nan=False) + "\n")
+    _write(folder / "table.txt", table(results))
+    _write(folder / "table.md", table(results, markdown=True))
+    return [learning_curves(results, model, folder / f"curves-{model}.png") for model in models(results)]
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to judge the seconds, or to repeat the study. No paths, no names of hosts."""
+    build = build_config()
+    return {
+        "rnnkernels": build["version"],
+        "torch": build["torch"],
+        "python": platform.python_version(),
+        "system": " ".join((platform.system(), platform.machine())),
+        "processor": _processor(),
+        "instruction_set": build["active_instruction_set"],
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for what is not finite but null."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())
+
+
+def _cores() -> int:
+    """Those this process may use, which in a container are fewer than the machine has."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -1,0 +1,89 @@
+"""What a study leaves in its folder, whole or unfinished; where it ran."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from experiment_helpers import entry_of, made_results
+
+import rnnkernels
+from rnnkernels.experiments import report
+from rnnkernels.experiments.report import environment, write_report
+from rnnkernels.experiments.table import table
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have tests of their own, and take seconds."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+def test_the_folder_has_results_and_tables(tmp_path: Path) -> None:
+    results = made_results(models=("RNN", "RNN-RBM"))
+    said = write_report(results, tmp_path / "new" / "study")
+    assert said == ["no picture: matplotlib is not installed"] * 2
+    folder = tmp_path / "new" / "study"
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert (folder / "table.txt").read_text(encoding="utf-8") == table(results)
+    assert (folder / "table.md").read_text(encoding="utf-8") == table(results, markdown=True)
+    assert {path.name for path in folder.iterdir()} == {"results.json", "table.txt", "table.md"}
+
+
+def test_a_picture_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(report, "learning_curves", lambda results, model, path: drawn.append(path))
+    write_report(made_results(models=("RNN", "RNN-NADE")), tmp_path)
+    assert drawn == [tmp_path / "curves-RNN.png", tmp_path / "curves-RNN-NADE.png"]
+
+
+def test_what_is_not_finite_is_null_and_is_reported_alike(tmp_path: Path) -> None:
+    results = made_results()
+    run = entry_of(results, "Nottingham", "SGD")["runs"][0]
+    run["test"] = run["curve"]["valid"][3] = math.nan
+    entry_of(results, "Nottingham", "SGD")["trials"][0]["valid"] = -math.inf
+    write_report(results, tmp_path)
+    text = (tmp_path / "results.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    read = json.loads(text)
+    entry = entry_of(read, "Nottingham", "SGD")
+    assert entry["runs"][0]["test"] is None and entry["runs"][0]["curve"]["valid"][3] is None
+    assert entry["trials"][0]["valid"] is None and entry["runs"][1]["test"] == pytest.approx(-5.0)
+    assert table(read) == table(results)
+
+
+def test_a_write_that_fails_leaves_the_file_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(made_results(), tmp_path)
+    before = (tmp_path / "results.json").read_text()
+
+    def cut_short(path: Path, text: str, **_: object) -> int:
+        path.write_bytes(text[:99].encode())
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", cut_short)
+    with pytest.raises(OSError, match="no space left"):
+        write_report(made_results(seeds=1), tmp_path)
+    assert (tmp_path / "results.json").read_text() == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_study_without_results_is_reported(tmp_path: Path) -> None:
+    results = made_results() | {"results": []}
+    assert write_report(results, tmp_path) == []
+    assert "No results yet." in (tmp_path / "table.txt").read_text()
+
+
+def test_the_environment_says_what_ran_where() -> None:
+    found = environment()
+    assert found["rnnkernels"] == rnnkernels.__version__ and found["torch"] == torch.__version__
+    assert found["python"] == platform.python_version() and found["cores"] >= 1
+    assert found["threads"] == torch.get_num_threads() and found["processor"]
+    assert len(found["date"]) == len("2026-11-28")
+    assert json.loads(json.dumps(found)) == found
