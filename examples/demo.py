@@ -24,7 +24,6 @@ try:
     import importlib
     import math
     import os
-    import shutil
     import signal
     import statistics
     import sys
@@ -42,6 +41,7 @@ try:
 
     from rnnkernels import ClippedNesterov, LeakyRNN
     from rnnkernels.experiments import rolls
+    from rnnkernels.experiments.progress import Progress
 except KeyboardInterrupt:  # loading torch takes seconds, and Ctrl-C counts there too
     raise SystemExit(130) from None
 
@@ -101,28 +101,6 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-
-
-class Progress:
-    """A bar that redraws itself on a terminal; elsewhere a line for every tenth of the way."""
-
-    def __init__(self) -> None:
-        self.begin = time.perf_counter()
-        self.terminal = sys.stdout.isatty()
-        self.tenths = 0
-
-    def show(self, done: float, text: str) -> None:
-        left = (time.perf_counter() - self.begin) * (1 - done) / done if done > 0 else 0.0
-        if self.terminal:
-            line = f"[{'#' * round(24 * done):24}] {text}, {left:.0f} s left"
-            print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\033[K", end="", flush=True)
-        elif int(10 * done) > self.tenths:
-            self.tenths = int(10 * done)
-            print(f"{10 * self.tenths:3d} % {text}, {left:.0f} s left", flush=True)
-
-    def end(self) -> None:
-        if self.terminal:
-            print("\r\033[K", end="", flush=True)
 
 
 def make_batches(

@@ -1,0 +1,57 @@
+"""A leaky recurrent network that tells the next frame by one of the output models.
+
+h_t = d h_{t-1} + (1-d) f(W_ih v_t + W_hh h_{t-1} + b)        v_{t+1} ~ p(v | h_t)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnkernels import NADE, RBM, IndependentBernoulli, LeakyRNN, draw_decay
+from rnnkernels.experiments.recipes import Settings
+from rnnkernels.experiments.rolls import KEYS, Roll
+
+
+class Predictor(nn.Module):
+    """``forward`` takes packed frames to packed states, of which ``output`` gives probabilities."""
+
+    output: IndependentBernoulli | NADE | RBM
+
+    def __init__(self, model: str, settings: Settings, frequency: Tensor) -> None:
+        super().__init__()
+        hidden = settings.hidden
+        slowest = settings.slowest
+        decay = 0.0 if slowest is None else draw_decay(hidden, low=slowest, high=1.0, log_uniform=True)
+        self.rnn = LeakyRNN(KEYS, hidden, nonlinearity=settings.nonlinearity, decay=decay)
+        self.dropout = settings.dropout
+        if model == "RNN":
+            self.output = IndependentBernoulli(KEYS, hidden)
+        elif model == "RNN-NADE":
+            self.output = NADE(KEYS, settings.output_hidden, hidden)
+        else:
+            self.output = RBM(KEYS, settings.output_hidden, hidden, settings.gibbs_steps)
+        with torch.no_grad():
+            self.output.visible_bias.bias.copy_(torch.logit(frequency))
+            # Of independent entries of variance 1 / H the eigenvalues fill the unit circle.
+            nn.init.normal_(self.rnn.weight_hh_l0, std=settings.radius / hidden**0.5)  # type: ignore[arg-type]
+
+    def forward(self, heard: PackedSequence, drive: Tensor | None = None) -> PackedSequence:
+        """States, packed like the frames. A drive is packed, too: what each unit gets besides."""
+        kept = heard._replace(data=self._thinned(heard.data))
+        states, _ = self.rnn(kept) if drive is None else self.rnn(kept, drive=heard._replace(data=drive))
+        return states._replace(data=self._thinned(states.data))
+
+    def _thinned(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+def key_frequency(rolls: Sequence[Roll]) -> Tensor:
+    """How often each key sounds, ``[88]``; nothing is impossible and nothing certain."""
+    frequency = np.concatenate(list(rolls)).mean(axis=0)
+    return torch.from_numpy(frequency.clip(1e-4, 1 - 1e-4)).float()

@@ -1,0 +1,197 @@
+"""One run: train by a recipe, keep what was best on the validation split, score it on the test split.
+
+The learning rate climbs over the first twentieth of the updates and then follows a half cosine to 0. All
+chance in an epoch is a function of the seed and the epoch's number, so a run that was killed goes on from its
+last checkpoint to the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnnkernels import ClippedNesterov, activity_penalty, sparsity
+from rnnkernels.experiments.batches import Batch, training_batches, whole_batches
+from rnnkernels.experiments.model import Predictor, key_frequency
+from rnnkernels.experiments.recipes import Settings
+from rnnkernels.experiments.rolls import Rolls
+from rnnkernels.experiments.scores import Scale, log_likelihood, score_test
+
+LOOKS = 40  # at the validation split in a run of full length
+PATIENCE = 12  # looks without a new best before a run ends
+CHECKPOINT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run depends on, all of it."""
+
+    data: str  # a name that the study knows
+    model: str
+    technique: str
+    settings: Settings
+    seed: int
+    updates: int
+    test: bool  # whether the test split is scored, too
+    scale: Scale = field(default_factory=Scale)
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    epoch: int = 0
+    updates: int = 0
+    best: float = -math.inf  # validation log-likelihood in nats a step
+    best_epoch: int = 0
+    looks_since: int = 0
+    seconds: float = 0.0  # of training and validation
+    curve: dict[str, list[float]] = field(default_factory=lambda: {"epoch": [], "train": [], "valid": []})
+    ended: bool = False
+
+
+Watcher = Callable[[State], object]
+
+
+class Trainer:
+    """A job's network, its optimizer and how far it came. A Ctrl-C loses what is after the checkpoint."""
+
+    def __init__(self, job: Job, data: Rolls, checkpoint: Path | None = None) -> None:
+        self.job, self.data, self.checkpoint = job, data, checkpoint
+        settings = job.settings
+        torch.manual_seed(job.seed)
+        self.model = Predictor(job.model, settings, key_frequency(data.train))
+        self.optimizer = ClippedNesterov(
+            self.model.parameters(), 0.0, settings.momentum, settings.clip, nonfinite="apply"
+        )
+        self.best_weights = _copies(self.model)
+        self.state = State()
+        self.valid = whole_batches(data.valid)
+        self._saved = time.monotonic()
+        if checkpoint is not None and checkpoint.exists():
+            self._load(checkpoint)
+
+    def run(self, watch: Watcher = lambda state: None) -> dict[str, Any]:
+        """To the end. Returns the entry of the results file."""
+        while not self.state.ended:
+            begin = time.perf_counter()
+            self._epoch()
+            self.state.seconds += time.perf_counter() - begin
+            watch(self.state)
+            if self.checkpoint is not None and time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+                self._save(self.checkpoint)
+        return self._result()
+
+    def _epoch(self) -> None:
+        """One epoch of training, and a look at the validation split where one is due."""
+        state, job = self.state, self.job
+        torch.manual_seed(job.seed + 1_000_003 * (state.epoch + 1))
+        rng = np.random.default_rng([job.seed, state.epoch])
+        self.model.train()
+        total = rows = 0.0
+        batches = list(training_batches(self.data.train, job.settings, rng))
+        for batch in batches:
+            if state.updates == job.updates:
+                break
+            total += float(self._update(batch)) * len(batch.told)
+            rows += len(batch.told)
+        state.epoch += 1
+        every = max(1, job.updates // (LOOKS * len(batches)))
+        if state.epoch % every == 0 or state.updates == job.updates:
+            self._look(-total / rows)
+        if state.updates == job.updates:
+            state.ended = True
+
+    def _update(self, batch: Batch) -> Tensor:
+        """A step down the loss. Returns the loss without its penalty, nats a step."""
+        settings, done = self.job.settings, self.state.updates / self.job.updates
+        course = min(1.0, 20 * done + 0.05) * (0.5 + 0.5 * math.cos(math.pi * done))
+        self.optimizer.param_groups[0]["lr"] = settings.lr * (1 - settings.momentum) * course
+        states = self.model(batch.heard)
+        loss = self.model.output.loss(batch.told, states.data).mean()
+        penalized = loss + activity_penalty(states, l1=settings.l1) if settings.l1 else loss
+        self.optimizer.zero_grad()
+        penalized.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.state.updates += 1
+        return loss.detach()
+
+    def _look(self, train: float) -> None:
+        """Score the validation split, keep the weights if they are the best so far, or give up."""
+        state = self.state
+        self.model.eval()
+        valid = log_likelihood(self.model, self.valid, self.job.scale.watched).mean
+        for name, value in (("epoch", state.epoch), ("train", train), ("valid", valid)):
+            state.curve[name].append(value)
+        state.looks_since += 1
+        if valid > state.best:
+            state.best, state.best_epoch, state.looks_since = valid, state.epoch, 0
+            self.best_weights = _copies(self.model)
+        if not math.isfinite(valid) or state.looks_since >= PATIENCE:
+            state.ended = True
+
+    def _result(self) -> dict[str, Any]:
+        state, job = self.state, self.job
+        result = {
+            "seed": job.seed,
+            "valid": state.best if math.isfinite(state.best) else None,  # None: it diverged
+            "seconds": state.seconds,
+            "epochs": state.epoch,
+            "best_epoch": state.best_epoch,
+            "updates": state.updates,
+            "curve": state.curve,
+        }
+        if job.test and math.isfinite(state.best):
+            self.model.load_state_dict(self.best_weights)
+            self.model.eval()
+            result |= score_test(self.model, self.data.test, job.scale)
+            result |= self._sparsity()
+        return result
+
+    def _sparsity(self) -> dict[str, float]:
+        """The share of active units, and of entries in the gradient of each unit's sum that are not 0."""
+        batch = self.valid[-1]
+        drive = torch.zeros(len(batch.told), self.job.settings.hidden, requires_grad=True)
+        states = self.model(batch.heard, drive)
+        self.model.output.loss(batch.told, states.data).mean().backward()  # type: ignore[no-untyped-call]
+        assert drive.grad is not None
+        return sparsity(states, drive.grad)._asdict()
+
+    def _save(self, path: Path) -> None:
+        content = {
+            "job": repr(self.job),
+            "state": asdict(self.state),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best_weights,
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+        self._saved = time.monotonic()
+
+    def _load(self, path: Path) -> None:
+        """A checkpoint that is damaged or of another job is done without."""
+        try:
+            content = torch.load(path, weights_only=True)
+            if content["job"] != repr(self.job):
+                return
+        except Exception:  # torch raises almost anything of a damaged file
+            return
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.best_weights = content["best"]
+        self.state = State(**content["state"])
+
+
+def _copies(model: Predictor) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
