@@ -5,15 +5,28 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from rnnkernels.experiments.plans import PLANS
+import torch
+
+from rnnkernels.experiments.baselines import keys_alone, repeat_accuracy
+from rnnkernels.experiments.midi import write_midi
+from rnnkernels.experiments.model import Predictor, key_frequency
+from rnnkernels.experiments.pictures import two_rolls
+from rnnkernels.experiments.plans import PLANS, Plan
 from rnnkernels.experiments.progress import Progress
-from rnnkernels.experiments.rolls import RollsError
-from rnnkernels.experiments.study import Study
-from rnnkernels.experiments.worker import CHORALES
+from rnnkernels.experiments.report import environment, write_report
+from rnnkernels.experiments.rolls import Rolls, RollsError
+from rnnkernels.experiments.sampling import sample_piece
+from rnnkernels.experiments.study import Cell, Study
+from rnnkernels.experiments.table import table
+from rnnkernels.experiments.worker import CHORALES, path_of
+
+ENDINGS = (".mat", ".pickle", ".pkl", ".json")
+SAMPLED_STEPS = 96
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -22,15 +35,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         type=Path,
-        default=None,
         metavar="PATH",
-        help="a file of rolls (.mat, .pickle, .json), or a folder of them; default: music21's Bach chorales",
+        help=f"a file of rolls ({', '.join(ENDINGS)}), or a folder of them; default: music21's Bach chorales",
     )
     parser.add_argument("--plan", choices=PLANS, default="quick", help="default: quick")
-    parser.add_argument("--out", type=Path, default=Path("experiments"), help="folder of what is made")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes, each of one thread"
-    )
+    parser.add_argument("--out", type=Path, default=Path("experiments"), help="folder of all that is made")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write the curves there, too")
     options = parser.parse_args(arguments)
     if options.workers < 1:
@@ -44,27 +54,83 @@ def sources(data: Path | None) -> list[str]:
         return [CHORALES]
     if not data.is_dir():
         return [str(data)]
-    found = sorted(
-        str(path) for path in data.iterdir() if path.suffix in (".mat", ".pickle", ".pkl", ".json")
-    )
+    found = sorted(str(path) for path in data.iterdir() if path.suffix.lower() in ENDINGS)
     if not found:
-        raise RollsError(f"{data}: no .mat, .pickle, .pkl or .json file in this folder")
+        raise RollsError(f"{data}: no file of rolls ({', '.join(ENDINGS)}) in this folder")
     return found
 
 
+def results_of(study: Study, plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
+    """The results file: docs/experiments.md says what is in it."""
+    entries = study.results()
+    runs = [run for entry in entries for run in (*entry["trials"], *entry["runs"])]
+    where = "" if options.data is None else f" --data {'DIR' if options.data.is_dir() else 'FILE'}"
+    return {
+        "format": 1,
+        "command": f"python -m rnnkernels.experiments --plan {plan.name}{where}",
+        "environment": environment(options.workers),
+        "plan": asdict(plan),
+        "seconds": sum(run["seconds"] for run in runs),
+        "data": {data.name.replace(" ", "_"): described(data) for data in study.data.values()},
+        "results": entries,
+    }
+
+
+def described(data: Rolls) -> dict[str, Any]:
+    """What the results file says of a data set."""
+    return {
+        "note": data.note,
+        "baselines": {"keys_alone": keys_alone(data), "repeat_accuracy": repeat_accuracy(data)},
+    }
+
+
+def write_samples(study: Study, folder: Path) -> Iterator[str]:
+    """For each data set a piece by the network with the best validation, as MIDI and as a picture."""
+    for source, data in study.data.items():
+        finished = [
+            (cell, run) for cell in study.cells if cell.source == source for run in cell.runs.values()
+        ]
+        finished = [(cell, run) for cell, run in finished if run["valid"] is not None]
+        if not finished:
+            continue
+        cell, run = max(finished, key=lambda pair: float(pair[1]["valid"]))
+        model = load_model(study, cell, run, data)
+        real = max(data.test, key=lambda roll: min(len(roll), SAMPLED_STEPS))
+        piece = sample_piece(model, real[:1], SAMPLED_STEPS, torch.Generator().manual_seed(0))
+        name = f"sampled-{data.name.replace(' ', '_')}"
+        write_midi(piece, folder / f"{name}.mid")
+        yield f"a piece by {cell.part.model} {cell.technique}: {folder / name}.mid"
+        yield two_rolls(piece, real, folder / f"{name}.png", name=data.name)
+
+
+def load_model(study: Study, cell: Cell, run: dict[str, Any], data: Rolls) -> Predictor:
+    """The network of a full run, with its best weights."""
+    best = cell.best_trial()
+    assert best is not None  # there is a run of it
+    job = cell.run(best, run["seed"])
+    model = Predictor(job.model, job.settings, key_frequency(data.train))
+    weights = path_of(job, study.folder).with_suffix(".weights")
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    return model.eval()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run or go on with a study, and write its report."""
+    """Run or go on with a study, and write its report, of an unfinished one, too."""
     options = parse(arguments)
     plan = PLANS[options.plan]
     try:
         study = Study(plan, sources(options.data), options.out / "runs", options.workers, options.tensorboard)
     except RollsError as error:
-        print(f"{error}", file=sys.stderr)
+        print(f"python -m rnnkernels.experiments: {error}", file=sys.stderr)
         return 2
     progress = Progress()
-    study.run(progress.show)
-    progress.end()
-    print(asdict(plan)["name"])
+    try:
+        study.run(progress.show)
+    finally:
+        progress.end()
+        results = results_of(study, plan, options)
+        lines = [*write_report(results, options.out), *write_samples(study, options.out)]
+        print(table(results), *lines, f"all of it: {options.out}", sep="\n")
     return 0
 
 

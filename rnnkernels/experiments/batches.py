@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ def pieces(roll: Roll, steps: int, rng: np.random.Generator) -> list[Roll]:
         return [roll]
     cuts = range(int(rng.integers(steps)), transitions, steps)
     bounds = [0, *(cut for cut in cuts if cut > 0), transitions]
-    return [roll[a : b + 1] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [roll[a : b + 1] for a, b in pairwise(bounds)]
 
 
 def training_batches(rolls: Sequence[Roll], settings: Settings, rng: np.random.Generator) -> Iterator[Batch]:

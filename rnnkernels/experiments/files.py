@@ -1,25 +1,39 @@
-"""JSON files that are whole or not there."""
+"""Files that are whole or not there: each is written beside its place and then renamed."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` make a file, then put it in its place. Until then what was there stays."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """In UTF-8."""
+    write_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Written beside, then renamed. What is not finite becomes null: JSON has no word for it."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False))
-    os.replace(temporary, path)
+    """What is not finite becomes null: JSON has no other word for it."""
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is no such file, or half of one."""
+    """None where there is no such file, or no dict in it."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -44,6 +44,7 @@ class Predictor(nn.Module):
     def forward(self, heard: PackedSequence, drive: Tensor | None = None) -> PackedSequence:
         """States, packed like the frames. A drive is packed, too: what each unit gets besides."""
         kept = heard._replace(data=self._thinned(heard.data))
+        states: PackedSequence
         states, _ = self.rnn(kept) if drive is None else self.rnn(kept, drive=heard._replace(data=drive))
         return states._replace(data=self._thinned(states.data))
 

@@ -8,7 +8,6 @@ last checkpoint to the same bits.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from rnnkernels import ClippedNesterov, activity_penalty, sparsity
 from rnnkernels.experiments.batches import Batch, training_batches, whole_batches
+from rnnkernels.experiments.files import write_file
 from rnnkernels.experiments.model import Predictor, key_frequency
 from rnnkernels.experiments.recipes import Settings
 from rnnkernels.experiments.rolls import Rolls
@@ -174,9 +174,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "best": self.best_weights,
         }
-        temporary = path.with_suffix(".tmp")
-        torch.save(content, temporary)
-        os.replace(temporary, path)
+        write_file(path, lambda beside: torch.save(content, beside))
         self._saved = time.monotonic()
 
     def _load(self, path: Path) -> None:

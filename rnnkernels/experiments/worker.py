@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rnnkernels.experiments import rolls
-from rnnkernels.experiments.files import read_json, write_json
+from rnnkernels.experiments.files import read_json, write_file, write_json
 from rnnkernels.experiments.training import Job, State, Trainer, Watcher
 
 CHORALES = "chorales"  # as a source: those of music21
@@ -31,20 +31,27 @@ def load(source: str) -> rolls.Rolls:
     return rolls.load_chorales() if source == CHORALES else rolls.load(source)
 
 
+def path_of(job: Job, folder: Path) -> Path:
+    """Of a run's files, but for their endings: .json the result, .weights the best ones, .checkpoint."""
+    return folder / hashlib.sha256(repr(job).encode()).hexdigest()[:16]
+
+
 def work(job: Job, source: str, folder: Path, events: Path | None) -> dict[str, Any]:
     """What the run's file holds, or else the run."""
-    name = hashlib.sha256(repr(job).encode()).hexdigest()[:16]
-    path, checkpoint = folder / f"{name}.json", folder / f"{name}.pt"
-    kept = read_json(path)
-    if kept is not None and kept.get("job") == repr(job):
-        result: dict[str, Any] = kept["result"]
-        return result
-    folder.mkdir(parents=True, exist_ok=True)
-    watch = nothing if events is None else tensorboard(events / name, job)
-    result = Trainer(job, load(source), checkpoint).run(watch)
-    write_json(path, {"job": repr(job), "settings": asdict(job.settings), "result": result})
-    checkpoint.unlink(missing_ok=True)
-    return result
+    path = path_of(job, folder)
+    result_file, checkpoint = path.with_suffix(".json"), path.with_suffix(".checkpoint")
+    kept = read_json(result_file)
+    if kept is None or kept.get("job") != repr(job):
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(job, load(source), checkpoint)
+        result = trainer.run(nothing if events is None else tensorboard(events / path.name, job))
+        if job.test:
+            write_file(path.with_suffix(".weights"), lambda beside: torch.save(trainer.best_weights, beside))
+        kept = {"job": repr(job), "settings": asdict(job.settings), "result": result}
+        write_json(result_file, kept)
+        checkpoint.unlink(missing_ok=True)
+    found: dict[str, Any] = kept["result"]
+    return found
 
 
 def nothing(state: State) -> None:
