@@ -5,8 +5,6 @@ All of it comes from the results alone, so a study that goes on, or one that was
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
 from datetime import datetime, timezone
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 
 from rnnkernels import build_config
+from rnnkernels.experiments.files import write_json
 from rnnkernels.experiments.pictures import learning_curves
 from rnnkernels.experiments.table import Results, models, table
 
@@ -37,7 +36,7 @@ def write_report(results: Results, folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "results.json", json.dumps(_finite(results), indent=1, allow_nan=False) + "\n")
+    write_json(folder / "results.json", results)
     _write(folder / "table.txt", table(results))
     _write(folder / "table.md", table(results, markdown=True))
     return [learning_curves(results, model, folder / f"curves-{model}.png") for model in models(results)]
@@ -60,21 +59,9 @@ def environment() -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no word for what is not finite but null."""
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _processor() -> str:
