@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from experiment_helpers import SETS, entry_of, made_results
 
+from rnnkernels.experiments.recipes import TECHNIQUES
 from rnnkernels.experiments.table import (
     LOG_LIKELIHOOD,
     MEASURES,
-    TECHNIQUES,
     ladder_sentence,
     make_grid,
     table,
@@ -113,7 +113,7 @@ def test_rungs_that_improve_are_counted(rises: tuple[float, ...], count: int) ->
                 run["test"] = base + off
     text = sentence(results)
     assert text.startswith(f"{count} of 4 rungs improve the mean")
-    assert f"+C by {rises[0]:+.3f}" in text
+    assert f"+C over SGD by {rises[0]:+.3f}" in text
     # two errors of a difference: 2 sqrt(2) 0.02 / sqrt(3) / sqrt(2), less than 0.1
     assert f"; {count} by more than two standard errors" in text
 
@@ -141,7 +141,7 @@ def test_what_is_missing_is_a_dash_and_is_named() -> None:
     assert "Missing: +CL, +CLR on Nottingham." in text
     assert "Missing: +C on JSB_Chorales; +CL, +CLR on Nottingham." in text  # of the accuracies
     assert "The mean is over JSB_Chorales, where every rung with figures has one." in text
-    assert "No results on MuseData." in text
+    assert "Not run: MuseData." in text
     assert text.count("Missing: +CL, +CLR on Nottingham.") == 1  # not below each of the tables
 
 
@@ -156,10 +156,23 @@ def test_a_mean_is_over_the_same_sets_for_all() -> None:
 
 def test_a_rung_without_any_figure_has_no_part_in_the_sentence() -> None:
     results = made_results()
-    results["results"] = [e for e in results["results"] if e["technique"] != "+C"]
+    for name in SETS:
+        entry_of(results, name, "+C")["runs"] = []
     text = table(results, markdown=True)
-    assert "2 of 2" not in text and "1 of 2 rungs improve" in text  # +CLR does not
+    assert "2 of 3 rungs improve the mean log-likelihood: +CL over SGD by +0.500, +CLR over +CL by" in text
+    assert column_values(text, "+C") == ["-", "-", "-"]
     assert "Missing: +C on JSB_Chorales; +C on Nottingham." in text
+
+
+def test_rungs_that_were_not_to_be_run_are_no_rows() -> None:
+    results = made_results()
+    results["results"] = [e for e in results["results"] if e["technique"] in ("SGD", "+CLRM")]
+    text = table(results, markdown=True)
+    assert "| +C |" not in text and "Missing" not in text and "Not run: +C, +CL, +CLR." in text
+    assert "1 of 1 rungs improve the mean log-likelihood: +CLRM over SGD by +1.000" in text
+    for name in SETS:
+        entry_of(results, name, "SGD")["runs"] = entry_of(results, name, "+CLRM")["runs"] = []
+    assert "Missing: all rungs on JSB_Chorales; all rungs on Nottingham." in table(results)
 
 
 def test_a_study_that_has_just_begun() -> None:
@@ -169,7 +182,7 @@ def test_a_study_that_has_just_begun() -> None:
         results["results"] = [kept[0] | {"runs": runs, "trials": []}]
         text = table(results, markdown=True)
         assert column_values(text, "SGD") == [expected, expected]
-        assert "none can be said to improve" in text
+        assert "none can be said to improve on another" in text
     results["results"] = []
     assert "No results yet." in table(results)
     assert "No results yet." in table(results | {"data": {}, "plan": {}, "environment": {}})

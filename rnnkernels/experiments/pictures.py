@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rnnkernels.experiments.recipes import TECHNIQUES
 from rnnkernels.experiments.rolls import KEYS, LOWEST_PITCH
-from rnnkernels.experiments.table import TECHNIQUES, Results, number, sets_of
+from rnnkernels.experiments.table import Results, number, sets_of
 
 # Colour and mark both differ (Okabe and Ito's colours), so that neither grey nor colour blindness mixes them.
 MARKS = dict(

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-TECHNIQUES = ("SGD", "+C", "+CL", "+CLR", "+CLRM")
+from rnnkernels.experiments.recipes import TECHNIQUES
+
 WIDTH = 100
 NONE = "-"
 
@@ -62,7 +63,7 @@ MEASURES = (
         mean=True,
         baseline=("last frame again", "repeat_accuracy"),
     ),
-    Measure("seconds", "Training seconds of a run", digits=1),
+    Measure("seconds", "Seconds of a run on one thread, training and validation", digits=1),
     Measure("active", "Units that are active, % of their values over zero", scale=100.0, digits=1),
     Measure("gradient", "Gradient entries that are not zero, %", scale=100.0, digits=1),
 )
@@ -94,6 +95,12 @@ def sets_of(results: Results, model: str) -> list[str]:
     """The data sets with an entry of the model, in the order of the results' data."""
     found = [entry["data"] for entry in results["results"] if entry["model"] == model]
     return [name for name in dict.fromkeys([*results["data"], *found]) if name in found]
+
+
+def rungs_of(results: Results, model: str) -> list[str]:
+    """The rungs with an entry of the model: those that were to be run."""
+    found = {entry["technique"] for entry in results["results"] if entry["model"] == model}
+    return [rung for rung in TECHNIQUES if rung in found]
 
 
 def cell(runs: Iterable[Results], measure: Measure) -> Cell | None:
@@ -135,18 +142,18 @@ def over_sets(cells: Sequence[Cell]) -> Cell:
 
 def make_grid(results: Results, model: str, measure: Measure) -> Grid:
     """All cells of one measure of one model."""
-    sets, cells = sets_of(results, model), {}
+    sets, rungs, cells = sets_of(results, model), rungs_of(results, model), {}
     for entry in results["results"]:
         if entry["model"] == model and (found := cell(entry["runs"], measure)):
             cells[entry["technique"], entry["data"]] = found
-    rungs = [rung for rung in TECHNIQUES if any((rung, name) in cells for name in sets)]
-    common = [name for name in sets if rungs and all((rung, name) in cells for rung in rungs)]
+    known = [rung for rung in rungs if any((rung, name) in cells for name in sets)]
+    common = [name for name in sets if known and all((rung, name) in cells for rung in known)]
     if measure.baseline:
         for name in sets:
-            known = number(results["data"].get(name, {}).get("baselines", {}).get(measure.baseline[1]))
-            if known is not None:
-                cells[measure.baseline[0], name] = Cell(measure.scale * known)
-    rows = [*([measure.baseline[0]] if measure.baseline else []), *TECHNIQUES]
+            value = number(results["data"].get(name, {}).get("baselines", {}).get(measure.baseline[1]))
+            if value is not None:
+                cells[measure.baseline[0], name] = Cell(measure.scale * value)
+    rows = [*([measure.baseline[0]] if measure.baseline else []), *rungs]
     whole = [row for row in rows if common and all((row, name) in cells for name in common)]
     means = {row: over_sets([cells[row, name] for name in common]) for row in whole}
     return Grid(measure, rows, sets, cells, means, common)
@@ -234,8 +241,9 @@ def absent(grid: Grid) -> list[str]:
     parts = []
     for name in grid.sets:
         rows = [row for row in grid.rows if (row, name) not in grid.cells]
-        if set(TECHNIQUES) <= set(rows):
-            rows = ["all rungs", *(row for row in rows if row not in TECHNIQUES)]
+        rungs = [row for row in grid.rows if row in TECHNIQUES]
+        if len(rungs) > 1 and set(rungs) <= set(rows):
+            rows = ["all rungs", *(row for row in rows if row not in rungs)]
         if rows:
             parts.append(f"{', '.join(rows)} on {name}")
     return parts
@@ -256,18 +264,18 @@ def notes(grid: Grid) -> list[str]:
 
 
 def ladder_sentence(grid: Grid) -> str:
-    """How many rungs have a higher mean than the rung below, and how far that is beyond the seeds' spread."""
-    steps = [(low, high) for low, high in pairwise(TECHNIQUES) if low in grid.means and high in grid.means]
+    """How many rungs have a higher mean than the one before them, and how far beyond the seeds' spread."""
+    steps = list(pairwise(rung for rung in TECHNIQUES if rung in grid.means))
     if not steps:
-        return "No rung has a mean beside that of the rung below, so none can be said to improve it."
-    changes = {high: grid.means[high].value - grid.means[low].value for low, high in steps}
-    better = [high for high, change in changes.items() if change > 0]
-    listed = ", ".join(f"{high} by {change:+.3f}" for high, change in changes.items())
-    text = f"{len(better)} of {len(steps)} rungs improve the mean log-likelihood of the rung below: {listed}"
-    errors = {high: (grid.means[low].error, grid.means[high].error) for low, high in steps}
-    spread = {high: math.hypot(a, b) for high, (a, b) in errors.items() if a is not None and b is not None}
+        return "Fewer than two rungs have a mean, so none can be said to improve on another."
+    changes = {step: grid.means[step[1]].value - grid.means[step[0]].value for step in steps}
+    better = [step for step in steps if changes[step] > 0]
+    listed = ", ".join(f"{high} over {low} by {changes[low, high]:+.3f}" for low, high in steps)
+    text = f"{len(better)} of {len(steps)} rungs improve the mean log-likelihood: {listed}"
+    errors = {step: [grid.means[rung].error for rung in step] for step in steps}
+    spread = {step: math.hypot(a, b) for step, (a, b) in errors.items() if a is not None and b is not None}
     if len(spread) == len(steps):
-        sure = sum(changes[high] > 2 * spread[high] for high in better)
+        sure = sum(changes[step] > 2 * spread[step] for step in better)
         text += f"; {sure} by more than two standard errors of the seeds"
     return text + "."
 
@@ -310,7 +318,9 @@ def model_lines(results: Results, model: str, markdown: bool) -> list[str]:
         if measure is LOG_LIKELIHOOD:
             lines += _paragraphs([ladder_sentence(grid)], markdown)
     others = [name for name in results["data"] if name not in sets_of(results, model)]
-    sentences = [diverged_sentence(results, model), f"No results on {', '.join(others)}." if others else None]
+    rungs = [rung for rung in TECHNIQUES if rung not in rungs_of(results, model)]
+    sentences = [diverged_sentence(results, model)]
+    sentences += [f"Not run: {', '.join(names)}." for names in (rungs, others) if names]
     return [*lines, *_paragraphs([text for text in sentences if text], markdown)]
 
 
