@@ -80,9 +80,9 @@ def test_a_study_without_results_is_reported(tmp_path: Path) -> None:
 
 
 def test_the_environment_says_what_ran_where() -> None:
-    found = environment()
+    found = environment(3)
     assert found["rnnkernels"] == rnnkernels.__version__ and found["torch"] == torch.__version__
     assert found["python"] == platform.python_version() and found["cores"] >= 1
-    assert found["threads"] == torch.get_num_threads() and found["processor"]
+    assert found["workers"] == 3 and found["processor"]
     assert len(found["date"]) == len("2026-11-28")
     assert json.loads(json.dumps(found)) == found

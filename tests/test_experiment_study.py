@@ -1,0 +1,215 @@
+"""Whole studies of rnnkernels.experiments on made rolls: what they write, go on from, and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rnnkernels.experiments import __main__ as command
+from rnnkernels.experiments import study as studies
+from rnnkernels.experiments.plans import PLANS, Part, Plan
+from rnnkernels.experiments.recipes import Range, Settings
+from rnnkernels.experiments.scores import Sampling, Scale
+from rnnkernels.experiments.study import Study, Task
+from rnnkernels.experiments.worker import path_of, work
+
+SCALE = Scale(Sampling(20, 3, 10), Sampling(20, 3, 10), samples=2, gibbs_steps=2)
+SMALL = Settings(hidden=8, output_hidden=6, batch=4, steps=10, gibbs_steps=2)
+CALM = {"lr": Range(0.1, 0.5)}
+PLAN = Plan(
+    "tiny",
+    (
+        Part("RNN", ("SGD", "+CLRM"), 2, 4, 2, 6, SMALL, CALM, SCALE),
+        Part("RNN-RBM", ("+CLRM",), 1, 3, 1, 4, SMALL, CALM, SCALE),
+    ),
+)
+
+
+def made_steps(seed: int, lengths: list[int]) -> list[list[list[int]]]:
+    rng = np.random.default_rng(seed)
+    return [[[int(pitch)] for pitch in rng.integers(50, 70, length)] for length in lengths]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    splits = {
+        "train": made_steps(0, [20, 9, 14]),
+        "valid": made_steps(1, [12]),
+        "test": made_steps(2, [13, 5]),
+    }
+    path = tmp_path / "made.json"
+    path.write_text(json.dumps(splits))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLANS, "tiny", PLAN)
+
+
+class Here:
+    """Stands for a pool of processes: runs what is submitted, here and now."""
+
+    _processes = None
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.ran = 0
+
+    def submit(self, function, *arguments):
+        future = studies.Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, **_: object) -> None:
+        pass
+
+
+def test_the_command_leaves_a_report(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Here)
+    out = tmp_path / "out"
+    arguments = ["--plan", "tiny", "--data", str(file), "--out", str(out), "--workers", "1"]
+    assert command.main(arguments) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["command"] == "python -m rnnkernels.experiments --plan tiny --data FILE"
+    assert [(e["model"], e["technique"]) for e in results["results"]] == [
+        ("RNN", "SGD"),
+        ("RNN", "+CLRM"),
+        ("RNN-RBM", "+CLRM"),
+    ]
+    for entry, part in zip(results["results"], (PLAN.parts[0], *PLAN.parts), strict=True):
+        assert entry["data"] == "made"
+        assert len(entry["trials"]) == part.trials and len(entry["runs"]) == part.seeds
+        best = max(entry["trials"], key=lambda trial: trial["valid"])
+        assert entry["settings"] == best["settings"]
+        assert all(run["updates"] == part.updates and run["test"] < 0 for run in entry["runs"])
+    assert results["data"]["made"]["baselines"]["keys_alone"] < 0
+    assert results["seconds"] > 0
+    printed = capsys.readouterr().out
+    assert (out / "table.txt").read_text() in printed
+    names = {path.name for path in out.iterdir()}
+    assert {"table.md", "runs", "sampled-made.mid", "sampled-made.png", "curves-RNN.png"} <= names
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    assert command.main(arguments) == 0  # nothing is run again
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
+    again = json.loads((out / "results.json").read_text())
+    assert again["results"] == results["results"]
+    assert not [name for name in names if name.endswith(("tmp", "checkpoint"))]
+
+
+def test_in_processes_of_their_own(file, tmp_path):
+    """And what they find is what is found here."""
+    study = Study(replace(PLAN, parts=PLAN.parts[:1]), [str(file)], tmp_path / "runs", 2)
+    shares: list[float] = []
+    study.run(lambda share, text: shares.append(share))
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
+    (cell, _) = study.cells
+    here = work(cell.trial(1), str(file), tmp_path / "again", None)
+    assert {**here, "seconds": 0} == {**cell.trials[1], "seconds": 0}
+
+
+def test_what_is_damaged_is_run_again(file, tmp_path):
+    job = Study(PLAN, [str(file)], tmp_path, 1).cells[0].trial(0)
+    first = work(job, str(file), tmp_path, None)
+    path = path_of(job, tmp_path).with_suffix(".json")
+    path.write_text(path.read_text()[:40])
+    again = work(job, str(file), tmp_path, None)
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert json.loads(path.read_text())["result"] == again
+
+
+def test_another_file_of_the_same_name_is_another_study(file, tmp_path):
+    first = Study(PLAN, [str(file)], tmp_path, 1).cells[0].trial(0)
+    other = tmp_path / "other" / "made.json"
+    other.parent.mkdir()
+    other.write_text(file.read_text().replace("50", "51"))
+    assert Study(PLAN, [str(other)], tmp_path, 1).cells[0].trial(0).data != first.data
+
+
+def test_full_runs_follow_the_last_trial(file, tmp_path):
+    cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
+    assert list(Task(cell, 0).keep({"valid": -3.0})) == []
+    assert [(t.trial, t.seed) for t in Task(cell, 1).keep({"valid": -2.0})] == [(1, 0), (1, 1)]
+    assert cell.run(1, 0).settings == cell.trial(1).settings and cell.run(1, 0).test
+
+
+def test_where_all_trials_diverge_nothing_is_run(file, tmp_path):
+    cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
+    assert list(Task(cell, 0).keep({"valid": None, "seconds": 1})) == []
+    assert list(Task(cell, 1).keep({"valid": None, "seconds": 1})) == []
+    assert cell.entry()["settings"] is None and cell.entry()["runs"] == []
+
+
+def test_a_stopped_study_is_reported(file, tmp_path, monkeypatch, capsys):
+    class Stopped(Here):
+        def submit(self, function, *arguments):
+            self.ran += 1
+            if self.ran == 4:
+                raise KeyboardInterrupt
+            return super().submit(function, *arguments)
+
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Stopped)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--plan", "tiny", "--data", str(file), "--out", str(out), "--workers", "1"])
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["results"][0]["trials"]) == 2 and len(results["results"][0]["runs"]) == 1
+    assert "-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["{", '{"train": [], "valid": [], "test": []}', None])
+def test_a_wrong_file_is_one_line(tmp_path, capsys, content):
+    path = tmp_path / "wrong.json"
+    if content is not None:
+        path.write_text(content)
+    assert command.main(["--plan", "tiny", "--data", str(path), "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and str(path) in printed.err
+
+
+def test_a_folder_without_rolls_is_one_line(tmp_path, capsys):
+    assert command.main(["--data", str(tmp_path)]) == 2
+    assert f"{tmp_path}: no file of rolls" in capsys.readouterr().err
+
+
+def test_a_folder_is_all_of_its_files(file):
+    (file.parent / "b.MAT").touch()
+    (file.parent / "readme.md").touch()
+    assert command.sources(file.parent) == [str(file.parent / "b.MAT"), str(file)]
+
+
+def test_workers_are_at_least_one(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--workers", "0"])
+    assert "--workers must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_tensorboard_gets_the_curves(file, tmp_path, monkeypatch):
+    written = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            written.append(os.path.basename(folder))
+
+        def add_text(self, *_: object) -> None: ...
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def flush(self) -> None: ...
+
+    class Module:
+        SummaryWriter = Writer
+
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", Module)
+    job = Study(PLAN, [str(file)], tmp_path, 1).cells[0].trial(0)
+    result = work(job, str(file), tmp_path / "runs", tmp_path / "events")
+    assert written[0] == path_of(job, tmp_path).name
+    valid = [value for name, value, _ in written[1:] if name == "valid"]
+    assert valid == result["curve"]["valid"] and len(valid) > 0
+    assert torch.get_num_threads() >= 1
