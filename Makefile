@@ -2,6 +2,8 @@
 #
 #   make demo     train on Bach's chorales, fused against a plain PyTorch loop (DATA=file: your own rolls)
 #   make test     the whole test suite
+#   make paper-quick   the technique ladder on Bach's chorales, searched and trained in ten minutes (DATA=...)
+#   make paper    all of it on your own rolls, hours (DATA=file or folder)
 #   make bench    the benchmark behind README's table
 #   make gpu-report   build, tests, sanitizers and benchmarks where there is an NVIDIA GPU
 #   make lint     format and type checks
@@ -21,7 +23,7 @@ RNNKERNELS_CUDA := $(shell nvidia-smi > /dev/null 2>&1 || echo 0)
 endif
 export RNNKERNELS_CUDA
 
-.PHONY: help demo test bench gpu-report lint clean always
+.PHONY: help demo paper-quick paper test bench gpu-report lint clean always
 .DELETE_ON_ERROR:
 
 help:
@@ -52,6 +54,12 @@ $(VENV)/%.extra: $(VENV)/package.stamp pyproject.toml
 demo: $(VENV)/demo.extra
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
 
+paper-quick: $(VENV)/demo.extra
+	$(BIN)/python -m rnnkernels.experiments --plan quick $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+paper: $(VENV)/demo.extra
+	$(BIN)/python -m rnnkernels.experiments --plan full $(if $(DATA),--data "$(DATA)") $(ARGS)
+
 test: $(VENV)/test.extra
 	$(BIN)/python -m pytest $(TESTS)
 
@@ -69,4 +77,4 @@ lint: $(VENV)/dev.extra
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info rnnkernels/*.so rnnkernels/_build.json demo.png seeds.png benchmark-results
+	rm -rf $(VENV) build dist *.egg-info rnnkernels/*.so rnnkernels/_build.json demo.png seeds.png benchmark-results experiments
