@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rnnkernels.experiments.recipes import TECHNIQUES, Ranges, Settings
+from rnnkernels.experiments.recipes import TECHNIQUES, Range, Ranges, Settings
 from rnnkernels.experiments.scores import Sampling, Scale
 
 
@@ -45,14 +45,25 @@ QUICK = Plan(
     ),
 )
 
-_LARGE = Settings(hidden=300, output_hidden=150)
+_MEDIUM = Settings(hidden=200, output_hidden=150, batch=8, steps=100)
+_LARGE = Settings(hidden=300, output_hidden=150, batch=8, steps=100)
+_IN_ONE_KEY: Ranges = {"transpose": Range(choices=(0,))}  # as the four sets are
+_FINER: Ranges = {  # where the best of wide searches were
+    **_IN_ONE_KEY,
+    "lr": Range(1.0, 10.0, log=True),
+    "clip": Range(0.3, 2.0, log=True),
+    "slowest": Range(0.1, 0.6, log=True),
+    "dropout": Range(choices=(0.1, 0.2, 0.3, 0.4)),
+    "l1": Range(1e-4, 1e-1, log=True),
+}
 
 FULL = Plan(
     "full",
     (
-        Part("RNN", trials=8, trial_updates=1000, updates=3000),
-        Part("RNN-NADE", ("SGD", "+CLRM"), 8, 1500, 3, 6000, _LARGE),
-        Part("RNN-RBM", ("+CLRM",), 4, 800, 3, 3000, _LARGE),
+        Part("RNN", TECHNIQUES, 6, 1200, 3, 4000, _MEDIUM, _IN_ONE_KEY),
+        Part("RNN-NADE", ("+CLRM",), 8, 2000, 3, 10000, _LARGE, _FINER),
+        Part("RNN-RBM", ("+CLRM",), 4, 1000, 3, 3000, _MEDIUM, _FINER),
+        Part("RNN-NADE", ("SGD",), 6, 2000, 3, 10000, _LARGE, _IN_ONE_KEY),
     ),
 )
 

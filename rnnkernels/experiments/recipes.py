@@ -72,7 +72,7 @@ class Range:
 Ranges = dict[str, Range]
 
 SHARED: Ranges = {
-    "lr": Range(0.05, 5.0, log=True),
+    "lr": Range(0.1, 10.0, log=True),
     "radius": Range(0.5, 1.3),
     "dropout": Range(choices=(0.0, 0.2, 0.4)),
     "transpose": Range(choices=(0, 5)),

@@ -34,7 +34,7 @@ class Scale:
     """What is spent on estimates."""
 
     watched: Sampling = Sampling(400, 10, 100)  # while training
-    tested: Sampling = Sampling(5000, 20, 1000)
+    tested: Sampling = Sampling(5000, 10, 1000)
     samples: int = 20  # frames a step behind the accuracy of NADE and RBM
     gibbs_steps: int = 25  # of each of them, RBM
 
