@@ -96,6 +96,16 @@ def test_the_loss_is_minus_the_log_probability(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_a_call_is_the_loss(name):
+    model, frames, state = make_model(name), make_frames(name, 6), make_state(6)
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    options = [{"generator": torch.Generator().manual_seed(0)} if name == "rbm" else {} for _ in range(2)]
+    torch.testing.assert_close(model(frames, state, **options[0]), model.loss(frames, state, **options[1]))
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_gradients_of_the_log_probability_are_finite_differences(name):
     model, v = make_model(name), make_frames(name, 2)
     state = make_state(2).requires_grad_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ class OutputModel(nn.Module):
     def loss(self, v: Tensor, state: Tensor) -> Tensor:
         """What training minimizes, one number a row, ``[...]``: ``-log_prob``."""
         return -self.log_prob(v, state)
+
+    def forward(self, v: Tensor, state: Tensor, **options: Any) -> Tensor:
+        """The :meth:`loss`, so that hooks and wrappers for several devices see the training."""
+        return self.loss(v, state, **options)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
