@@ -63,7 +63,7 @@ def sources(data: Path | None) -> list[str]:
 def results_of(study: Study, plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     """The results file: docs/experiments.md says what is in it."""
     entries = study.results()
-    runs = [run for entry in entries for run in (*entry["trials"], *entry["runs"])]
+    runs = [run for cell in study.cells for run in (*cell.trials.values(), *cell.runs.values())]
     where = "" if options.data is None else f" --data {'DIR' if options.data.is_dir() else 'FILE'}"
     return {
         "format": 1,
@@ -105,9 +105,9 @@ def write_samples(study: Study, folder: Path) -> Iterator[str]:
 
 def load_model(study: Study, cell: Cell, run: dict[str, Any], data: Rolls) -> Predictor:
     """The network of a full run, with its best weights."""
-    best = cell.best_trial()
-    assert best is not None  # there is a run of it
-    job = cell.run(best, run["seed"])
+    chosen = cell.chosen()
+    assert chosen is not None  # there is a run of it
+    job = cell.run(chosen, run["seed"])
     model = Predictor(job.model, job.settings, key_frequency(data.train))
     weights = path_of(job, study.folder).with_suffix(".weights")
     model.load_state_dict(torch.load(weights, weights_only=True))

@@ -10,19 +10,25 @@ from rnnkernels.experiments.scores import Sampling, Scale
 
 @dataclass(frozen=True)
 class Part:
-    """Rungs of one model. Each is searched by ``trials`` short runs; the settings with the best validation
-    log-likelihood are then run in full, once for each seed.
+    """Rungs of one model. Each is searched by ``trials`` short runs. The ``finalists``, the best of them by the
+    validation split, are run in full; the best of those once for each further seed.
     """
 
     model: str
     techniques: tuple[str, ...] = TECHNIQUES
     trials: int = 8
     trial_updates: int = 1500
+    finalists: int = 2
     seeds: int = 3
     updates: int = 4000
     base: Settings = field(default_factory=Settings)
     changes: Ranges = field(default_factory=dict)  # other ranges than the ladder's
     scale: Scale = field(default_factory=Scale)
+
+    @property
+    def all_updates(self) -> int:
+        """Of a rung on a data set, at most."""
+        return self.trials * self.trial_updates + (self.finalists + self.seeds - 1) * self.updates
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,17 @@ QUICK = Plan(
     "quick",
     (
         Part("RNN", trials=5, trial_updates=500, updates=1200, base=_SMALL),
-        Part("RNN-NADE", ("SGD", "+CLRM"), 5, 500, 3, 1200, _SMALL),
-        Part("RNN-RBM", ("+CLRM",), 3, 300, 3, 600, _SMALL, scale=_QUICK_SCALE),
+        Part("RNN-NADE", ("SGD", "+CLRM"), trials=5, trial_updates=500, updates=1200, base=_SMALL),
+        Part(
+            "RNN-RBM",
+            ("+CLRM",),
+            trials=3,
+            trial_updates=300,
+            finalists=1,
+            updates=600,
+            base=_SMALL,
+            scale=_QUICK_SCALE,
+        ),
     ),
 )
 
@@ -60,10 +75,30 @@ _FINER: Ranges = {  # where the best of wide searches were
 FULL = Plan(
     "full",
     (
-        Part("RNN", TECHNIQUES, 6, 1200, 3, 4000, _MEDIUM, _IN_ONE_KEY),
-        Part("RNN-NADE", ("+CLRM",), 8, 2000, 3, 10000, _LARGE, _FINER),
-        Part("RNN-RBM", ("+CLRM",), 4, 1000, 3, 3000, _MEDIUM, _FINER),
-        Part("RNN-NADE", ("SGD",), 6, 2000, 3, 10000, _LARGE, _IN_ONE_KEY),
+        Part("RNN", trials=8, trial_updates=1200, updates=4000, base=_MEDIUM, changes=_IN_ONE_KEY),
+        Part(
+            "RNN-NADE", ("+CLRM",), trials=8, trial_updates=2000, updates=10000, base=_LARGE, changes=_FINER
+        ),
+        Part(
+            "RNN-RBM",
+            ("+CLRM",),
+            trials=4,
+            trial_updates=1000,
+            finalists=1,
+            updates=3000,
+            base=_MEDIUM,
+            changes=_FINER,
+        ),
+        Part(
+            "RNN-NADE",
+            ("SGD",),
+            trials=6,
+            trial_updates=2000,
+            finalists=1,
+            updates=10000,
+            base=_LARGE,
+            changes=_IN_ONE_KEY,
+        ),
     ),
 )
 

@@ -35,7 +35,7 @@ class Cell:
     part: Part
     technique: str
     trials: dict[int, dict[str, Any]] = field(default_factory=dict)
-    runs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)  # by trial and seed
 
     def trial(self, number: int) -> Job:
         """A short run with drawn settings."""
@@ -43,34 +43,53 @@ class Cell:
         settings = draw(ranges_of(self.technique, part.changes), number, part.base)
         return Job(self.data, part.model, self.technique, settings, 0, part.trial_updates, False, part.scale)
 
-    def best_trial(self) -> int | None:
-        """The one with the highest validation log-likelihood; None where all diverged."""
-        sound = [number for number, trial in self.trials.items() if trial["valid"] is not None]
-        return max(sound, key=lambda number: float(self.trials[number]["valid"]), default=None)
-
     def run(self, number: int, seed: int) -> Job:
         """A full run with the settings of a trial."""
         part, settings = self.part, self.trial(number).settings
         return Job(self.data, part.model, self.technique, settings, seed, part.updates, True, part.scale)
 
+    def finalists(self) -> list[int]:
+        """The trials that are run in full: the best, once all are there; none where all diverged."""
+        if len(self.trials) < self.part.trials:
+            return []
+        return best_of(self.trials)[: self.part.finalists]
+
+    def chosen(self) -> int | None:
+        """The finalist whose first full run has the best validation, once all finalists have one."""
+        first = {number: self.runs.get((number, 0)) for number in self.finalists()}
+        found = {number: run for number, run in first.items() if run is not None}
+        return next(iter(best_of(found)), None) if len(found) == len(first) else None
+
+    def seeds(self) -> dict[int, dict[str, Any]]:
+        """The full runs with the chosen settings, by their seeds."""
+        return {seed: run for (number, seed), run in sorted(self.runs.items()) if number == self.chosen()}
+
     def entry(self) -> dict[str, Any]:
         """Of the results file."""
-        best = self.best_trial()
+        chosen = self.chosen()
+        trials = []
+        for number, trial in sorted(self.trials.items()):
+            full = self.runs.get((number, 0))
+            found = {
+                "valid": trial["valid"],
+                "full_valid": full and full["valid"],
+                "seconds": trial["seconds"],
+            }
+            trials.append({"settings": asdict(self.trial(number).settings), **found})
         return {
             "data": self.data.rpartition("-")[0],
             "model": self.part.model,
             "technique": self.technique,
-            "settings": None if best is None else asdict(self.trial(best).settings),
-            "trials": [
-                {
-                    "settings": asdict(self.trial(number).settings),
-                    "valid": trial["valid"],
-                    "seconds": trial["seconds"],
-                }
-                for number, trial in sorted(self.trials.items())
-            ],
-            "runs": [run for _, run in sorted(self.runs.items())],
+            "settings": None if chosen is None else asdict(self.trial(chosen).settings),
+            "trials": trials,
+            "runs": list(self.seeds().values()),
         }
+
+
+def best_of(results: dict[int, dict[str, Any]]) -> list[int]:
+    """Those that did not diverge, the highest validation log-likelihood first."""
+    sound = [number for number, result in results.items() if result["valid"] is not None]
+    return sorted(sound, key=lambda number: -results[number]["valid"])
 
 
 @dataclass(frozen=True)
@@ -87,15 +106,16 @@ class Task:
         return self.cell.trial(self.trial) if self.seed is None else self.cell.run(self.trial, self.seed)
 
     def keep(self, result: dict[str, Any]) -> Iterator[Task]:
-        """Note the result. Yields what can be run now: after the last trial, the full runs."""
+        """Note the result. Yields what can be run now: the finalists, then the other seeds of the best."""
         cell = self.cell
-        if self.seed is not None:
-            cell.runs[self.seed] = result
+        if self.seed is None:
+            cell.trials[self.trial] = result
+            yield from (Task(cell, number, 0) for number in cell.finalists())
             return
-        cell.trials[self.trial] = result
-        best = cell.best_trial()
-        if len(cell.trials) == cell.part.trials and best is not None:
-            yield from (Task(cell, best, seed) for seed in range(cell.part.seeds))
+        cell.runs[self.trial, self.seed] = result
+        chosen = cell.chosen()
+        if self.seed == 0 and chosen is not None:
+            yield from (Task(cell, chosen, seed) for seed in range(1, cell.part.seeds))
 
 
 class Study:
@@ -130,8 +150,7 @@ class Study:
         """All tasks, no more of them at once than workers. Full runs come before further trials."""
         ready = deque(Task(cell, n) for cell in self.cells for n in range(cell.part.trials))
         running: dict[Future[dict[str, Any]], Task] = {}
-        parts = [cell.part for cell in self.cells]
-        total = sum(part.trials * part.trial_updates + part.seeds * part.updates for part in parts)
+        total = sum(cell.part.all_updates for cell in self.cells)
         done = 0
         while ready or running:
             while ready and len(running) < self.workers:
