@@ -25,8 +25,8 @@ CALM = {"lr": Range(0.1, 0.5)}
 PLAN = Plan(
     "tiny",
     (
-        Part("RNN", ("SGD", "+CLRM"), 2, 4, 2, 6, SMALL, CALM, SCALE),
-        Part("RNN-RBM", ("+CLRM",), 1, 3, 1, 4, SMALL, CALM, SCALE),
+        Part("RNN", ("SGD", "+CLRM"), 3, 4, 2, 2, 6, SMALL, CALM, SCALE),
+        Part("RNN-RBM", ("+CLRM",), 1, 3, 1, 1, 4, SMALL, CALM, SCALE),
     ),
 )
 
@@ -85,8 +85,11 @@ def test_the_command_leaves_a_report(file, tmp_path, monkeypatch, capsys):
     for entry, part in zip(results["results"], (PLAN.parts[0], *PLAN.parts), strict=True):
         assert entry["data"] == "made"
         assert len(entry["trials"]) == part.trials and len(entry["runs"]) == part.seeds
-        best = max(entry["trials"], key=lambda trial: trial["valid"])
-        assert entry["settings"] == best["settings"]
+        ranked = sorted(entry["trials"], key=lambda trial: -trial["valid"])
+        finalists, others = ranked[: part.finalists], ranked[part.finalists :]
+        best = max(finalists, key=lambda trial: trial["full_valid"])
+        assert entry["settings"] == best["settings"] and entry["runs"][0]["valid"] == best["full_valid"]
+        assert all(trial["full_valid"] is None for trial in others)
         assert all(run["updates"] == part.updates and run["test"] < 0 for run in entry["runs"])
     assert results["data"]["made"]["baselines"]["keys_alone"] < 0
     assert results["seconds"] > 0
@@ -131,17 +134,32 @@ def test_another_file_of_the_same_name_is_another_study(file, tmp_path):
     assert Study(PLAN, [str(other)], tmp_path, 1).cells[0].trial(0).data != first.data
 
 
-def test_full_runs_follow_the_last_trial(file, tmp_path):
+def test_finalists_follow_the_last_trial_and_seeds_the_last_finalist(file, tmp_path):
     cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
-    assert list(Task(cell, 0).keep({"valid": -3.0})) == []
-    assert [(t.trial, t.seed) for t in Task(cell, 1).keep({"valid": -2.0})] == [(1, 0), (1, 1)]
+    following = []
+    for number, valid in enumerate((-3.0, -1.0, -2.0)):
+        following = list(Task(cell, number).keep({"valid": valid}))
+        assert bool(following) == (number == 2)
+    assert [(task.trial, task.seed) for task in following] == [(1, 0), (2, 0)]
     assert cell.run(1, 0).settings == cell.trial(1).settings and cell.run(1, 0).test
+    assert list(following[0].keep({"valid": -1.5})) == []
+    assert cell.chosen() is None and cell.seeds() == {}
+    (last,) = following[1].keep({"valid": -0.5})
+    assert (last.trial, last.seed) == (2, 1) and cell.chosen() == 2
+    assert list(last.keep({"valid": -0.7})) == []
+    assert cell.seeds() == {0: {"valid": -0.5}, 1: {"valid": -0.7}}
 
 
-def test_where_all_trials_diverge_nothing_is_run(file, tmp_path):
+def test_where_all_diverge_nothing_is_chosen(file, tmp_path):
+    diverged = {"valid": None, "seconds": 1}
     cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
-    assert list(Task(cell, 0).keep({"valid": None, "seconds": 1})) == []
-    assert list(Task(cell, 1).keep({"valid": None, "seconds": 1})) == []
+    assert [list(Task(cell, number).keep(diverged)) for number in range(3)] == [[], [], []]
+    assert cell.entry()["settings"] is None and cell.entry()["runs"] == []
+    cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
+    sound = {"valid": -1.0, "seconds": 1}
+    for number in range(3):
+        following = list(Task(cell, number).keep(sound))
+    assert [list(task.keep(diverged)) for task in following] == [[], []]
     assert cell.entry()["settings"] is None and cell.entry()["runs"] == []
 
 
@@ -149,7 +167,7 @@ def test_a_stopped_study_is_reported(file, tmp_path, monkeypatch, capsys):
     class Stopped(Here):
         def submit(self, function, *arguments):
             self.ran += 1
-            if self.ran == 4:
+            if self.ran == 7:
                 raise KeyboardInterrupt
             return super().submit(function, *arguments)
 
@@ -158,7 +176,7 @@ def test_a_stopped_study_is_reported(file, tmp_path, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         command.main(["--plan", "tiny", "--data", str(file), "--out", str(out), "--workers", "1"])
     results = json.loads((out / "results.json").read_text())
-    assert len(results["results"][0]["trials"]) == 2 and len(results["results"][0]["runs"]) == 1
+    assert len(results["results"][0]["trials"]) == 3 and len(results["results"][0]["runs"]) == 2
     assert "-" in capsys.readouterr().out
 
 

@@ -87,9 +87,8 @@ def described(data: Rolls) -> dict[str, Any]:
 def write_samples(study: Study, folder: Path) -> Iterator[str]:
     """For each data set a piece by the network with the best validation, as MIDI and as a picture."""
     for source, data in study.data.items():
-        finished = [
-            (cell, run) for cell in study.cells if cell.source == source for run in cell.runs.values()
-        ]
+        cells = [cell for cell in study.cells if cell.source == source]
+        finished = [(cell, run) for cell in cells for run in cell.seeds().values()]
         finished = [(cell, run) for cell, run in finished if run["valid"] is not None]
         if not finished:
             continue

@@ -10,8 +10,8 @@ from rnnkernels.experiments.scores import Sampling, Scale
 
 @dataclass(frozen=True)
 class Part:
-    """Rungs of one model. Each is searched by ``trials`` short runs. The ``finalists``, the best of them by the
-    validation split, are run in full; the best of those once for each further seed.
+    """Rungs of one model. Each is searched by ``trials`` short runs. The ``finalists``, the best of them by
+    the validation split, are run in full; the best of those once for each further seed.
     """
 
     model: str
