@@ -75,10 +75,8 @@ _FINER: Ranges = {  # where the best of wide searches were
 FULL = Plan(
     "full",
     (
-        Part("RNN", trials=8, trial_updates=1200, updates=4000, base=_MEDIUM, changes=_IN_ONE_KEY),
-        Part(
-            "RNN-NADE", ("+CLRM",), trials=8, trial_updates=2000, updates=10000, base=_LARGE, changes=_FINER
-        ),
+        Part("RNN", trials=6, trial_updates=1200, updates=4000, base=_MEDIUM, changes=_IN_ONE_KEY),
+        Part("RNN-NADE", ("+CLRM",), trials=6, trial_updates=2000, updates=8000, base=_LARGE, changes=_FINER),
         Part(
             "RNN-RBM",
             ("+CLRM",),
@@ -95,7 +93,7 @@ FULL = Plan(
             trials=6,
             trial_updates=2000,
             finalists=1,
-            updates=10000,
+            updates=8000,
             base=_LARGE,
             changes=_IN_ONE_KEY,
         ),

@@ -8,9 +8,9 @@ A rung of the ladder is those below it and one technique more (arXiv 1212.0901, 
     +CLR    rectified units instead of tanh, with an L1 penalty on what they put out
     +CLRM   Nesterov's momentum by ClippedNesterov
 
-Whatever is no technique of the ladder is the same on all rungs: sizes, the course of the learning rate,
-dropout, transposition. Trial k of a search draws the same numbers for what two rungs have in common, so that
-rungs differ by their techniques and not by their luck.
+The search goes up the ladder. The first rung draws all that it has. A rung above begins with the settings
+that were chosen for the one below, and draws what it adds, with the learning rate anew; every other trial also
+draws anew what all rungs share. So a rung differs from the one below by its technique and little else.
 """
 
 from __future__ import annotations
@@ -87,11 +87,34 @@ ADDED: dict[str, Ranges] = {
 
 
 def ranges_of(technique: str, changes: Ranges | None = None) -> Ranges:
-    """What is searched on a rung: what all share, and the techniques up to this one; with changes."""
-    found = dict(SHARED)
-    for rung in TECHNIQUES[: TECHNIQUES.index(technique) + 1]:
-        found |= ADDED[rung]
-    return {name: (changes or {}).get(name, given) for name, given in found.items()}
+    """What is searched where no rung below was: what all share, and the techniques up to this one."""
+    return changed(SHARED | added(None, technique), changes)
+
+
+def ranges_above(
+    rung: str, settings: Settings, technique: str, trial: int, changes: Ranges | None = None
+) -> Ranges:
+    """What is searched on top of a rung with these settings: the techniques above it, and the learning rate
+    within a factor of 3; in every other trial all that rungs share is drawn anew.
+    """
+    own = added(rung, technique)
+    if trial % 2:
+        return changed(SHARED | own, changes)
+    return changed(own, changes) | {"lr": Range(settings.lr / 3, settings.lr * 3, log=True)}
+
+
+def added(rung: str | None, technique: str) -> Ranges:
+    """What the rungs above one, or all, up to another one add."""
+    begin = 0 if rung is None else TECHNIQUES.index(rung) + 1
+    found: Ranges = {}
+    for name in TECHNIQUES[begin : TECHNIQUES.index(technique) + 1]:
+        found |= ADDED[name]
+    return found
+
+
+def changed(ranges: Ranges, changes: Ranges | None) -> Ranges:
+    """With other ranges for some of the settings."""
+    return {name: (changes or {}).get(name, given) for name, given in ranges.items()}
 
 
 def draw(ranges: Ranges, trial: int, base: Settings) -> Settings:

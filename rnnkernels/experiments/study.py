@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from rnnkernels.experiments import rolls
 from rnnkernels.experiments.plans import Part, Plan
-from rnnkernels.experiments.recipes import draw, ranges_of
+from rnnkernels.experiments.recipes import Settings, draw, ranges_above, ranges_of
 from rnnkernels.experiments.training import Job
 from rnnkernels.experiments.worker import load, start_worker, work
 
@@ -34,13 +35,20 @@ class Cell:
     data: str  # the set's name and a digest of what is in it
     part: Part
     technique: str
+    below: Cell | None = None  # the rung below, if it is run at all
+    above: Cell | None = None
     trials: dict[int, dict[str, Any]] = field(default_factory=dict)
     runs: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)  # by trial and seed
 
     def trial(self, number: int) -> Job:
-        """A short run with drawn settings."""
+        """A short run with drawn settings. On a rung above another only when that is decided."""
         part = self.part
-        settings = draw(ranges_of(self.technique, part.changes), number, part.base)
+        below = None if self.below is None else self.below.settings()
+        if self.below is None or below is None:  # nothing to begin with
+            settings = draw(ranges_of(self.technique, part.changes), number, part.base)
+        else:
+            found = ranges_above(self.below.technique, below, self.technique, number, part.changes)
+            settings = draw(found, number, below)
         return Job(self.data, part.model, self.technique, settings, 0, part.trial_updates, False, part.scale)
 
     def run(self, number: int, seed: int) -> Job:
@@ -54,11 +62,20 @@ class Cell:
             return []
         return best_of(self.trials)[: self.part.finalists]
 
+    def decided(self) -> bool:
+        """Whether all trials are there, and all finalists have run in full."""
+        return len(self.trials) == self.part.trials and all((n, 0) in self.runs for n in self.finalists())
+
     def chosen(self) -> int | None:
-        """The finalist whose first full run has the best validation, once all finalists have one."""
-        first = {number: self.runs.get((number, 0)) for number in self.finalists()}
-        found = {number: run for number, run in first.items() if run is not None}
-        return next(iter(best_of(found)), None) if len(found) == len(first) else None
+        """The finalist whose first full run has the best validation; none yet, or none that is sound."""
+        if not self.decided():
+            return None
+        return next(iter(best_of({number: self.runs[number, 0] for number in self.finalists()})), None)
+
+    def settings(self) -> Settings | None:
+        """Those of the chosen trial."""
+        chosen = self.chosen()
+        return None if chosen is None else self.trial(chosen).settings
 
     def seeds(self) -> dict[int, dict[str, Any]]:
         """The full runs with the chosen settings, by their seeds."""
@@ -66,7 +83,7 @@ class Cell:
 
     def entry(self) -> dict[str, Any]:
         """Of the results file."""
-        chosen = self.chosen()
+        settings = self.settings()
         trials = []
         for number, trial in sorted(self.trials.items()):
             full = self.runs.get((number, 0))
@@ -80,10 +97,18 @@ class Cell:
             "data": self.data.rpartition("-")[0],
             "model": self.part.model,
             "technique": self.technique,
-            "settings": None if chosen is None else asdict(self.trial(chosen).settings),
+            "settings": None if settings is None else asdict(settings),
             "trials": trials,
             "runs": list(self.seeds().values()),
         }
+
+
+def ladder(source: str, data: str, part: Part) -> list[Cell]:
+    """The rungs of a part on a data set."""
+    cells = [Cell(source, data, part, technique) for technique in part.techniques]
+    for below, above in pairwise(cells):
+        below.above, above.below = above, below
+    return cells
 
 
 def best_of(results: dict[int, dict[str, Any]]) -> list[int]:
@@ -106,16 +131,26 @@ class Task:
         return self.cell.trial(self.trial) if self.seed is None else self.cell.run(self.trial, self.seed)
 
     def keep(self, result: dict[str, Any]) -> Iterator[Task]:
-        """Note the result. Yields what can be run now: the finalists, then the other seeds of the best."""
+        """Note the result. Yields what can be run now: the finalists; then the other seeds of the best of
+        them, and the trials of the rung above.
+        """
         cell = self.cell
         if self.seed is None:
             cell.trials[self.trial] = result
             yield from (Task(cell, number, 0) for number in cell.finalists())
-            return
-        cell.runs[self.trial, self.seed] = result
-        chosen = cell.chosen()
-        if self.seed == 0 and chosen is not None:
-            yield from (Task(cell, chosen, seed) for seed in range(1, cell.part.seeds))
+        else:
+            cell.runs[self.trial, self.seed] = result
+        if cell.decided() and not self.seed:  # by this very result
+            chosen = cell.chosen()
+            if chosen is not None:
+                yield from (Task(cell, chosen, seed) for seed in range(1, cell.part.seeds))
+            if cell.above is not None:
+                yield from trials_of(cell.above)
+
+
+def trials_of(cell: Cell) -> list[Task]:
+    """All trials of a rung."""
+    return [Task(cell, number) for number in range(cell.part.trials)]
 
 
 class Study:
@@ -127,10 +162,10 @@ class Study:
         self.folder, self.workers, self.events = folder, workers, events
         self.data = {source: load(source) for source in sources}
         self.cells = [
-            Cell(source, name_of(data), part, technique)
+            cell
             for part in plan.parts
             for source, data in self.data.items()
-            for technique in part.techniques
+            for cell in ladder(source, name_of(data), part)
         ]
 
     def run(self, progress: Progress) -> None:
@@ -148,7 +183,7 @@ class Study:
 
     def _run_in(self, pool: ProcessPoolExecutor, progress: Progress) -> None:
         """All tasks, no more of them at once than workers. Full runs come before further trials."""
-        ready = deque(Task(cell, n) for cell in self.cells for n in range(cell.part.trials))
+        ready = deque(task for cell in self.cells if cell.below is None for task in trials_of(cell))
         running: dict[Future[dict[str, Any]], Task] = {}
         total = sum(cell.part.all_updates for cell in self.cells)
         done = 0

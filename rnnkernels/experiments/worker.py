@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import multiprocessing.connection
+import os
 import signal
+import threading
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +23,18 @@ CHORALES = "chorales"  # as a source: those of music21
 
 
 def start_worker() -> None:
-    """One thread; Ctrl-C is the parent's."""
+    """One thread; Ctrl-C is the parent's, and so is the end: a parent that was killed tells nobody."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def end_with(sentinel: int) -> None:
+    """End this process when that one ends."""
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 @lru_cache(maxsize=4)
