@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +120,32 @@ def test_in_processes_of_their_own(file, tmp_path):
     assert {**here, "seconds": 0} == {**cell.trials[1], "seconds": 0}
 
 
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from rnnkernels.experiments.worker import start_worker
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, context, initializer=start_worker)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600)
+    time.sleep(600)
+"""
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(200):
+        if not Path(f"/proc/{worker}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker went on")
+
+
 def test_what_is_damaged_is_run_again(file, tmp_path):
     job = Study(PLAN, [str(file)], tmp_path, 1).cells[0].trial(0)
     first = work(job, str(file), tmp_path, None)
@@ -144,8 +174,12 @@ def test_finalists_follow_the_last_trial_and_seeds_the_last_finalist(file, tmp_p
     assert cell.run(1, 0).settings == cell.trial(1).settings and cell.run(1, 0).test
     assert list(following[0].keep({"valid": -1.5})) == []
     assert cell.chosen() is None and cell.seeds() == {}
-    (last,) = following[1].keep({"valid": -0.5})
+    last, *above = following[1].keep({"valid": -0.5})
     assert (last.trial, last.seed) == (2, 1) and cell.chosen() == 2
+    assert [(task.cell.technique, task.trial, task.seed) for task in above] == [
+        ("+CLRM", number, None) for number in range(3)
+    ]
+    assert above[0].job.settings.radius == cell.settings().radius
     assert list(last.keep({"valid": -0.7})) == []
     assert cell.seeds() == {0: {"valid": -0.5}, 1: {"valid": -0.7}}
 
@@ -153,13 +187,15 @@ def test_finalists_follow_the_last_trial_and_seeds_the_last_finalist(file, tmp_p
 def test_where_all_diverge_nothing_is_chosen(file, tmp_path):
     diverged = {"valid": None, "seconds": 1}
     cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
-    assert [list(Task(cell, number).keep(diverged)) for number in range(3)] == [[], [], []]
+    following = [list(Task(cell, number).keep(diverged)) for number in range(3)]
+    assert following[:2] == [[], []] and len(following[2]) == 3
+    assert {task.cell for task in following[2]} == {cell.above}  # which then draws all of its settings
     assert cell.entry()["settings"] is None and cell.entry()["runs"] == []
     cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
     sound = {"valid": -1.0, "seconds": 1}
     for number in range(3):
         following = list(Task(cell, number).keep(sound))
-    assert [list(task.keep(diverged)) for task in following] == [[], []]
+    assert [{t.cell for t in task.keep(diverged)} for task in following] == [set(), {cell.above}]
     assert cell.entry()["settings"] is None and cell.entry()["runs"] == []
 
 
@@ -224,7 +260,7 @@ def test_tensorboard_gets_the_curves(file, tmp_path, monkeypatch):
     class Module:
         SummaryWriter = Writer
 
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", Module)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Module)
     job = Study(PLAN, [str(file)], tmp_path, 1).cells[0].trial(0)
     result = work(job, str(file), tmp_path / "runs", tmp_path / "events")
     assert written[0] == path_of(job, tmp_path).name

@@ -9,8 +9,8 @@ A rung of the ladder is those below it and one technique more (arXiv 1212.0901, 
     +CLRM   Nesterov's momentum by ClippedNesterov
 
 The search goes up the ladder. The first rung draws all that it has. A rung above begins with the settings
-that were chosen for the one below, and draws what it adds, with the learning rate anew; every other trial also
-draws anew what all rungs share. So a rung differs from the one below by its technique and little else.
+that were chosen for the one below, and draws what it adds, with the learning rate anew; every other trial
+also draws anew what all rungs share. So a rung differs from the one below by its technique and little else.
 """
 
 from __future__ import annotations

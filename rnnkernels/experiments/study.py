@@ -193,7 +193,7 @@ class Study:
                 running[pool.submit(work, task.job, task.cell.source, self.folder, self.events)] = task
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task = running.pop(future)
-                ready.extendleft(task.keep(future.result()))
+                ready.extendleft(reversed(list(task.keep(future.result()))))
                 done += task.job.updates
                 progress(done / total, f"{task.cell.data}, {task.cell.part.model} {task.cell.technique}")
 
