@@ -67,26 +67,30 @@ def test_a_rung_is_those_below_and_one_technique_more():
     assert Settings().clip is None and Settings().slowest is None and Settings().momentum == 0
 
 
+def test_rungs_share_their_draws():
+    for trial in range(4):
+        drawn = [draw(ranges_of(technique), trial, SMALL) for technique in TECHNIQUES]
+        for name in recipes.SHARED:
+            assert len({getattr(settings, name) for settings in drawn}) == 1
+        assert drawn[-1].clip == drawn[1].clip is not None
+
+
 def test_a_rung_begins_with_the_one_below():
     below = replace(SMALL, lr=2.0, radius=0.7, dropout=0.4)
     for trial in range(6):
-        found = ranges_above("SGD", below, "+C", trial)
-        drawn = draw(found, trial, below)
-        assert drawn.clip is not None and drawn.slowest is None
-        kept = (drawn.radius, drawn.dropout) == (0.7, 0.4)
-        assert kept == (trial % 2 == 0) and (not kept or 2 / 3 <= drawn.lr <= 6)
-    assert set(ranges_above("+C", below, "+CLR", 0)) == {"slowest", "nonlinearity", "l1", "lr"}
+        drawn = draw(ranges_above("SGD", below, "+C"), trial, below)
+        assert drawn.clip is not None and 2 / 3 <= drawn.lr <= 6
+        assert drawn == replace(below, clip=drawn.clip, lr=drawn.lr)
+    assert set(ranges_above("+C", below, "+CLR")) == {"slowest", "nonlinearity", "l1", "lr"}
 
 
 def test_changes_replace_ranges_and_add_none():
     changes = {"clip": Range(1, 1), "dropout": Range(choices=(0.3,))}
     assert "clip" not in ranges_of("SGD", changes)
     assert (
-        ranges_of("+C", changes)["clip"]
-        == ranges_above("SGD", SMALL, "+C", 0, changes)["clip"]
-        == Range(1, 1)
+        ranges_of("+C", changes)["clip"] == ranges_above("SGD", SMALL, "+C", changes)["clip"] == Range(1, 1)
     )
-    assert draw(ranges_above("SGD", SMALL, "+C", 1, changes), 1, SMALL).dropout == 0.3
+    assert draw(ranges_of("+C", changes), 1, SMALL).dropout == 0.3
 
 
 def test_shares_spread_over_the_range():

@@ -8,9 +8,10 @@ A rung of the ladder is those below it and one technique more (arXiv 1212.0901, 
     +CLR    rectified units instead of tanh, with an L1 penalty on what they put out
     +CLRM   Nesterov's momentum by ClippedNesterov
 
-The search goes up the ladder. The first rung draws all that it has. A rung above begins with the settings
-that were chosen for the one below, and draws what it adds, with the learning rate anew; every other trial
-also draws anew what all rungs share. So a rung differs from the one below by its technique and little else.
+The search goes up the ladder. On the first rung every trial draws all settings. Above it every other trial
+begins with the settings that were chosen for the rung below, and draws what the rung adds, with the learning
+rate anew; the rest draw all settings, trial k the same numbers for what rungs have in common. So rungs differ
+by their techniques and little else.
 """
 
 from __future__ import annotations
@@ -87,20 +88,16 @@ ADDED: dict[str, Ranges] = {
 
 
 def ranges_of(technique: str, changes: Ranges | None = None) -> Ranges:
-    """What is searched where no rung below was: what all share, and the techniques up to this one."""
+    """All that a rung has: what the rungs share, and the techniques up to this one."""
     return changed(SHARED | added(None, technique), changes)
 
 
-def ranges_above(
-    rung: str, settings: Settings, technique: str, trial: int, changes: Ranges | None = None
-) -> Ranges:
+def ranges_above(rung: str, settings: Settings, technique: str, changes: Ranges | None = None) -> Ranges:
     """What is searched on top of a rung with these settings: the techniques above it, and the learning rate
-    within a factor of 3; in every other trial all that rungs share is drawn anew.
+    within a factor of 3.
     """
-    own = added(rung, technique)
-    if trial % 2:
-        return changed(SHARED | own, changes)
-    return changed(own, changes) | {"lr": Range(settings.lr / 3, settings.lr * 3, log=True)}
+    near = Range(settings.lr / 3, settings.lr * 3, log=True)
+    return changed(added(rung, technique), changes) | {"lr": near}
 
 
 def added(rung: str | None, technique: str) -> Ranges:

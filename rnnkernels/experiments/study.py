@@ -43,11 +43,11 @@ class Cell:
     def trial(self, number: int) -> Job:
         """A short run with drawn settings. On a rung above another only when that is decided."""
         part = self.part
-        below = None if self.below is None else self.below.settings()
-        if self.below is None or below is None:  # nothing to begin with
+        below = None if self.below is None or number % 2 else self.below.settings()
+        if self.below is None or below is None:
             settings = draw(ranges_of(self.technique, part.changes), number, part.base)
         else:
-            found = ranges_above(self.below.technique, below, self.technique, number, part.changes)
+            found = ranges_above(self.below.technique, below, self.technique, part.changes)
             settings = draw(found, number, below)
         return Job(self.data, part.model, self.technique, settings, 0, part.trial_updates, False, part.scale)
 
@@ -165,6 +165,7 @@ class Study:
             cell
             for part in plan.parts
             for source, data in self.data.items()
+            if data.name in (part.only or (data.name,))
             for cell in ladder(source, name_of(data), part)
         ]
 

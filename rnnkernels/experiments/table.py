@@ -166,17 +166,21 @@ def cell_text(found: Cell | None, measure: Measure, seeds: int, bold: bool) -> s
     """`-8.40 ± 0.05`, with (n) where seeds are missing; an interval goes on a line of its own."""
     if found is None:
         return NONE
-    digits = measure.digits
-    text = f"{found.value:.{digits}f}"
+    text = decimal(found.value, measure.digits)
     if found.deviation is not None:
-        text += f" ± {found.deviation:.{digits}f}"
+        text += f" ± {decimal(found.deviation, measure.digits)}"
     if 0 < found.seeds < seeds:
         text += f" ({found.seeds})"
     if bold:
         text = f"**{text}**"
     if found.interval is not None:
-        text += "\n[{:.{d}f}, {:.{d}f}]".format(*found.interval, d=digits)
+        text += f"\n[{', '.join(decimal(end, measure.digits) for end in found.interval)}]"
     return text
+
+
+def decimal(value: float, digits: int) -> str:
+    """With so many digits after the point; of a run that diverged only what shows that it did."""
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
 
 
 def best_rows(cells: dict[str, Cell], measure: Measure) -> set[str]:
@@ -270,7 +274,7 @@ def ladder_sentence(grid: Grid) -> str:
         return "Fewer than two rungs have a mean, so none can be said to improve on another."
     changes = {step: grid.means[step[1]].value - grid.means[step[0]].value for step in steps}
     better = [step for step in steps if changes[step] > 0]
-    listed = ", ".join(f"{high} over {low} by {changes[low, high]:+.3f}" for low, high in steps)
+    listed = ", ".join(f"{high} over {low} by {decimal(changes[low, high], 3)}" for low, high in steps)
     text = f"{len(better)} of {len(steps)} rungs improve the mean log-likelihood: {listed}"
     errors = {step: [grid.means[rung].error for rung in step] for step in steps}
     spread = {step: math.hypot(a, b) for step, (a, b) in errors.items() if a is not None and b is not None}
