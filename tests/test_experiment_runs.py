@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +188,17 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(data, tmp_path, monkeypat
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
 
 
+def test_a_run_that_was_killed_while_it_was_scored_ends_with_the_same_bits(data, tmp_path, monkeypatch):
+    """The sparsity of an RBM's gradient is of what its chains draw after the last epoch."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(Trainer, "_sparsity", lambda trainer: {"gradient": float(torch.rand(1))})
+    made, path = job("RNN-RBM", updates=20), tmp_path / "run.checkpoint"
+    whole = Trainer(made, data, path).run()
+    again = Trainer(made, data, path)
+    assert again.state.ended
+    assert {**again.run(), "seconds": 0} == {**whole, "seconds": 0}
+
+
 @pytest.mark.parametrize("damage", ["cut", "other job"])
 def test_a_checkpoint_that_does_not_fit_is_left(data, tmp_path, monkeypatch, damage):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
@@ -267,4 +277,3 @@ def test_scores_do_not_depend_on_what_was_drawn_before(data):
     torch.rand(7)
     assert score_test(model, data.test, SCALE) == first
     assert first["interval"][0] < first["test"] < first["interval"][1] and math.isfinite(first["accuracy"])
-    assert not list(Path.cwd().glob("*.checkpoint"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -23,6 +26,13 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """In UTF-8."""
     write_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """By way of memory: what torch says itself of a full disk does not tell that it is full."""
+    whole = io.BytesIO()
+    torch.save(content, whole)
+    write_file(path, lambda beside: beside.write_bytes(whole.getbuffer()))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

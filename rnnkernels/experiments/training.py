@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rnnkernels import ClippedNesterov, activity_penalty, sparsity
 from rnnkernels.experiments.batches import Batch, training_batches, whole_batches
-from rnnkernels.experiments.files import write_file
+from rnnkernels.experiments.files import write_tensors
 from rnnkernels.experiments.model import Predictor, key_frequency
 from rnnkernels.experiments.recipes import Settings
 from rnnkernels.experiments.rolls import Rolls
@@ -173,8 +173,9 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best_weights,
+            "random": torch.get_rng_state(),  # what is left to do after the last epoch draws from it
         }
-        write_file(path, lambda beside: torch.save(content, beside))
+        write_tensors(path, content)
         self._saved = time.monotonic()
 
     def _load(self, path: Path) -> None:
@@ -183,6 +184,7 @@ class Trainer:
             content = torch.load(path, weights_only=True)
             if content["job"] != repr(self.job):
                 return
+            torch.set_rng_state(content["random"])
         except Exception:  # torch raises almost anything of a damaged file
             return
         self.model.load_state_dict(content["model"])

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from rnnkernels.experiments import rolls
-from rnnkernels.experiments.files import read_json, write_file, write_json
+from rnnkernels.experiments.files import read_json, write_json, write_tensors
 from rnnkernels.experiments.training import Job, State, Trainer, Watcher
 
-CHORALES = "chorales"  # as a source: those of music21
+CHORALES = ""  # as a source: those of music21; no path is empty
 
 
 def start_worker() -> None:
@@ -48,22 +48,31 @@ def path_of(job: Job, folder: Path) -> Path:
     return folder / hashlib.sha256(repr(job).encode()).hexdigest()[:16]
 
 
-def work(job: Job, source: str, folder: Path, events: Path | None) -> dict[str, Any]:
-    """What the run's file holds, or else the run."""
-    path = path_of(job, folder)
-    result_file, checkpoint = path.with_suffix(".json"), path.with_suffix(".checkpoint")
-    kept = read_json(result_file)
+def result_of(job: Job, folder: Path) -> dict[str, Any] | None:
+    """What the run's file holds; None where there is none, or a damaged one."""
+    kept = read_json(path_of(job, folder).with_suffix(".json"))
     if kept is None or kept.get("job") != repr(job):
-        folder.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(job, load(source), checkpoint)
-        result = trainer.run(nothing if events is None else tensorboard(events / path.name, job))
-        if job.test:
-            write_file(path.with_suffix(".weights"), lambda beside: torch.save(trainer.best_weights, beside))
-        kept = {"job": repr(job), "settings": asdict(job.settings), "result": result}
-        write_json(result_file, kept)
-        checkpoint.unlink(missing_ok=True)
-    found: dict[str, Any] = kept["result"]
+        return None
+    found: dict[str, Any] | None = kept.get("result")
     return found
+
+
+def work(job: Job, source: str, folder: Path, events: Path | None) -> dict[str, Any]:
+    """What the run's file holds, or else the run, from its checkpoint on."""
+    kept = result_of(job, folder)
+    if kept is not None:
+        return kept
+    path = path_of(job, folder)
+    checkpoint = path.with_suffix(".checkpoint")
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(job, load(source), checkpoint)
+    result = trainer.run(nothing if events is None else tensorboard(events / path.name, job))
+    if job.test:
+        write_tensors(path.with_suffix(".weights"), trainer.best_weights)
+    content = {"job": repr(job), "settings": asdict(job.settings), "result": result}
+    write_json(path.with_suffix(".json"), content)
+    checkpoint.unlink(missing_ok=True)
+    return result
 
 
 def nothing(state: State) -> None:
