@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rnnkernels.experiments.files import write_file
 from rnnkernels.experiments.rolls import KEYS, LOWEST_PITCH
 
 TICKS_A_STEP = 120
@@ -49,7 +50,8 @@ def write_midi(roll: ArrayLike, path: str | Path, *, steps_a_quarter: int = 1, t
         raise ValueError(f"tempo must be a number from 4 to 60000, got {tempo!r}")
     track = b"\x00\xff\x51\x03" + round(60e6 / tempo).to_bytes(3, "big") + _notes(frames.astype(np.int8))
     header = struct.pack(">4sIHHH", b"MThd", 6, 0, 1, TICKS_A_STEP * steps_a_quarter)
-    Path(path).write_bytes(header + struct.pack(">4sI", b"MTrk", len(track)) + track)
+    content = header + struct.pack(">4sI", b"MTrk", len(track)) + track
+    write_file(Path(path), lambda beside: beside.write_bytes(content))
 
 
 def _notes(frames: np.ndarray[tuple[int, ...], np.dtype[np.int8]]) -> bytes:

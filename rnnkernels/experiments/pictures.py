@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rnnkernels.experiments.files import write_file
 from rnnkernels.experiments.recipes import TECHNIQUES
 from rnnkernels.experiments.rolls import KEYS, LOWEST_PITCH
 from rnnkernels.experiments.table import Results, number, sets_of
@@ -157,8 +158,9 @@ def _figure(size: tuple[float, float]) -> Any:
 
 
 def _saved(figure: Any, path: str | Path) -> str:
+    path = Path(path)
     try:
-        figure.savefig(path)
+        write_file(path, lambda beside: figure.savefig(beside, format=path.suffix[1:]))
     except (OSError, ValueError) as error:
         return f"no picture: {path} cannot be written ({error})"
     return f"picture: {path}"
