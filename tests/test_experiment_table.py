@@ -194,6 +194,7 @@ def test_diverged_trials_are_counted() -> None:
     valids = (-9.0, None, -math.inf, -9.5)
     entry_of(results, "Nottingham", "SGD")["trials"] = [{"valid": valid} for valid in valids]
     assert "Trials of the search that diverged: SGD 2 of 5." in table(results)
+    assert "Full runs" not in table(results)
 
 
 def test_a_run_that_diverged_does_not_widen_the_table() -> None:
@@ -201,3 +202,13 @@ def test_a_run_that_diverged_does_not_widen_the_table() -> None:
     entry_of(results, "Nottingham", "SGD")["runs"][0]["test"] = -3e12
     assert column_values(table(results, markdown=True), "SGD")[1] == "-1.0e+12 ± 1.7e+12"
     assert "+C over SGD by 5.0e+11, +CL" in sentence(results)
+
+
+def test_full_runs_that_diverged_are_counted() -> None:
+    """A mean without them looks better than the rung is."""
+    results = made_results()
+    run = entry_of(results, "Nottingham", "+C")["runs"][1]
+    run["valid"] = run["test"] = None
+    text = table(results, markdown=True)
+    assert "Full runs, in no figure here, that diverged: +C 1 of 6." in text
+    assert column_values(text, "+C")[1].endswith("(2)")

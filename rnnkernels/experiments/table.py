@@ -284,16 +284,15 @@ def ladder_sentence(grid: Grid) -> str:
     return text + "."
 
 
-def diverged_sentence(results: Results, model: str) -> str | None:
-    """The trials of the search that have no validation score; None without any."""
+def diverged_sentence(results: Results, model: str, kind: str, what: str) -> str | None:
+    """Those of an entry's ``trials`` or ``runs`` that have no validation score; None without any."""
     counts = {rung: [0, 0] for rung in TECHNIQUES}
     for entry in results["results"]:
         if entry["model"] == model:
-            trials = entry["trials"]
-            counts[entry["technique"]][0] += sum(number(trial["valid"]) is None for trial in trials)
-            counts[entry["technique"]][1] += len(trials)
+            counts[entry["technique"]][0] += sum(number(run["valid"]) is None for run in entry[kind])
+            counts[entry["technique"]][1] += len(entry[kind])
     parts = [f"{rung} {lost} of {count}" for rung, (lost, count) in counts.items() if lost]
-    return f"Trials of the search that diverged: {', '.join(parts)}." if parts else None
+    return f"{what} that diverged: {', '.join(parts)}." if parts else None
 
 
 def head(results: Results) -> list[str]:
@@ -323,7 +322,8 @@ def model_lines(results: Results, model: str, markdown: bool) -> list[str]:
             lines += _paragraphs([ladder_sentence(grid)], markdown)
     others = [name for name in results["data"] if name not in sets_of(results, model)]
     rungs = [rung for rung in TECHNIQUES if rung not in rungs_of(results, model)]
-    sentences = [diverged_sentence(results, model)]
+    kinds = (("trials", "Trials of the search"), ("runs", "Full runs, in no figure here,"))
+    sentences = [diverged_sentence(results, model, *kind) for kind in kinds]
     sentences += [f"Not run: {', '.join(names)}." for names in (rungs, others) if names]
     return [*lines, *_paragraphs([text for text in sentences if text], markdown)]
 
