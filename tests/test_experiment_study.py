@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from rnnkernels.experiments import __main__ as command
 from rnnkernels.experiments import study as studies
@@ -106,7 +107,8 @@ def test_the_command_leaves_a_report(file, tmp_path, monkeypatch, capsys):
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
     again = json.loads((out / "results.json").read_text())
     assert again["results"] == results["results"]
-    assert not [name for name in names if name.endswith(("tmp", "checkpoint"))]
+    left = {path.suffix for path in out.rglob("*")}
+    assert left == {"", ".json", ".weights", ".txt", ".md", ".mid", ".png"}  # no checkpoint, no half file
 
 
 def test_in_processes_of_their_own(file, tmp_path):
@@ -213,7 +215,86 @@ def test_a_stopped_study_is_reported(file, tmp_path, monkeypatch, capsys):
         command.main(["--plan", "tiny", "--data", str(file), "--out", str(out), "--workers", "1"])
     results = json.loads((out / "results.json").read_text())
     assert len(results["results"][0]["trials"]) == 3 and len(results["results"][0]["runs"]) == 2
-    assert "-" in capsys.readouterr().out
+    assert "Missing" in capsys.readouterr().out
+
+
+def test_a_study_that_goes_on_reports_all_that_was_there(file, tmp_path, monkeypatch):
+    """However early it is stopped again."""
+
+    class Stopped(Here):
+        def submit(self, function, *arguments):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Here)
+    arguments = ["--plan", "tiny", "--data", str(file), "--out", str(tmp_path), "--workers", "1"]
+    assert command.main(arguments) == 0
+    before = json.loads((tmp_path / "results.json").read_text())["results"]
+    study = Study(PLAN, [str(file)], tmp_path / "runs", 1)
+    last = study.cells[-1]
+    path_of(last.trial(0), study.folder).with_suffix(".json").unlink()
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(arguments)
+    after = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert after[:-1] == before[:-1] and after[0]["runs"]
+    assert after[-1]["trials"] == before[-1]["trials"][1:] and after[-1]["runs"] == []
+
+
+def test_two_files_of_one_name_are_refused(file, capsys):
+    file.with_suffix(".pickle").write_bytes(pickle.dumps(json.loads(file.read_text())))
+    assert (
+        command.main(["--plan", "tiny", "--data", str(file.parent), "--out", str(file.parent / "out")]) == 2
+    )
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "made.pickle: has the name of" in printed and "made.json" in printed
+
+
+def test_a_file_that_is_not_there_is_no_chorales(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["--plan", "tiny", "--data", "chorales"]) == 2
+    assert "chorales: the ending '' is not one of" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(file, capsys):
+    assert command.main(["--plan", "tiny", "--data", str(file), "--out", str(file)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and str(file) in printed.err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "runs/a.json"), "No space left on device: 'runs/a.json'"),
+        (BrokenProcessPool("abruptly"), "the same command goes on from here"),
+    ],
+)
+def test_what_ends_a_study_is_one_line_after_the_report(file, tmp_path, monkeypatch, capsys, error, said):
+    class Broken(Here):
+        def submit(self, *_: object):
+            raise error
+
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Broken)
+    assert command.main(["--plan", "tiny", "--data", str(file), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and said in printed.err
+    assert (tmp_path / "out" / "results.json").exists()
+
+
+def test_weights_that_are_gone_are_said(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Here)
+    arguments = ["--plan", "tiny", "--data", str(file), "--out", str(tmp_path), "--workers", "1"]
+    assert command.main(arguments) == 0
+    for path in (tmp_path / "runs").glob("*.weights"):
+        path.unlink()
+    assert command.main(arguments) == 0
+    assert "no piece for made: " in capsys.readouterr().out
+
+
+def test_tensorboard_that_is_missing_is_one_line(file, monkeypatch, capsys):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        command.main(["--data", str(file), "--tensorboard", "events"])
+    assert "--tensorboard needs the package tensorboard" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{", '{"train": [], "valid": [], "test": []}', None])
@@ -266,4 +347,3 @@ def test_tensorboard_gets_the_curves(file, tmp_path, monkeypatch):
     assert written[0] == path_of(job, tmp_path).name
     valid = [value for name, value, _ in written[1:] if name == "valid"]
     assert valid == result["curve"]["valid"] and len(valid) > 0
-    assert torch.get_num_threads() >= 1

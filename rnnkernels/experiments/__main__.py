@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from rnnkernels.experiments.model import Predictor, key_frequency
 from rnnkernels.experiments.pictures import two_rolls
 from rnnkernels.experiments.plans import PLANS, Plan
 from rnnkernels.experiments.progress import Progress
-from rnnkernels.experiments.report import environment, write_report
+from rnnkernels.experiments.report import cores, environment, write_report
 from rnnkernels.experiments.rolls import Rolls, RollsError
 from rnnkernels.experiments.sampling import sample_piece
-from rnnkernels.experiments.study import Cell, Study
+from rnnkernels.experiments.study import Cell, Study, plain_name
 from rnnkernels.experiments.table import table
 from rnnkernels.experiments.worker import CHORALES, path_of
 
@@ -40,11 +41,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--plan", choices=PLANS, default="quick", help="default: quick")
     parser.add_argument("--out", type=Path, default=Path("experiments"), help="folder of all that is made")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write the curves there, too")
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")
+    if options.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        parser.error("--tensorboard needs the package tensorboard (pip install tensorboard)")
     return options
 
 
@@ -71,7 +74,7 @@ def results_of(study: Study, plan: Plan, options: argparse.Namespace) -> dict[st
         "environment": environment(options.workers),
         "plan": asdict(plan),
         "seconds": sum(run["seconds"] for run in runs),
-        "data": {data.name.replace(" ", "_"): described(data) for data in study.data.values()},
+        "data": {plain_name(data): described(data) for data in study.data.values()},
         "results": entries,
     }
 
@@ -93,10 +96,14 @@ def write_samples(study: Study, folder: Path) -> Iterator[str]:
         if not finished:
             continue
         cell, run = max(finished, key=lambda pair: float(pair[1]["valid"]))
-        model = load_model(study, cell, run, data)
+        try:
+            model = load_model(study, cell, run, data)
+        except FileNotFoundError as error:
+            yield f"no piece for {data.name}: {error.filename} is not there"
+            continue
         real = max(data.test, key=lambda roll: min(len(roll), SAMPLED_STEPS))
         piece = sample_piece(model, real[:1], SAMPLED_STEPS, torch.Generator().manual_seed(0))
-        name = f"sampled-{data.name.replace(' ', '_')}"
+        name = f"sampled-{plain_name(data)}"
         write_midi(piece, folder / f"{name}.mid")
         yield f"a piece by {cell.part.model} {cell.technique}: {folder / name}.mid"
         yield two_rolls(piece, real, folder / f"{name}.png", name=data.name)
@@ -119,9 +126,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = PLANS[options.plan]
     try:
         study = Study(plan, sources(options.data), options.out / "runs", options.workers, options.tensorboard)
-    except RollsError as error:
-        print(f"python -m rnnkernels.experiments: {error}", file=sys.stderr)
-        return 2
+        study.folder.mkdir(parents=True, exist_ok=True)
+    except (RollsError, OSError) as error:
+        return failed(error, 2)
+    try:
+        run_and_report(study, plan, options)
+    except OSError as error:  # a full disk, for one
+        return failed(error, 1)
+    except BrokenProcessPool:
+        return failed(
+            "a process ended at once, perhaps for want of memory; the same command goes on from here", 1
+        )
+    return 0
+
+
+def failed(why: object, status: int) -> int:
+    """One line of it."""
+    print(f"python -m rnnkernels.experiments: {why}", file=sys.stderr)
+    return status
+
+
+def run_and_report(study: Study, plan: Plan, options: argparse.Namespace) -> None:
+    """The study, and whatever ends it, the report."""
     progress = Progress()
     try:
         study.run(progress.show)
@@ -130,7 +156,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = results_of(study, plan, options)
         lines = [*write_report(results, options.out), *write_samples(study, options.out)]
         print(table(results), *lines, f"all of it: {options.out}", sep="\n")
-    return 0
 
 
 if __name__ == "__main__":

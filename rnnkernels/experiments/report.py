@@ -50,7 +50,7 @@ def environment(workers: int) -> dict[str, Any]:
         "system": " ".join((platform.system(), platform.machine())),
         "processor": _processor(),
         "instruction_set": build["active_instruction_set"],
-        "cores": _cores(),
+        "cores": cores(),
         "workers": workers,  # processes of one thread each
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
@@ -65,7 +65,7 @@ def _processor() -> str:
     return next(iter(names), platform.processor() or platform.machine())
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those this process may use, which in a container are fewer than the machine has."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1

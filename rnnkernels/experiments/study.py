@@ -22,7 +22,7 @@ from rnnkernels.experiments import rolls
 from rnnkernels.experiments.plans import Part, Plan
 from rnnkernels.experiments.recipes import Settings, draw, ranges_above, ranges_of
 from rnnkernels.experiments.training import Job
-from rnnkernels.experiments.worker import load, start_worker, work
+from rnnkernels.experiments.worker import load, result_of, start_worker, work
 
 Progress = Callable[[float, str], object]
 
@@ -81,6 +81,10 @@ class Cell:
         """The full runs with the chosen settings, by their seeds."""
         return {seed: run for (number, seed), run in sorted(self.runs.items()) if number == self.chosen()}
 
+    def updates(self) -> int:
+        """Of all runs that are there."""
+        return len(self.trials) * self.part.trial_updates + len(self.runs) * self.part.updates
+
     def entry(self) -> dict[str, Any]:
         """Of the results file."""
         settings = self.settings()
@@ -112,8 +116,8 @@ def ladder(source: str, data: str, part: Part) -> list[Cell]:
 
 
 def best_of(results: dict[int, dict[str, Any]]) -> list[int]:
-    """Those that did not diverge, the highest validation log-likelihood first."""
-    sound = [number for number, result in results.items() if result["valid"] is not None]
+    """Those that did not diverge, the highest validation log-likelihood first, whichever ended first."""
+    sound = [number for number, result in sorted(results.items()) if result["valid"] is not None]
     return sorted(sound, key=lambda number: -results[number]["valid"])
 
 
@@ -160,7 +164,13 @@ class Study:
         self, plan: Plan, sources: Sequence[str], folder: Path, workers: int, events: Path | None = None
     ) -> None:
         self.folder, self.workers, self.events = folder, workers, events
-        self.data = {source: load(source) for source in sources}
+        self.data: dict[str, rolls.Rolls] = {}
+        for source in sources:
+            data = load(source)
+            same = [other for other, known in self.data.items() if plain_name(known) == plain_name(data)]
+            if same:
+                raise rolls.RollsError(f"{source}: has the name of {same[0]}, so tables would mix the two")
+            self.data[source] = data
         self.cells = [
             cell
             for part in plan.parts
@@ -171,10 +181,14 @@ class Study:
 
     def run(self, progress: Progress) -> None:
         """Whatever is not there yet. Ctrl-C ends the workers; what they had finished is kept."""
+        ready = self._left()
+        if not ready:
+            return
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.workers, context, initializer=start_worker)
+        tasks = sum(cell.part.trials + cell.part.finalists + cell.part.seeds for cell in self.cells)
+        pool = ProcessPoolExecutor(min(self.workers, tasks), context, initializer=start_worker)
         try:
-            self._run_in(pool, progress)
+            self._run_in(pool, ready, progress)
         except BaseException:
             for process in list((pool._processes or {}).values()):
                 process.terminate()
@@ -182,11 +196,25 @@ class Study:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _run_in(self, pool: ProcessPoolExecutor, progress: Progress) -> None:
-        """All tasks, no more of them at once than workers. Full runs come before further trials."""
+    def _left(self) -> deque[Task]:
+        """The tasks that have no file yet. What is there is noted first of all, so that a study that goes on
+        and is stopped at once reports no less than before.
+        """
         ready = deque(task for cell in self.cells if cell.below is None for task in trials_of(cell))
+        left: deque[Task] = deque()
+        while ready:
+            task = ready.popleft()
+            result = result_of(task.job, self.folder)
+            if result is None:
+                left.append(task)
+            else:
+                ready.extendleft(reversed(list(task.keep(result))))
+        return left
+
+    def _run_in(self, pool: ProcessPoolExecutor, ready: deque[Task], progress: Progress) -> None:
+        """All tasks, no more of them at once than workers. Full runs come before further trials."""
         running: dict[Future[dict[str, Any]], Task] = {}
-        total = sum(cell.part.all_updates for cell in self.cells)
+        total = sum(cell.part.all_updates - cell.updates() for cell in self.cells)
         done = 0
         while ready or running:
             while ready and len(running) < self.workers:
@@ -203,10 +231,15 @@ class Study:
         return [cell.entry() for cell in self.cells]
 
 
+def plain_name(data: rolls.Rolls) -> str:
+    """The set's name in tables and in names of files."""
+    return data.name.replace(" ", "_")
+
+
 def name_of(data: rolls.Rolls) -> str:
     """The set's name with a digest of what is in it."""
     digest = hashlib.sha256()
     for split in (data.train, data.valid, data.test):
         digest.update(np.array([len(roll) for roll in split]).tobytes())
         digest.update(np.concatenate(split).tobytes())
-    return f"{data.name.replace(' ', '_')}-{digest.hexdigest()[:8]}"
+    return f"{plain_name(data)}-{digest.hexdigest()[:8]}"
