@@ -38,7 +38,7 @@ class Settings:
     l1: float = 0.0  # weight of the mean output in the loss
     momentum: float = 0.0
     radius: float = 1.0  # of the recurrent weights' eigenvalues at the start
-    dropout: float = 0.0  # of the frames that are heard, and of the states
+    dropout: float = 0.1  # of the frames that are heard, and of the states
     transpose: int = 0  # each sequence is moved by up to so many keys, anew in each epoch
     hidden: int = 200
     output_hidden: int = 150  # hidden units of NADE and RBM
@@ -72,12 +72,7 @@ class Range:
 
 Ranges = dict[str, Range]
 
-SHARED: Ranges = {
-    "lr": Range(0.1, 10.0, log=True),
-    "radius": Range(0.5, 1.3),
-    "dropout": Range(choices=(0.0, 0.2, 0.4)),
-    "transpose": Range(choices=(0, 5)),
-}
+SHARED: Ranges = {"lr": Range(0.1, 10.0, log=True)}
 ADDED: dict[str, Ranges] = {
     "SGD": {},
     "+C": {"clip": Range(0.05, 2.0, log=True)},
@@ -88,16 +83,19 @@ ADDED: dict[str, Ranges] = {
 
 
 def ranges_of(technique: str, changes: Ranges | None = None) -> Ranges:
-    """All that a rung has: what the rungs share, and the techniques up to this one."""
-    return changed(SHARED | added(None, technique), changes)
+    """All that a rung has: what the rungs share, and the techniques up to this one. Changes are other ranges for
+    these, and ranges of what else is to be searched.
+    """
+    return SHARED | added(None, technique) | (changes or {})
 
 
 def ranges_above(rung: str, settings: Settings, technique: str, changes: Ranges | None = None) -> Ranges:
     """What is searched on top of a rung with these settings: the techniques above it, and the learning rate
     within a factor of 3.
     """
+    own = added(rung, technique)
     near = Range(settings.lr / 3, settings.lr * 3, log=True)
-    return changed(added(rung, technique), changes) | {"lr": near}
+    return {name: (changes or {}).get(name, given) for name, given in own.items()} | {"lr": near}
 
 
 def added(rung: str | None, technique: str) -> Ranges:
@@ -107,11 +105,6 @@ def added(rung: str | None, technique: str) -> Ranges:
     for name in TECHNIQUES[begin : TECHNIQUES.index(technique) + 1]:
         found |= ADDED[name]
     return found
-
-
-def changed(ranges: Ranges, changes: Ranges | None) -> Ranges:
-    """With other ranges for some of the settings."""
-    return {name: (changes or {}).get(name, given) for name, given in ranges.items()}
 
 
 def draw(ranges: Ranges, trial: int, base: Settings) -> Settings:
