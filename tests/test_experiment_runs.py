@@ -83,13 +83,14 @@ def test_a_rung_begins_with_the_one_below():
     assert set(ranges_above("+C", below, "+CLR")) == {"slowest", "nonlinearity", "l1", "lr"}
 
 
-def test_changes_replace_ranges_and_add_none():
+def test_changes_are_other_ranges_and_further_ones_but_no_higher_technique():
     changes = {"clip": Range(1, 1), "dropout": Range(choices=(0.3,))}
-    assert "clip" not in ranges_of("SGD", changes)
+    assert set(ranges_of("SGD", changes)) == {"lr", "dropout"}
     assert (
         ranges_of("+C", changes)["clip"] == ranges_above("SGD", SMALL, "+C", changes)["clip"] == Range(1, 1)
     )
     assert draw(ranges_of("+C", changes), 1, SMALL).dropout == 0.3
+    assert set(ranges_above("SGD", SMALL, "+C", changes)) == {"clip", "lr"}
 
 
 def test_shares_spread_over_the_range():

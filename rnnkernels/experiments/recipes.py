@@ -83,10 +83,12 @@ ADDED: dict[str, Ranges] = {
 
 
 def ranges_of(technique: str, changes: Ranges | None = None) -> Ranges:
-    """All that a rung has: what the rungs share, and the techniques up to this one. Changes are other ranges for
-    these, and ranges of what else is to be searched.
+    """All that a rung has: what the rungs share, and the techniques up to this one. Changes are other ranges
+    for these, and ranges of what else is to be searched; those of higher rungs do not count.
     """
-    return SHARED | added(None, technique) | (changes or {})
+    higher = added(technique, TECHNIQUES[-1])
+    own = {name: given for name, given in (changes or {}).items() if name not in higher}
+    return SHARED | added(None, technique) | own
 
 
 def ranges_above(rung: str, settings: Settings, technique: str, changes: Ranges | None = None) -> Ranges:
