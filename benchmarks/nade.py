@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from .bench import Bench, cpu_bench, cuda_bench
 from .card import no_card
 from .machine import OtherLoad, environment
 from .memory import MEGABYTE, ROOT, resident
-from .timing import Plan, Rotation, Task, Timing, measure
+from .timing import Plan, Rotation, Task, Timing, measure, processor_clock
 
 OURS, LOOP, COMPILED = "rnnkernels", "loop", "compiled"
 MUSIC = 4 / 88  # notes that sound at a time
@@ -175,6 +176,11 @@ def measured_bytes(name: str, case: Case, device: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_arguments(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="time one thread on its processor, for a machine that others use as well",
+    )
     parser.add_argument("--case", help="measure one contender's memory in this process (JSON), print bytes")
 
 
@@ -189,8 +195,17 @@ def run(arguments: argparse.Namespace) -> int:
         print(added_bytes(name, Case(*case)))
         return 0
 
+    if arguments.processor_time and (arguments.threads != 1 or arguments.device != "cpu"):
+        print("error: --processor-time needs --threads 1 on the CPU", file=sys.stderr)
+        return 2
+
     def measure_on_device(quick: bool, plan: Plan) -> report.Document:
-        return measure_cases(quick, cuda_bench(quick) if arguments.device == "cuda" else cpu_bench(plan))
+        bench = cuda_bench(quick) if arguments.device == "cuda" else cpu_bench(plan)
+        if arguments.processor_time:
+            bench = replace(bench, new_stopwatch=lambda: processor_clock)
+        document = measure_cases(quick, bench)
+        document["settings"]["clock"] = "processor" if arguments.processor_time else bench.device
+        return document
 
     return options.run(arguments, measure_on_device, rows, Plan(seconds=10.0))
 
@@ -226,7 +241,7 @@ def measure_cases(quick: bool, bench: Bench) -> report.Document:
         "environment": environment(torch.get_num_threads(), bench.device),
         "settings": {"rounds": bench.plan.rounds, "seconds": bench.plan.seconds},
         "cells": cells,
-        "notes": [compile_note(cells)],
+        "notes": notes(cells),
     }
 
 
@@ -262,11 +277,13 @@ def measure_draws(case: Case, bench: Bench) -> dict[str, Timing]:
 # --- The table -----------------------------------------------------------------------------------------
 
 
-def compile_note(cells: Sequence[report.Document]) -> str:
+def notes(cells: Sequence[report.Document]) -> list[str]:
+    over_ours = [cell["log_prob"][LOOP]["median_s"] / cell["log_prob"][OURS]["median_s"] for cell in cells]
+    said = [f"NADE: {report.ratio_text(report.geometric_mean(over_ours))} the loop in the geometric mean"]
     seconds = [cell["compile_seconds"] for cell in cells if cell["compile_seconds"] is not None]
-    if not seconds:
-        return "the loop was not compiled"
-    return f"the compiled loop's first call, forward and backward, took {max(seconds):.0f} s"
+    if seconds:
+        said.append(f"the compiled loop's first call, forward and backward, took {max(seconds):.0f} s")
+    return said
 
 
 def rows(document: report.Document) -> list[list[str]]:
