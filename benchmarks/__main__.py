@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import call, gpu_report, layer, memory, optimizer, options, recurrence, scaling, show
+from . import call, gpu_report, layer, memory, nade, optimizer, options, recurrence, scaling, show
 
 
 class Benchmark(NamedTuple):
@@ -30,6 +30,9 @@ BENCHMARKS = {
     "layer": Benchmark("what packing, vmap and torch.compile save or cost", options.add_arguments, layer.run),
     "memory": Benchmark(
         "what a training step takes, long sequences and large batches", memory.add_arguments, memory.run
+    ),
+    "nade": Benchmark(
+        "NADE's likelihood with its gradients, and draws, against PyTorch", nade.add_arguments, nade.run
     ),
     "optimizer": Benchmark(
         "the clipped optimizers against torch's clipping and update", optimizer.add_arguments, optimizer.run

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from . import gpu_table, optimizer, report
+from . import gpu_table, nade, optimizer, report
 from .card import arch_list, card_line, find_tool, no_card
 from .machine import environment
 from .stages import Command, Outcome, Stage, last_line, run_stages
@@ -29,7 +29,9 @@ from .stages import Command, Outcome, Stage, last_line, run_stages
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 465.0  # the whole report, under eight minutes
 # The small ones of these are marked sanitize.
-GPU_TESTS = [str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_cuda_optimizer.py")]
+GPU_TESTS = [
+    str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_cuda_optimizer.py", "test_cuda_nade.py")
+]
 START_UP = 20.0  # of a benchmark's time for imports, and for writing what it has
 PYTHON = sys.executable
 CHECK_BUILD = (
@@ -108,6 +110,7 @@ def all_stages(folder: Path) -> list[Stage]:
         sanitized("memcheck", {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
         sanitized("racecheck", {}),
         Stage("optimizer", fixed(benchmark("optimizer")), 45, 25, said=rates_line),
+        Stage("nade", fixed(benchmark("nade")), 60, 30, said=rates_line),
         Stage(
             "recurrence",
             lambda seconds: [benchmark("recurrence", f"--budget={max(10.0, seconds - START_UP):.0f}")],
@@ -216,7 +219,7 @@ def points_line(log: str) -> str:
 
 
 def rates_line(log: str) -> str:
-    found = re.findall(r"^Clipped\w+: .+ geometric mean.*$", log, re.MULTILINE)
+    found = re.findall(r"^\w+: .+ in the geometric mean.*$", log, re.MULTILINE)
     return found[-1] if found else last_line(log)
 
 
@@ -227,7 +230,7 @@ def finish(folder: Path, found: dict[str, Any], stages: Sequence[Stage], outcome
     """The JSON, the full log, the summary; and the report's status."""
     optional = {stage.name: stage.optional for stage in stages}
     bad = [outcome.name for outcome in outcomes if not outcome.good(optional[outcome.name])]
-    runs = {name: load(folder / f"{name}.json") for name in ("recurrence", "optimizer")}
+    runs = {name: load(folder / f"{name}.json") for name in ("recurrence", "optimizer", "nade")}
     for document in runs.values():
         found |= {"rnnkernels": document["environment"]["rnnkernels"]} if document else {}
     stage_rows = [outcome._asdict() for outcome in outcomes]
@@ -272,6 +275,8 @@ def summary(
         lines += [*draw(gpu_table.summary_rows(document), 2), "", *gpu_table.networks_lines(document), ""]
     if document := runs["optimizer"]:
         lines += [*draw(optimizer.rows(document), 2), ""]
+    if document := runs["nade"]:
+        lines += [*draw(nade.rows(document), 2), ""]
     rows = [["stage", "", "seconds", "said"]]
     rows += [[name, status, f"{seconds:.0f}", said[:100]] for name, status, seconds, said in outcomes]
     lines += draw(rows, 2) if markdown else [line.rstrip() for line in report.plain(rows, 4)]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
 
-from benchmarks import gpu_report, machine, optimizer, report  # noqa: E402
+from benchmarks import gpu_report, machine, nade, optimizer, report  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.bench import cpu_bench  # noqa: E402
 from benchmarks.stages import Command, Outcome, Stage, run_command, run_stages  # noqa: E402
@@ -198,6 +198,7 @@ def test_stages_stand_in_the_order_that_was_asked_for(with_card: None, tmp_path:
         "memcheck",
         "racecheck",
         "optimizer",
+        "nade",
         "recurrence",
         "picture",
     ]
@@ -248,6 +249,7 @@ def made_documents(folder: Path) -> None:
     report.save_json(recurrence, folder / "recurrence.json")
     document = optimizer.measure_models(True, cpu_bench(PLAN))
     report.save_json(document, folder / "optimizer.json")
+    report.save_json(nade.measure_cases(True, cpu_bench(PLAN)), folder / "nade.json")
 
 
 def finished(folder: Path, *outcomes: Outcome) -> int:
@@ -272,14 +274,20 @@ def test_a_report_has_all_that_was_asked_for(tmp_path: Path, capsys: pytest.Capt
         "seconds": 61.0,
         "said": "built for sm_90a",
     }
-    for name in ("recurrence", "optimizer"):
+    for name in ("recurrence", "optimizer", "nade"):
         assert document[name] == json.loads((tmp_path / f"{name}.json").read_text())
     whole = (tmp_path / "log.txt").read_text()
     assert whole.index("log of build") < whole.index("log of picture")
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "all stages passed"
     text = "\n".join(printed)
-    for piece in ("recurrence, 3 points", "share of floor", "1.50 times the time of one", "ClippedNesterov"):
+    for piece in (
+        "recurrence, 3 points",
+        "share of floor",
+        "1.50 times the time of one",
+        "ClippedNesterov",
+        "draws, N 40",
+    ):
         assert piece in text
     assert re.search(r"build +passed +61 +built for sm_90a", text)
     markdown = (tmp_path / "summary.md").read_text()

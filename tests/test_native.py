@@ -51,6 +51,11 @@ def test_the_gpu_s_optimizer_on_the_emulated_gpu(sanitizer: str, each: int, orde
     check_emulated("test_gpu_optimizer", sanitizer, each, orders)
 
 
+@pytest.mark.parametrize(("sanitizer", "each", "orders"), [("", 1, 4), ("address", 5, 8)])
+def test_the_gpu_s_nade_on_the_emulated_gpu(sanitizer: str, each: int, orders: int) -> None:
+    check_emulated("test_gpu_nade", sanitizer, each, orders)
+
+
 def check_emulated(program: str, sanitizer: str, each: int, orders: int) -> None:
     command = [build(sanitizer, program), str(each), str(orders)]
     done = subprocess.run(command, capture_output=True, text=True)

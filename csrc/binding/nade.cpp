@@ -49,6 +49,9 @@ void check_v(const at::Tensor& v, const NadeSizes& sizes, const at::Tensor& like
 
 // v as the kernels read it: bytes that are 0 or 1.
 at::Tensor bytes_of(const at::Tensor& v) {
+#if defined(RNNKERNELS_GPU)
+  if (on_gpu(v)) return bytes_on_gpu(v);
+#endif
   const at::Tensor from = v.contiguous(), to = at::empty(v.sizes(), v.options().dtype(at::kByte));
   uint8_t* const bytes = to.mutable_data_ptr<uint8_t>();
   const int64_t n = from.numel();
@@ -89,7 +92,7 @@ class Arguments {
   const void* dense(const OptionalTensor& tensor) { return tensor ? dense(*tensor) : nullptr; }
   const uint8_t* bytes(const at::Tensor& v) {
     kept_.push_back(bytes_of(v));
-    return kept_.back().const_data_ptr<uint8_t>();
+    return static_cast<const uint8_t*>(kept_.back().const_data_ptr());
   }
 
  private:
@@ -98,6 +101,9 @@ class Arguments {
 
 void run(const NadeForward& problem, const at::Tensor& like) {
   if (problem.rows == 0) return;
+#if defined(RNNKERNELS_GPU)
+  if (on_gpu(like)) return run_on_gpu(problem, like.device());
+#endif
   const cpu::Kernels& kernels = active_kernels();
   const cpu::Threads threads = torch_threads();
   const at::Tensor workspace =
@@ -106,6 +112,9 @@ void run(const NadeForward& problem, const at::Tensor& like) {
 }
 
 void run(const NadeBackward& problem, const at::Tensor& like) {
+#if defined(RNNKERNELS_GPU)
+  if (on_gpu(like)) return run_on_gpu(problem, like.device());
+#endif
   const cpu::Kernels& kernels = active_kernels();
   const cpu::Threads threads = torch_threads();
   const at::Tensor workspace =

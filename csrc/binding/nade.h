@@ -39,4 +39,11 @@ NadeGradients nade_vjp(const OptionalTensor& grad_log_prob, const OptionalTensor
                        const at::Tensor& v, const at::Tensor& visible_bias, const at::Tensor& hidden_bias,
                        const at::Tensor& encoder, const at::Tensor& decoder, std::array<bool, 4> wanted);
 
+// --- Between the files of NADE -----------------------------------------------------------------------
+
+// Where there are kernels for a GPU: nade_gpu.cpp. Whatever is not zero in v is a one there.
+at::Tensor bytes_on_gpu(const at::Tensor& v);
+void run_on_gpu(const NadeForward& problem, const at::Device& device);
+void run_on_gpu(const NadeBackward& problem, const at::Device& device);
+
 }  // namespace rnnkernels::binding

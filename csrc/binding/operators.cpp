@@ -122,6 +122,9 @@ TORCH_LIBRARY_IMPL(rnnkernels, CUDA, m) {
   m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
   m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
   m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
+  m.impl("nade", &rnnkernels::binding::nade);
+  m.impl("nade_backward", &rnnkernels::binding::nade_backward);
+  m.impl("nade_sample", &rnnkernels::binding::nade_sample);
 }
 #endif
 

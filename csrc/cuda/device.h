@@ -7,6 +7,7 @@
 // Names, in both:
 //   place()                      thread and block, and the rank of the block in its cluster
 //   opaque(x)                    x, of which the compiler knows nothing
+//   lowest_bit(x), highest_bit(x)   the place of a one in a word that has one
 //   Shared<T>                    a run of elements in a block's shared memory; element i is read with [i] and
 //                                written with set(i, x); of_peer(rank) is the same run of another block
 //                                load<P>(i), store(i, p): several elements at once, aligned to their size

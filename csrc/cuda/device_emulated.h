@@ -21,6 +21,9 @@ T opaque(T x) {
   return x;
 }
 
+inline int lowest_bit(uint32_t x) { return __builtin_ctz(x); }
+inline int highest_bit(uint32_t x) { return 31 - __builtin_clz(x); }
+
 template <class T>
 class Shared {
  public:

@@ -31,6 +31,9 @@ __device__ __forceinline__ float opaque(float x) {
   return x;
 }
 
+__device__ __forceinline__ int lowest_bit(uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
+__device__ __forceinline__ int highest_bit(uint32_t x) { return 31 - __clz(static_cast<int>(x)); }
+
 template <class T>
 class Shared {
  public:

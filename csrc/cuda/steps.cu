@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/device.h"
+#include "cuda/lanes.h"
 #include "cuda/steps.h"
 #include "cuda/sweeps.h"
 
@@ -47,10 +48,8 @@ device::Grid grid_of(int64_t networks, int64_t rows, int64_t hidden) {
 // The bits of a warp's 32 units are a word; all of its lanes meet here.
 template <class Sweep>
 RNNKERNELS_DEVICE void keep(const Sweep& sweep, const Step& step, int unit, bool bit) {
-  const int lane = unit % device::kWarpLanes;
-  uint32_t word = static_cast<uint32_t>(bit) << lane;
-  for (int mask = 1; mask < device::kWarpLanes; mask *= 2) word |= device::shuffle_xor(word, mask);
-  if (sweep.keeps() && lane == 0) sweep.words(step, 0)[unit / device::kWarpLanes] = word;
+  const uint32_t word = word_of_lanes(bit);
+  if (sweep.keeps() && unit % device::kWarpLanes == 0) sweep.words(step, 0)[unit / device::kWarpLanes] = word;
 }
 
 template <class Sweep>

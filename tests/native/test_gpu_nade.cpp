@@ -1,0 +1,80 @@
+// The GPU's NADE kernels, on the emulated GPU, through their launchers: sizes, shares of ones and incoming
+// gradients against plain loops in double. However many blocks there are and whatever the order of their
+// threads, the same bits. All memory is of exactly the size that the kernels may touch.
+#include <array>
+#include <cstdlib>
+
+#include "cuda/emulation.h"
+#include "cuda/nade.h"
+#include "nades.h"
+
+namespace {
+
+constexpr int64_t kBlocks[] = {3, 1, 2, 7};
+
+template <class T>
+Results<T> run_kernels(const Case& c, const Data<T>& data, int64_t most_blocks) {
+  Results<T> r = empty_results<T>(c);
+  for (const NadeForward& forward : {forward_problem(c, data, r), drawn_problem(c, data, r)}) {
+    with_memory(cuda::workspace_bytes(forward, most_blocks), [&](void* memory) {
+      expect(cuda::nade(forward, most_blocks, memory, nullptr) == 0, c.text() + ": forward");
+    });
+  }
+  const NadeBackward backward = backward_problem(c, data, r);
+  with_memory(cuda::workspace_bytes(backward), [&](void* memory) {
+    expect(cuda::nade_backward(backward, most_blocks, memory, nullptr) == 0, c.text() + ": backward");
+  });
+  return r;
+}
+
+template <class T>
+void check(const Case& c, unsigned seed, int orders) {
+  const Data<T> data = make_data<T>(c, seed);
+  Results<T> first;
+  for (int order = 0; order < orders; ++order) {
+    const int64_t blocks = kBlocks[order % std::size(kBlocks)];
+    const std::string where =
+        c.text() + ", " + std::to_string(blocks) + " blocks, order " + std::to_string(order) + ": ";
+    emulation::set_seed(5 * order);
+    try {
+      const Results<T> r = run_kernels(c, data, blocks);
+      if (order == 0) {
+        first = r;
+        check_results(c, data, r, where);
+      } else {
+        expect(same_bits(r, first), where + "the same bits as in the first");
+      }
+    } catch (const emulation::Fault& fault) {
+      expect(false, where + fault.what());
+    }
+  }
+}
+
+}  // namespace
+
+// test_gpu_nade [n [orders]]: every n-th case only, each in so many orders.
+int main(int argc, char** argv) {
+  const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
+  const int orders = argc > 2 ? std::max(1, std::atoi(argv[2])) : 4;
+  int drawn = 0, cases = 0;
+  for_cases({{0, 3, 4},
+             {1, 1, 1},
+             {1, 64, 3},
+             {3, 2, 5},
+             {5, 7, 16},
+             {9, 31, 32},
+             {17, 32, 33},
+             {10, 33, 64},
+             {8, 65, 31},
+             {4, 88, 150},
+             {3, 130, 70},
+             {1100, 3, 2}},
+            [&](const Case& c) {
+              if (++drawn % each != 0) return;
+              ++cases;
+              c.type == ElementType::kFloat32 ? check<float>(c, drawn, orders)
+                                              : check<double>(c, drawn, orders);
+            });
+  std::printf("%d cases, %d failures\n", cases, failures);
+  return failures != 0 || cases == 0;
+}

@@ -1,0 +1,70 @@
+"""NADE's benchmark: its contenders compute the same, and a wrong one ends the run. No test asserts a time."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
+
+from benchmarks import nade  # noqa: E402
+from benchmarks.__main__ import main  # noqa: E402
+
+
+def test_a_quick_run_times_all_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nade", "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
+    (cell,) = json.loads((tmp_path / "nade.json").read_text())["cells"]
+    assert list(cell["log_prob"]) == list(nade.LOG_PROB) and list(cell["draws"]) == list(nade.DRAWS)
+    assert all(x["median_s"] > 0 for what in ("log_prob", "draws") for x in cell[what].values())
+    printed = capsys.readouterr().out
+    medians = {name: x["median_s"] for name, x in cell["log_prob"].items()}
+    line = next(line for line in printed.splitlines() if line.startswith("forward + backward"))
+    ratio = medians["loop"] / medians[nade.OURS]
+    assert nade.report.ratio_text(ratio) in line.split()
+    assert f"NADE: {nade.report.ratio_text(ratio)} the loop in the geometric mean" in printed
+
+
+@pytest.mark.parametrize("ones", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("name", list(nade.LOG_PROB))
+def test_contenders_are_the_loop(name: str, ones: float) -> None:
+    for sizes in ((1, 2, 1), (5, 9, 4), (30, 40, 20)):
+        v, tensors = nade.make_arguments(nade.Case(*sizes, 0.5), dtype=torch.float64)
+        v = torch.rand(v.shape) < ones
+        found = nade.step(nade.LOG_PROB[name], v, tensors)
+        for x, y in zip(found, nade.step(nade.LOG_PROB["loop"], v, tensors), strict=True):
+            assert float((x - y).abs().max()) <= 1e-12 * max(1.0, float(y.abs().max()))
+
+
+def test_processor_time_is_that_of_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nade", "--quick", "--processor-time", "--threads", "2"]) == 2
+    assert capsys.readouterr().err == "error: --processor-time needs --threads 1 on the CPU\n"
+    rest = nade.processor_clock(lambda: time.sleep(0.2))
+    work = nade.processor_clock(lambda: sum(range(2_000_000)))
+    assert 0 <= rest < work
+
+
+def test_a_wrong_answer_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_gradient(v, b, c, encoder, decoder):
+        return nade._loop(v, b, c, encoder.detach() + 0 * encoder, decoder)
+
+    with pytest.raises(ValueError, match="wrong: d W differs from the loop in float64 by "):
+        nade.check("wrong", no_gradient, nade.QUICK[0])
+    monkeypatch.setitem(nade.DRAWS, "wrong", lambda _, b, *others: torch.zeros_like(b))
+    with pytest.raises(ValueError, match=r"wrong: \d+ % of the rows drawn are not the loop's"):
+        main(["nade", "--quick", "--threads", "1", "--output", str(tmp_path)])
+    assert not (tmp_path / "nade.json").exists()
+
+
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
+    case = nade.Case(1000, 88, 150, 0.5)
+    hidden = 4 * case.rows * case.hidden
+    # The loop keeps every unit's hidden units; rnnkernels the gradient of the first ones' and little else.
+    assert nade.measured_bytes("loop", case, "cpu") > 80 * hidden
+    assert nade.measured_bytes(nade.OURS, case, "cpu") < 20 * hidden
