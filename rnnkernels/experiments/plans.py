@@ -46,7 +46,7 @@ _QUICK_SCALE = Scale(Sampling(200, 5, 50), Sampling(500, 10, 300), samples=10, g
 QUICK = Plan(
     "quick",
     (
-        Part("RNN", trials=5, trial_updates=500, updates=1200, base=_SMALL),
+        Part("RNN", trials=5, trial_updates=500, finalists=2, updates=1200, base=_SMALL),
         Part("RNN-NADE", ("SGD", "+CLRM"), trials=5, trial_updates=500, updates=1200, base=_SMALL),
         Part("RNN-RBM", ("+CLRM",), 3, 300, updates=600, base=_SMALL, scale=_QUICK_SCALE),
     ),
@@ -65,7 +65,7 @@ _NEAR: Ranges = {  # around what did well on the validation split in wider searc
 FULL = Plan(
     "full",
     (
-        Part("RNN", trials=5, trial_updates=1000, updates=3000, base=_MEDIUM),
+        Part("RNN", trials=5, trial_updates=1000, finalists=2, updates=3000, base=_MEDIUM),
         Part("RNN-NADE", ("+CLRM",), trials=4, trial_updates=2000, updates=8000, base=_LARGE, changes=_NEAR),
         Part(  # on the smallest set: an update takes four times as long as NADE's
             "RNN-RBM",
