@@ -66,7 +66,7 @@ FULL = Plan(
     "full",
     (
         Part("RNN", trials=5, trial_updates=1000, finalists=2, updates=3000, base=_MEDIUM),
-        Part("RNN-NADE", ("+CLRM",), trials=4, trial_updates=2000, updates=8000, base=_LARGE, changes=_NEAR),
+        Part("RNN-NADE", ("+CLRM",), trials=8, trial_updates=2000, updates=8000, base=_LARGE, changes=_NEAR),
         Part(  # on the smallest set: an update takes four times as long as NADE's
             "RNN-RBM",
             ("+CLRM",),
