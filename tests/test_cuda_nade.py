@@ -162,6 +162,27 @@ def test_half_precision_is_storage(dtype):
         assert x.dtype == dtype and distance(x.cpu().double(), y) < torch.finfo(dtype).eps
 
 
+def test_autocast_mixes_dtypes():
+    v, tensors = drawn(6, 7, 5, dtype=torch.bfloat16)
+    tensors[2:] = [x.float() for x in tensors[2:]]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        log_prob, (_, logits) = nade_log_prob(v, *tensors), nade_sample(*tensors)
+    assert log_prob.dtype == logits.dtype == torch.float32
+    assert distance(log_prob.cpu().double(), by_the_loop(v, tensors)[0]) < 5 * TOLERANCE[torch.float32]
+
+
+def test_compiled_without_a_graph_break():
+    def loss(*x):
+        return nade_log_prob(*x).mean()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    v, tensors = drawn(5, 6, 7, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in tensors]
+    found, expected = (torch.autograd.grad(f(v, *leaves), leaves) for f in (compiled, loss))
+    assert all(distance(x.cpu(), y.cpu()) < 1e-13 for x, y in zip(found, expected, strict=True))
+
+
 # --- Bits, further derivatives -----------------------------------------------------------------------
 
 
@@ -190,6 +211,13 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(lambda *x: nade_log_prob(v, *x), leaves)
 
 
+def test_under_vmap():
+    v, tensors = drawn(3, 4, 6, 5, dtype=torch.float64)
+    biases, weights = tensors[:2], tensors[2:]
+    found = torch.vmap(lambda *x: nade_log_prob(*x, *weights))(v, *biases)
+    assert distance(found.cpu(), nade_log_prob(v, *tensors).cpu()) < 1e-13
+
+
 # --- Devices, streams and graphs ---------------------------------------------------------------------
 
 
@@ -200,6 +228,7 @@ def test_nothing_waits_and_a_graph_replays():
     torch.cuda.set_sync_debug_mode("error")
     try:
         by_kernels(v, tensors, grad)
+        nade_sample(*tensors)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -222,6 +251,63 @@ def test_nothing_waits_and_a_graph_replays():
         uniform.uniform_()
         graph.replay()
         assert same_bits(captured, step())
+
+
+@gpu_only
+def test_a_graph_draws_anew_each_time():
+    _, tensors = drawn(64, 88, 50)
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        nade_sample(*tensors)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        v, logits = nade_sample(*tensors)
+    frames = []
+    for _ in range(3):
+        graph.replay()
+        frames.append(v.clone())
+        expected = _nade_fallback.nade(v.cpu(), *(x.cpu().double() for x in tensors))[1]
+        assert distance(logits.cpu().double(), expected) < 5 * TOLERANCE[torch.float32]
+    assert not torch.equal(frames[0], frames[1]) and not torch.equal(frames[1], frames[2])
+
+
+@gpu_only
+def test_several_streams_at_once():
+    cases = [drawn(100, 88, hidden, seed=hidden) for hidden in (50, 1600) * 4]
+    grad = torch.ones(100, device=DEVICE)
+    expected = [by_kernels(v, tensors, grad) for v, tensors in cases]
+    streams = [torch.cuda.Stream() for _ in cases]
+    torch.cuda.synchronize()
+    for _ in range(3):
+        found = []
+        for (v, tensors), stream in zip(cases, streams, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(by_kernels(v, tensors, grad))
+        torch.cuda.synchronize()
+        assert all(map(same_bits, found, expected))
+
+
+@gpu_only
+def test_more_than_two_to_the_31_elements():
+    rows, visible, last = 2**25, 65, 5
+    assert rows * visible > 2**31
+    needed = 6 * 4 * rows * visible  # b, logits and their gradient; v, bits and a margin
+    free, _ = torch.cuda.mem_get_info()
+    if free < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free")
+    v = torch.randint(0, 2, (rows, visible), dtype=torch.uint8, device=DEVICE)
+    b = torch.randn(rows, visible, device=DEVICE).requires_grad_()
+    c = torch.randn(rows, 1, device=DEVICE).requires_grad_()
+    _, (*_, encoder, decoder) = drawn(1, visible, 1)
+
+    def results(*given):
+        log_prob = nade_log_prob(*given, encoder, decoder)
+        return [log_prob.detach(), *torch.autograd.grad(log_prob.sum(), given[1:])]
+
+    ends = [x.detach()[-last:].clone().requires_grad_(x.requires_grad) for x in (v, b, c)]
+    assert same_bits([x[-last:].contiguous() for x in results(v, b, c)], results(*ends))
 
 
 @gpu_only

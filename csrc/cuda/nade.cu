@@ -16,8 +16,11 @@ namespace {
 constexpr int kUnits = 8;  // whose logits are made together
 #if defined(RNNKERNELS_EMULATED)
 constexpr int64_t kSharedBytes = 1024;  // so that small rows go both ways
+constexpr int64_t kMostGlobalBlocks = 5;
 #else
 constexpr int64_t kSharedBytes = 48 * 1024;  // what a block has on any GPU
+// With memory of their own: about as many as a GPU runs at once, for more would only cost memory.
+constexpr int64_t kMostGlobalBlocks = 1024;
 #endif
 
 // For rows whose hidden units do not fit the shared memory.
@@ -171,24 +174,28 @@ nade_rows(RNNKERNELS_ARGUMENT NadeForward problem, T* states) {
 int64_t state_bytes(const NadeForward& problem) {  // of a block
   return kBlockWarps * 2 * problem.hidden * number_bytes(problem);
 }
+bool in_shared(const NadeForward& problem) { return state_bytes(problem) <= kSharedBytes; }
+int64_t blocks_of(const NadeForward& problem, int64_t most_blocks) {
+  const int64_t blocks = least(ceil_div(problem.rows, kBlockWarps), most_blocks);
+  return in_shared(problem) ? blocks : least(blocks, kMostGlobalBlocks);
+}
 
 template <class T, bool kDrawn>
 Status forward(const NadeForward& problem, int64_t most_blocks, T* states, Stream stream) {
-  const int64_t blocks = ceil_div(problem.rows, kBlockWarps), bytes = state_bytes(problem);
+  const int64_t blocks = blocks_of(problem, most_blocks);
   if (blocks == 0) return 0;
-  if (bytes > kSharedBytes) {
-    return device::launch(grid_of(blocks, most_blocks, kBlockWarps, 0), stream, &nade_rows<T, kDrawn, false>,
-                          problem, states);
+  if (in_shared(problem)) {
+    return device::launch(grid_of(blocks, most_blocks, kBlockWarps, state_bytes(problem)), stream,
+                          &nade_rows<T, kDrawn, true>, problem, states);
   }
-  return device::launch(grid_of(blocks, most_blocks, kBlockWarps, bytes), stream, &nade_rows<T, kDrawn, true>,
+  return device::launch(grid_of(blocks, most_blocks, kBlockWarps, 0), stream, &nade_rows<T, kDrawn, false>,
                         problem, states);
 }
 
 }  // namespace
 
 int64_t workspace_bytes(const NadeForward& problem, int64_t most_blocks) {
-  const int64_t bytes = state_bytes(problem);
-  return bytes > kSharedBytes ? least(ceil_div(problem.rows, kBlockWarps), most_blocks) * bytes : 0;
+  return in_shared(problem) ? 0 : blocks_of(problem, most_blocks) * state_bytes(problem);
 }
 
 Status nade(const NadeForward& problem, int64_t most_blocks, void* workspace, Stream stream) {

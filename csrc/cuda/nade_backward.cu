@@ -21,8 +21,8 @@ constexpr int kTile = kLanes;  // visible units, whose ones are a word
 constexpr int64_t kLeastRows = 8, kMostParts = 128, kMostWarps = 1024;
 
 int64_t rows_of_part(const NadeBackward& problem) {
-  const int64_t parts = least(kMostParts, ceil_div(kMostWarps, ceil_div(problem.hidden, kLanes))),
-                rows = ceil_div(problem.rows, parts);
+  const int64_t parts = least(kMostParts, kMostWarps / ceil_div(problem.hidden, kLanes)),
+                rows = parts > 0 ? ceil_div(problem.rows, parts) : problem.rows;
   return rows < kLeastRows ? kLeastRows : rows;
 }
 
@@ -32,7 +32,7 @@ struct Pass {
   int64_t tiles, blocks;     // of visible and of hidden units
   int64_t parts, part_rows;  // of rows
   T* sums;                   // of d_encoder and d_decoder, [parts][2][D][H]
-  uint32_t* ones;            // [N][tiles]
+  uint32_t* ones;            // [N][tiles]; null where nothing but dl is wanted
 };
 
 template <class T>
@@ -42,6 +42,7 @@ Pass<T> pass_of(const NadeBackward& problem, void* workspace) {
   pass.blocks = ceil_div(problem.hidden, kLanes);
   pass.part_rows = rows_of_part(problem);
   pass.parts = ceil_div(problem.rows, pass.part_rows);
+  if (!problem.d_encoder) return pass;
   pass.sums = static_cast<T*>(workspace);
   pass.ones = reinterpret_cast<uint32_t*>(pass.sums + pass.parts * 2 * problem.visible * problem.hidden);
   return pass;
@@ -68,7 +69,7 @@ nade_prepare(RNNKERNELS_ARGUMENT NadeBackward problem, RNNKERNELS_ARGUMENT Pass<
       d_logits[i] = dl;
     }
     const uint32_t ones = word_of_lanes(one && unit + 1 < problem.visible);
-    if (me.thread % kLanes == 0) pass.ones[word] = ones;
+    if (pass.ones && me.thread % kLanes == 0) pass.ones[word] = ones;
   }
 }
 
@@ -208,6 +209,7 @@ Status backward(const NadeBackward& problem, int64_t most_blocks, void* workspac
 }  // namespace
 
 int64_t workspace_bytes(const NadeBackward& problem) {
+  if (!problem.d_encoder) return 0;
   const int64_t words = problem.rows * ceil_div(problem.visible, kTile),
                 parts = ceil_div(problem.rows, rows_of_part(problem));
   return parts * 2 * problem.visible * problem.hidden * number_bytes(problem) +

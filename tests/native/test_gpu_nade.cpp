@@ -50,12 +50,34 @@ void check(const Case& c, unsigned seed, int orders) {
   }
 }
 
+// However many rows there are, and whatever H.
+void check_memory() {
+  for (int64_t hidden = 1; hidden <= 40000; hidden += 97) {
+    const std::string where = "memory for H" + std::to_string(hidden);
+    Nade sizes;
+    sizes.rows = int64_t{1} << 33;
+    sizes.visible = 88;
+    sizes.hidden = hidden;
+    const NadeForward forward{sizes};
+    const int64_t most = int64_t{1} << 16;
+    expect(cuda::workspace_bytes(forward, most) <= 1024 * 4 * 2 * 4 * hidden, where + ": forward");
+    NadeBackward backward{sizes};
+    expect(cuda::workspace_bytes(backward) == 0, where + ": d_visible_bias alone");
+    float weight;
+    backward.d_encoder = &weight;
+    const int64_t sums = cuda::workspace_bytes(backward) - sizes.rows * 3 * 4;  // 3 words are 88 bits
+    const int64_t gradients = int64_t{88} * 2 * 4 * hidden;
+    expect(sums >= gradients && sums <= std::max(int64_t{88} << 18, gradients), where + ": backward");
+  }
+}
+
 }  // namespace
 
 // test_gpu_nade [n [orders]]: every n-th case only, each in so many orders.
 int main(int argc, char** argv) {
   const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
   const int orders = argc > 2 ? std::max(1, std::atoi(argv[2])) : 4;
+  check_memory();
   int drawn = 0, cases = 0;
   for_cases({{0, 3, 4},
              {1, 1, 1},
