@@ -1,4 +1,4 @@
-"""NADE's benchmark: its contenders compute the same, and a wrong one ends the run. No test asserts a time."""
+"""NADE's benchmark: its contenders compute the same, and a wrong one is left out. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -60,6 +60,22 @@ def test_a_wrong_answer_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=r"wrong: \d+ % of the rows drawn are not the loop's"):
         main(["nade", "--quick", "--threads", "1", "--output", str(tmp_path)])
     assert not (tmp_path / "nade.json").exists()
+
+
+def test_a_peer_with_a_wrong_answer_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_gradient(v, b, c, encoder, decoder):
+        return nade._loop(v, b, c, encoder.detach() + 0 * encoder, decoder)
+
+    monkeypatch.setitem(nade.LOG_PROB, "wrong", no_gradient)
+    assert main(["nade", "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
+    assert "left out: wrong: d W differs" in capsys.readouterr().err
+    (cell,) = json.loads((tmp_path / "nade.json").read_text())["cells"]
+    assert list(cell["log_prob"]) == [name for name in nade.LOG_PROB if name != "wrong"]
+    monkeypatch.setitem(nade.LOG_PROB, nade.OURS, no_gradient)
+    with pytest.raises(ValueError, match="rnnkernels: d W differs"):
+        main(["nade", "--quick", "--threads", "1", "--output", str(tmp_path)])
 
 
 def test_memory_is_measured_in_a_process_of_its_own() -> None:

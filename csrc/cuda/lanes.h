@@ -1,4 +1,4 @@
-// What the lanes of a warp make together; all of them call it, and all get the result.
+// What the lanes of a warp make together. All of them call it.
 #pragma once
 
 #include "cuda/device.h"
