@@ -81,3 +81,13 @@ def check_like_input(name: str, tensor: Tensor, like: Tensor) -> None:
             f"{name} must have the dtype and device of the input, {like.dtype} on {like.device}, "
             f"got {tensor.dtype} on {tensor.device}"
         )
+
+
+def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    """Refuse a generator of another device than the tensors'."""
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    if generator.device.type != device.type:
+        raise ValueError(f"generator must be on the device of the tensors, {device}, got {generator.device}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels import _fallback, _nade_fallback, _ops
-from rnnkernels._checks import autocasts, has_kernels
+from rnnkernels._checks import autocasts, check_generator, has_kernels
 from rnnkernels._modes import in_forward_mode, in_torch_func
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # visible_bias, hidden_bias, encoder, decoder
@@ -38,6 +38,7 @@ def sample(generator: torch.Generator | None, *given: Tensor) -> tuple[Tensor, T
     """See :func:`rnnkernels.functional.nade_sample`."""
     tensors = _computed(*given)
     b, c, *weights = tensors
+    check_generator(generator, b.device)
     dtype = b.dtype if b.is_floating_point() else None  # which is refused below
     uniform = torch.rand(b.shape, generator=generator, dtype=dtype, device=b.device)
     _check_rows("uniform", uniform, b, c)

@@ -320,6 +320,12 @@ def test_frequencies_are_the_probabilities():
     assert bool(((found - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all())
 
 
+def test_a_bad_generator_is_refused():
+    _, tensors = arguments(3, 4, 2)
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got int"):
+        nade_sample(*tensors, generator=1)
+
+
 def test_draws_follow_the_generator_and_have_no_gradient():
     _, tensors = arguments(20, 9, 5)
     leaves = [x.requires_grad_() for x in tensors]

@@ -123,16 +123,6 @@ def check_integers(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must have an integer dtype, got {x.dtype}")
 
 
-def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
-    """Refuse a generator of another device."""
-    if generator is None:
-        return
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-    if generator.device.type != device.type:
-        raise ValueError(f"generator must be on the device of the state, {device}, got {generator.device}")
-
-
 def wide(x: Tensor) -> Tensor:
     """In float32 at least: half precision is storage."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rnnkernels._checks import check_sizes
-from rnnkernels.outputs._base import OutputModel, can_look_at, check_generator, check_integers, wide
+from rnnkernels._checks import check_generator, check_sizes
+from rnnkernels.outputs._base import OutputModel, can_look_at, check_integers, wide
 
 __all__ = ["Categorical"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rnnkernels._checks import check_sizes
-from rnnkernels.outputs._base import OutputModel, bernoulli, check_generator, wide
+from rnnkernels._checks import check_generator, check_sizes
+from rnnkernels.outputs._base import OutputModel, bernoulli, wide
 
 __all__ = ["IndependentBernoulli"]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels import functional
-from rnnkernels._checks import check_sizes
-from rnnkernels.outputs._base import ConditionalModel, check_generator, copies_at_a_time, wide
+from rnnkernels._checks import check_generator, check_sizes
+from rnnkernels.outputs._base import ConditionalModel, copies_at_a_time, wide
 
 __all__ = ["NADE"]
 

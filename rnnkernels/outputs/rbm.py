@@ -9,13 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._checks import check_sizes
+from rnnkernels._checks import check_generator, check_sizes
 from rnnkernels.outputs import _rbm
 from rnnkernels.outputs._base import (
     ConditionalModel,
     bernoulli,
     check_binary,
-    check_generator,
     copies_at_a_time,
     wide,
     without_autocast,
