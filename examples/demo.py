@@ -347,8 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     title = f"{data.name}, {options.hidden} leaky ReLU units, decay {options.decay:g}"
     print(f"{title}, batch {options.batch}, {options.threads} threads\n{data.note}", flush=True)
-    frequency = np.concatenate(data.train).mean(axis=0).clip(1e-4, 1 - 1e-4)  # none is impossible
-    alone = torch.logit(torch.from_numpy(frequency).float())
+    alone = torch.logit(torch.from_numpy(rolls.key_frequency(data.train)).float())
     runs = make_runs(options, alone)
     train(runs, data, options, interrupt)
     test = make_batches(data.test, options.batch, np.random.default_rng(0))

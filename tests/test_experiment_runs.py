@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_packed_sequence
 from rnnkernels.experiments import recipes, training
 from rnnkernels.experiments.baselines import keys_alone
 from rnnkernels.experiments.batches import make_batch, pieces, training_batches, whole_batches
-from rnnkernels.experiments.model import Predictor, key_frequency
+from rnnkernels.experiments.model import Predictor
 from rnnkernels.experiments.recipes import (
     MODELS,
     TECHNIQUES,
@@ -26,7 +26,7 @@ from rnnkernels.experiments.recipes import (
     ranges_of,
     share,
 )
-from rnnkernels.experiments.rolls import Roll, Rolls
+from rnnkernels.experiments.rolls import Roll, Rolls, key_frequency
 from rnnkernels.experiments.sampling import sample_piece
 from rnnkernels.experiments.scores import Sampling, Scale, log_likelihood, score_test
 from rnnkernels.experiments.training import Job, Trainer
@@ -237,14 +237,14 @@ def test_the_rate_climbs_and_falls(data):
 
 
 def test_leaks_are_drawn_between_the_slowest_and_none():
-    decay = Predictor("RNN", replace(SMALL, slowest=0.2, hidden=500), torch.full((88,), 0.1)).rnn.decay
+    decay = Predictor("RNN", replace(SMALL, slowest=0.2, hidden=500), np.full(88, 0.1)).rnn.decay
     assert 0.7 < float(decay.max()) <= 0.8 and float(decay.min()) < 0.02
-    assert Predictor("RNN", SMALL, torch.full((88,), 0.1)).rnn.decay == 0
+    assert Predictor("RNN", SMALL, np.full(88, 0.1)).rnn.decay == 0
 
 
 def test_the_recurrent_weights_have_their_radius():
     torch.manual_seed(0)
-    model = Predictor("RNN", replace(SMALL, hidden=400, radius=0.7), torch.full((88,), 0.1))
+    model = Predictor("RNN", replace(SMALL, hidden=400, radius=0.7), np.full(88, 0.1))
     weight = model.rnn.weight_hh_l0.detach()
     assert float(torch.linalg.eigvals(weight).abs().max()) == pytest.approx(0.7, rel=0.1)
 

@@ -15,12 +15,12 @@ import torch
 
 from rnnkernels.experiments.baselines import keys_alone, repeat_accuracy
 from rnnkernels.experiments.midi import write_midi
-from rnnkernels.experiments.model import Predictor, key_frequency
+from rnnkernels.experiments.model import Predictor
 from rnnkernels.experiments.pictures import two_rolls
 from rnnkernels.experiments.plans import PLANS, Plan
 from rnnkernels.experiments.progress import Progress
 from rnnkernels.experiments.report import cores, environment, write_report
-from rnnkernels.experiments.rolls import Rolls, RollsError
+from rnnkernels.experiments.rolls import Rolls, RollsError, key_frequency
 from rnnkernels.experiments.sampling import sample_piece
 from rnnkernels.experiments.study import Cell, Study, plain_name
 from rnnkernels.experiments.table import table

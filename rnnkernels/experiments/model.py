@@ -5,17 +5,16 @@ h_t = d h_{t-1} + (1-d) f(W_ih v_t + W_hh h_{t-1} + b)        v_{t+1} ~ p(v | h_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels import NADE, RBM, IndependentBernoulli, LeakyRNN, draw_decay
 from rnnkernels.experiments.recipes import Settings
-from rnnkernels.experiments.rolls import KEYS, Roll
+from rnnkernels.experiments.rolls import KEYS
 
 
 class Predictor(nn.Module):
@@ -23,7 +22,7 @@ class Predictor(nn.Module):
 
     output: IndependentBernoulli | NADE | RBM
 
-    def __init__(self, model: str, settings: Settings, frequency: Tensor) -> None:
+    def __init__(self, model: str, settings: Settings, frequency: NDArray[np.float64]) -> None:
         super().__init__()
         hidden = settings.hidden
         slowest = settings.slowest
@@ -37,7 +36,7 @@ class Predictor(nn.Module):
         else:
             self.output = RBM(KEYS, settings.output_hidden, hidden, settings.gibbs_steps)
         with torch.no_grad():
-            self.output.visible_bias.bias.copy_(torch.logit(frequency))
+            self.output.visible_bias.bias.copy_(torch.logit(torch.from_numpy(frequency).float()))
             # Of independent entries of variance 1 / H the eigenvalues fill the unit circle.
             nn.init.normal_(self.rnn.weight_hh_l0, std=settings.radius / hidden**0.5)  # type: ignore[arg-type]
 
@@ -50,9 +49,3 @@ class Predictor(nn.Module):
 
     def _thinned(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout) if self.training and self.dropout else x
-
-
-def key_frequency(rolls: Sequence[Roll]) -> Tensor:
-    """How often each key sounds, ``[88]``; nothing is impossible and nothing certain."""
-    frequency = np.concatenate(list(rolls)).mean(axis=0)
-    return torch.from_numpy(frequency.clip(1e-4, 1 - 1e-4)).float()

@@ -64,11 +64,6 @@ class Range:
             return float(f"{self.low * (self.high / self.low) ** share:.4g}")
         return float(f"{self.low + (self.high - self.low) * share:.4g}")
 
-    def __str__(self) -> str:
-        if self.choices:
-            return "one of " + ", ".join(map(str, self.choices))
-        return f"{self.low:g} to {self.high:g}" + (", by its logarithm" if self.log else "")
-
 
 Ranges = dict[str, Range]
 

@@ -391,6 +391,12 @@ def pad(rolls: Sequence[Roll]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return frames, lengths
 
 
+def key_frequency(rolls: Sequence[Roll]) -> NDArray[np.float64]:
+    """How often each key sounds, [88]; nothing is impossible and nothing certain."""
+    frequency: NDArray[np.float64] = np.concatenate(list(rolls)).mean(axis=0).clip(1e-4, 1 - 1e-4)
+    return frequency
+
+
 def transposed(roll: Roll, shift: int) -> Roll:
     """The roll [T, 88] moved by `shift` keys, or as it is if a note would fall off the keyboard."""
     used = np.flatnonzero(roll.any(axis=0))

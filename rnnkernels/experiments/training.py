@@ -21,9 +21,9 @@ from torch import Tensor
 from rnnkernels import ClippedNesterov, activity_penalty, sparsity
 from rnnkernels.experiments.batches import Batch, training_batches, whole_batches
 from rnnkernels.experiments.files import write_tensors
-from rnnkernels.experiments.model import Predictor, key_frequency
+from rnnkernels.experiments.model import Predictor
 from rnnkernels.experiments.recipes import Settings
-from rnnkernels.experiments.rolls import Rolls
+from rnnkernels.experiments.rolls import Rolls, key_frequency
 from rnnkernels.experiments.scores import Scale, log_likelihood, score_test
 
 LOOKS = 40  # at the validation split in a run of full length
