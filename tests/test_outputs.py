@@ -1,9 +1,8 @@
-"""What all output models have in common: probabilities, draws, gradients, dtypes, layouts and refusals."""
+"""What all output models have in common: probabilities, draws, gradients, dtypes and layouts."""
 
 from __future__ import annotations
 
 import copy
-import math
 import re
 
 import numpy as np
@@ -27,7 +26,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 import rnnkernels
-from rnnkernels import NADE, RBM, Categorical, IndependentBernoulli, LeakyRNN, expected_accuracy, outputs
+from rnnkernels import RBM, LeakyRNN, expected_accuracy, outputs
 
 SHORTER = {"rbm": {"steps": 20}}  # which is enough for chains of so few units
 EXACT = tuple(name for name in MODELS if name != "rbm")  # whose loss is -log_prob
@@ -344,121 +343,3 @@ def test_the_expected_accuracy_is_what_draws_reach():
     drawn = torch.from_numpy(random.random((2000, 50, 20))) < m
     hits, false, missed = ((drawn & v).sum(), (drawn & ~v).sum(), (~drawn & v).sum())
     assert abs(expected_accuracy(v, m) - hits / (hits + false + missed)) < 1e-3
-
-
-# --- Bad input ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: NADE(0, 4, 3), ValueError, "num_visible must be greater than zero, got 0"),
-        (lambda: NADE(5, 4.0, 3), TypeError, "num_hidden must be an int, got float"),
-        (lambda: RBM(5, -1, 3), ValueError, "num_hidden must be greater than zero, got -1"),
-        (lambda: RBM(5, 4, 3, gibbs_steps=0), ValueError, "gibbs_steps must be greater than zero, got 0"),
-        (lambda: IndependentBernoulli(5, 0), ValueError, "condition_size must be greater than zero, got 0"),
-        (lambda: IndependentBernoulli(True, 3), TypeError, "num_visible must be an int, got bool"),
-        (lambda: Categorical(0, 3), ValueError, "num_classes must be greater than zero, got 0"),
-    ],
-)
-def test_bad_sizes_are_refused_by_name(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
-
-
-STATES = [
-    ([1.0], TypeError, "state must be a Tensor, got list"),
-    (pack_sequence([torch.ones(2, 3)]), TypeError, "got PackedSequence .of a PackedSequence give .data."),
-    (torch.ones(4, 2), ValueError, r"state must be \[..., C\] = \[..., 3\], got \[4, 2\]"),
-    (torch.ones(()), ValueError, r"state must be \[..., C\] = \[..., 3\], got \[\]"),
-    (torch.ones(4, 3).double(), ValueError, "state must have the dtype of the weights, torch.float32"),
-    (torch.ones(4, 3).long(), ValueError, "state must have a floating-point dtype, got torch.int64"),
-    (
-        torch.ones(4, 3, device="meta"),
-        ValueError,
-        "state must be on the device of the weights, cpu",
-    ),
-]
-
-
-@pytest.mark.parametrize(("state", "error", "message"), STATES)
-@pytest.mark.parametrize("name", MODELS)
-def test_a_bad_state_is_refused_everywhere(name, state, error, message):
-    model, v = MODELS[name](), make_frames(name, 4)
-    calls = [
-        lambda: model.log_prob(v, state),
-        lambda: model.loss(v, state),
-        lambda: model.sample(state),
-        lambda: model.marginals(state),
-    ]
-    for call in calls:
-        with pytest.raises(error, match=message):
-            call()
-
-
-@pytest.mark.parametrize(
-    ("v", "error", "message"),
-    [
-        ([1], TypeError, "v must be a Tensor, got list"),
-        (torch.ones(4, 4), ValueError, r"v must be \[..., D\] = \[4, 5\], as the state is, got \[4, 4\]"),
-        (torch.ones(5), ValueError, r"v must be \[..., D\] = \[4, 5\], as the state is, got \[5\]"),
-        (torch.full((4, 5), 0.5), ValueError, "v must be binary, zeros and ones, got other values"),
-        (torch.full((4, 5), 2), ValueError, "v must be binary"),
-        (torch.full((4, 5), math.nan), ValueError, "v must be binary"),
-        (torch.ones(4, 5, device="meta"), ValueError, "v must be on the device of the state, cpu, got meta"),
-    ],
-)
-@pytest.mark.parametrize("name", BINARY)
-def test_bad_frames_are_refused(name, v, error, message):
-    model, state = MODELS[name](), torch.ones(4, 3)
-    for function in (model.log_prob, model.loss):
-        with pytest.raises(error, match=message):
-            function(v, state)
-
-
-@pytest.mark.parametrize(
-    ("v", "error", "message"),
-    [
-        (2, TypeError, "v must be a Tensor, got int"),
-        (torch.ones(4), ValueError, "v must have an integer dtype, got torch.float32"),
-        (torch.ones(4, dtype=torch.bool), ValueError, "v must have an integer dtype, got torch.bool"),
-        (torch.ones(3).long(), ValueError, r"v must be \[...\] = \[4\], as the state is, got \[3\]"),
-        (torch.tensor([0, 1, 5, 2]), ValueError, r"v must lie in 0\.\.4, got 0\.\.5"),
-        (torch.tensor([0, -1, 4, 2]), ValueError, r"v must lie in 0\.\.4, got -1\.\.4"),
-        (torch.ones(4, device="meta").long(), ValueError, "v must be on the device of the state"),
-    ],
-)
-def test_bad_classes_are_refused(v, error, message):
-    with pytest.raises(error, match=message):
-        MODELS["categorical"]().log_prob(v, torch.ones(4, 3))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_bad_generator_is_refused(name):
-    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got int"):
-        MODELS[name]().sample(torch.ones(4, 3), generator=1)
-
-
-@pytest.mark.parametrize("name", ["nade", "rbm"])
-def test_a_bad_number_of_samples_is_refused(name):
-    with pytest.raises(ValueError, match="samples must be greater than zero, got 0"):
-        MODELS[name]().marginals(torch.ones(4, 3), samples=0)
-
-
-def test_bad_marginals_are_refused():
-    v, m = torch.ones(4, 5), torch.ones(4, 5)
-    for arguments, error, message in (
-        ((v, [1.0]), TypeError, "marginals must be a Tensor, got list"),
-        ((v, v.long()), ValueError, "marginals must have a floating-point dtype, got torch.int64"),
-        ((v[:2], m), ValueError, r"v must be \[..., D\] = \[4, 5\]"),
-        ((v / 2, m), ValueError, "v must be binary"),
-    ):
-        with pytest.raises(error, match=message):
-            expected_accuracy(*arguments)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_shapes_alone_are_worked_out_on_meta(name):
-    model = MODELS[name](device="meta")
-    state = torch.empty(4, 2, CONDITION, device="meta")
-    assert model.log_prob(make_frames(name, 4, 2).to("meta"), state).shape == (4, 2)
