@@ -297,7 +297,14 @@ def chorale(seed: int, shift: int = 0) -> bytes:
 
 
 @pytest.fixture
-def music21(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no test before had imported music21."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "music21"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture
+def music21(not_imported: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A made package music21 that must not be imported; returns its folder of scores."""
     root = tmp_path / "site"
     folder = root / "music21" / "corpus" / "bach"
@@ -376,6 +383,7 @@ def test_no_music21_no_scores_broken_score(
         rolls.load_chorales(tmp_path)
 
 
+@pytest.mark.usefixtures("not_imported")
 def test_real_chorales(tmp_path: Path) -> None:
     spec = importlib.util.find_spec("music21")
     if spec is None or spec.origin is None:
