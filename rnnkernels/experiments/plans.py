@@ -54,27 +54,28 @@ QUICK = Plan(
 
 _MEDIUM = Settings(hidden=200, output_hidden=150, batch=8, steps=100)  # the sets are all in one key
 _LARGE = Settings(hidden=300, output_hidden=150, batch=8, steps=100)
-_NEAR: Ranges = {  # around what did well on the validation split in wider searches
-    "lr": Range(1.5, 10.0, log=True),
-    "clip": Range(0.3, 2.0, log=True),
-    "slowest": Range(0.1, 0.6, log=True),
-    "l1": Range(1e-4, 1e-1, log=True),
+_STRONGER: Ranges = {  # for output models that learn more by heart, and larger steps
+    "lr": Range(1.0, 10.0, log=True),
+    "clip": Range(0.5, 2.0, log=True),
     "dropout": Range(choices=(0.1, 0.2, 0.3, 0.4)),
+    "momentum": Range(choices=(0.9, 0.95)),
 }
 
 FULL = Plan(
     "full",
     (
-        Part("RNN", trials=5, trial_updates=1000, finalists=2, updates=3000, base=_MEDIUM),
-        Part("RNN-NADE", ("+CLRM",), trials=8, trial_updates=2000, updates=8000, base=_LARGE, changes=_NEAR),
+        Part("RNN", trials=8, trial_updates=1500, finalists=2, updates=4000, base=_MEDIUM),
+        Part(
+            "RNN-NADE", ("+CLRM",), trials=6, trial_updates=2000, updates=8000, base=_LARGE, changes=_STRONGER
+        ),
         Part(  # on the smallest set: an update takes four times as long as NADE's
             "RNN-RBM",
             ("+CLRM",),
-            trials=3,
+            trials=6,
             trial_updates=1000,
             updates=3000,
             base=_MEDIUM,
-            changes=_NEAR,
+            changes=_STRONGER,
             only=("JSB_Chorales",),
         ),
     ),

@@ -8,8 +8,8 @@ A rung of the ladder is those below it and one technique more (arXiv 1212.0901, 
     +CLR    rectified units instead of tanh, with an L1 penalty on what they put out
     +CLRM   Nesterov's momentum by ClippedNesterov
 
-The search goes up the ladder. On the first rung every trial draws all settings. Above it every other trial
-begins with the settings that were chosen for the rung below, and draws what the rung adds, with the learning
+The search goes up the ladder. On the first rung every trial draws all settings. Above it two of three trials
+begin with the settings that were chosen for the rung below, and draw what the rung adds, with the learning
 rate anew; the rest draw all settings, trial k the same numbers for what rungs have in common. So rungs differ
 by their techniques and little else.
 """
@@ -67,13 +67,14 @@ class Range:
 
 Ranges = dict[str, Range]
 
-SHARED: Ranges = {"lr": Range(0.1, 10.0, log=True)}
+SHARED: Ranges = {"lr": Range(0.05, 10.0, log=True)}
+NEAR = (0.5, 5.0)  # of the rung below's learning rate: a technique is there to bear larger steps
 ADDED: dict[str, Ranges] = {
     "SGD": {},
-    "+C": {"clip": Range(0.05, 2.0, log=True)},
-    "+CL": {"slowest": Range(0.03, 0.6, log=True)},
-    "+CLR": {"nonlinearity": Range(choices=("relu",)), "l1": Range(1e-3, 1.0, log=True)},
-    "+CLRM": {"momentum": Range(choices=(0.9, 0.95, 0.98))},
+    "+C": {"clip": Range(0.1, 2.0, log=True)},
+    "+CL": {"slowest": Range(0.04, 0.96, log=True)},
+    "+CLR": {"nonlinearity": Range(choices=("relu",)), "l1": Range(1e-4, 1e-1, log=True)},
+    "+CLRM": {"momentum": Range(choices=(0.5, 0.7, 0.9, 0.95))},
 }
 
 
@@ -87,11 +88,11 @@ def ranges_of(technique: str, changes: Ranges | None = None) -> Ranges:
 
 
 def ranges_above(rung: str, settings: Settings, technique: str, changes: Ranges | None = None) -> Ranges:
-    """What is searched on top of a rung with these settings: the techniques above it, and the learning rate
-    within a factor of 3.
+    """What is searched on top of a rung with these settings: the techniques above it, and a
+    learning rate near theirs.
     """
     own = added(rung, technique)
-    near = Range(settings.lr / 3, settings.lr * 3, log=True)
+    near = Range(settings.lr * NEAR[0], settings.lr * NEAR[1], log=True)
     return {name: (changes or {}).get(name, given) for name, given in own.items()} | {"lr": near}
 
 

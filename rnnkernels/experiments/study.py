@@ -43,7 +43,7 @@ class Cell:
     def trial(self, number: int) -> Job:
         """A short run with drawn settings. On a rung above another only when that is decided."""
         part = self.part
-        below = None if self.below is None or number % 2 else self.below.settings()
+        below = None if self.below is None or number % 3 == 2 else self.below.settings()
         if self.below is None or below is None:
             settings = draw(ranges_of(self.technique, part.changes), number, part.base)
         else:

@@ -26,6 +26,7 @@ def start_worker() -> None:
     """One thread; Ctrl-C is the parent's, and so is the end: a parent that was killed tells nobody."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # silent units and what they learn fade into numbers that x86 is slow with
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
