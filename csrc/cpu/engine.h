@@ -13,6 +13,7 @@
 #pragma once
 
 #include "core/problem.h"
+#include "cpu/flush.h"
 #include "cpu/simd.h"
 #include "cpu/split.h"
 #include "cpu/team.h"
@@ -125,6 +126,7 @@ class Engine {
   }
 
   void work_on(int64_t first_share, int64_t last_share) {
+    const FlushSubnormals flush;
     const int64_t shares = plan_.shares(), members = plan_.members;
     prepare(first_share, last_share);
     workspace_.barriers[plan_.slots].wait(last_share - first_share, shares, 1);

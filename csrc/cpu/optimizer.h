@@ -9,6 +9,7 @@
 
 #include "core/elements.h"
 #include "core/optimizer.h"
+#include "cpu/flush.h"
 #include "cpu/power_sum.h"
 #include "cpu/team.h"
 
@@ -164,6 +165,7 @@ class StepRun {
   }
 
   void update(int first, int last, double norm) {
+    const FlushSubnormals flush;  // a velocity without gradients fades, and would round to itself for good
     walk_chunks(step_.leaves, step_.count, begin_of(first), begin_of(last), true,
                 [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t) {
                   update_chunk(step_, norm, leaf, begin, n);
