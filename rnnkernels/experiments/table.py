@@ -1,7 +1,7 @@
 """The tables of a study, from its results alone, as aligned text or as Markdown.
 
-A table a measure and model: rows are the rungs of the ladder below a baseline, columns the data sets and
-their mean. Of test log-likelihood and accuracy a cell has, over the seeds' values x_1..x_n,
+A table a measure and model: rows are the rungs of the ladder below a baseline, columns the data sets and,
+of several, their mean. Of test log-likelihood and accuracy a cell has, over the seeds' values x_1..x_n,
 
     mean +- deviation,   mean = sum x_i / n,   deviation^2 = sum (x_i - mean)^2 / (n - 1),
 
@@ -195,9 +195,12 @@ def text_rows(grid: Grid, markdown: bool) -> list[list[str]]:
     """The head and the rows, the best of each column in bold in Markdown."""
     measure = grid.measure
     columns = [{row: c for (row, data), c in grid.cells.items() if data == name} for name in grid.sets]
-    columns.append(grid.means)
+    names = ["", *grid.sets]
+    if len(grid.sets) > 1:
+        names.append("mean")
+        columns.append(grid.means)
     seeds = most_seeds(grid)
-    lines = [["", *grid.sets, "mean"], *([row] for row in grid.rows)]
+    lines = [names, *([row] for row in grid.rows)]
     for column in columns:
         best = best_rows(column, measure) if markdown else set()
         for line in lines[1:]:
