@@ -10,6 +10,9 @@ from torch import Tensor
 from rnnkernels import _nade_fallback, functional
 
 NAMES = ("visible_bias", "hidden_bias", "encoder", "decoder")
+# (..., D, H): no rows, one unit, more than a block, many rows, several leading sizes.
+SHAPES = [(1, 1, 1), (0, 3, 4), (5, 1, 3), (7, 9, 1), (3, 8, 16), (33, 88, 150), (2, 130, 67), (300, 5, 33),
+          (3, 4), (2, 3, 5, 6), (2, 0, 5, 6)]  # fmt: skip
 # Against the loop in float64, relative to the largest magnitude.
 TOLERANCE = {torch.float32: 4e-6, torch.float64: 1e-13}
 
