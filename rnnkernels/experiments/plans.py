@@ -66,12 +66,12 @@ FULL = Plan(
     (
         Part("RNN", trials=8, trial_updates=1500, finalists=2, updates=4000, base=_MEDIUM),
         Part(
-            "RNN-NADE", ("+CLRM",), trials=6, trial_updates=2000, updates=8000, base=_LARGE, changes=_STRONGER
+            "RNN-NADE", ("+CLRM",), trials=6, trial_updates=1500, updates=6000, base=_LARGE, changes=_STRONGER
         ),
         Part(  # on the smallest set: an update takes four times as long as NADE's
             "RNN-RBM",
             ("+CLRM",),
-            trials=6,
+            trials=4,
             trial_updates=1000,
             updates=3000,
             base=_MEDIUM,
