@@ -19,6 +19,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from . import options, report
+from .loops import leaky_loop
 from .machine import OtherLoad, environment
 from .timing import Plan, Task, measure
 
@@ -119,9 +120,10 @@ def compiled(batch: int, steps: int, inputs: int, hidden: int) -> Pair:
     )
 
 
-def faded(batch: int, steps: int, inputs: int, hidden: int) -> Pair:
+def faded(batch: int, steps: int, inputs: int, hidden: int) -> Iterator[Pair]:
     """Half of the units fire at the first step alone and fade, d^t, below what a float can be; against the
-    same units at rest. Numbers on the way down to 0 are subnormal, and x86 processors slow with them.
+    same units at rest. Numbers on the way down to 0 are subnormal, and x86 processors slow with them. By the
+    layer, and by a loop in Python.
     """
     layer = _layer(inputs, hidden)
     some = slice(0, hidden // 2)
@@ -134,12 +136,17 @@ def faded(batch: int, steps: int, inputs: int, hidden: int) -> Pair:
     at_rest[:, :, 0] = 0.0
     fired = at_rest.clone()
     fired[0, :, 0] = 1.0
-    return Pair(
-        f"faded units, B {batch}, T {steps}, I {inputs}, H {hidden}",
-        "half of the units fade, against at rest",
-        _step(lambda: layer(fired)[0].sum(), layer.parameters),
-        _step(lambda: layer(at_rest)[0].sum(), layer.parameters),
-    )
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "by the layer": lambda x: layer(x)[0],
+        "by a loop": lambda x: leaky_loop(x, *layer.parameters(), decay=DECAY),
+    }
+    for name, way in ways.items():
+        yield Pair(
+            f"faded units, B {batch}, T {steps}, I {inputs}, H {hidden}",
+            f"{name}, half of the units fade, against at rest",
+            _step(lambda way=way: way(fired).sum(), layer.parameters),
+            _step(lambda way=way: way(at_rest).sum(), layer.parameters),
+        )
 
 
 def pairs(quick: bool) -> Iterator[Pair]:
@@ -150,7 +157,7 @@ def pairs(quick: bool) -> Iterator[Pair]:
         yield together(32, 8, 20, 4, 64)
         yield together(32, 8, 50, 4, 64)
     yield together(4, 8, 20, 4, 16) if quick else together(32, 8, 100, 4, 64)
-    yield faded(2, 200, 4, 32) if quick else faded(8, 1000, 85, 256)
+    yield from faded(2, 200, 4, 32) if quick else faded(8, 1000, 85, 256)
     if not quick:
         yield compiled(64, 500, 85, 256)
 

@@ -342,7 +342,8 @@ def test_optimizer_benchmark_ends_where_an_answer_is_wrong(monkeypatch):
 
 def test_layer_benchmark_times_its_pairs(tmp_path, capsys):
     assert main(["layer", "--quick", "--output", str(tmp_path), "--threads", "1"]) == 0
-    assert "packed" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "packed" in shown and "faded" in shown
     document = json.loads((tmp_path / "layer.json").read_text())
     assert all(cell["asked"]["median_s"] > 0 and cell["plain"]["median_s"] > 0 for cell in document["cells"])
 
