@@ -66,7 +66,14 @@ FULL = Plan(
     (
         Part("RNN", trials=8, trial_updates=1500, finalists=2, updates=4000, base=_MEDIUM),
         Part(
-            "RNN-NADE", ("+CLRM",), trials=6, trial_updates=1500, updates=6000, base=_LARGE, changes=_STRONGER
+            "RNN-NADE",
+            ("+CLRM",),
+            trials=14,
+            trial_updates=1500,
+            finalists=2,
+            updates=10000,
+            base=_LARGE,
+            changes=_STRONGER,
         ),
         Part(  # on the smallest set: an update takes four times as long as NADE's
             "RNN-RBM",
@@ -76,6 +83,7 @@ FULL = Plan(
             updates=3000,
             base=_MEDIUM,
             changes=_STRONGER,
+            scale=Scale(watched=Sampling(200, 5, 400)),  # with fewer temperatures log p comes out too high
             only=("JSB_Chorales",),
         ),
     ),
