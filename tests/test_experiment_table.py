@@ -179,10 +179,13 @@ def test_a_study_that_has_just_begun() -> None:
     results = made_results()
     kept = results["results"][:1]
     for runs, expected in (([], "-"), (kept[0]["runs"][1:2], "**-9.00**")):
-        results["results"] = [kept[0] | {"runs": runs, "trials": []}]
+        begun = [kept[0] | {"runs": runs, "trials": []}]
+        results["results"] = begun
         text = table(results, markdown=True)
         assert column_values(text, "SGD") == [expected]
-        assert "none can be said to improve on another" in text
+        assert "improve" not in text  # there is one rung only
+        results["results"] = [*begun, begun[0] | {"technique": "+C", "runs": []}]
+        assert "none can be said to improve on another" in table(results)
     results["results"] = []
     assert "No results yet." in table(results)
     assert "No results yet." in table(results | {"data": {}, "plan": {}, "environment": {}})

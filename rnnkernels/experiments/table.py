@@ -321,7 +321,7 @@ def model_lines(results: Results, model: str, markdown: bool) -> list[str]:
         new = [note for note in notes(grid) if note not in said]  # most tables lack the same
         said += new
         lines += ["", *_paragraphs(new, markdown)]
-        if measure is LOG_LIKELIHOOD:
+        if measure is LOG_LIKELIHOOD and len(rungs_of(results, model)) > 1:
             lines += _paragraphs([ladder_sentence(grid)], markdown)
     others = [name for name in results["data"] if name not in sets_of(results, model)]
     rungs = [rung for rung in TECHNIQUES if rung not in rungs_of(results, model)]
