@@ -21,7 +21,7 @@ from rnnkernels.experiments import study as studies
 from rnnkernels.experiments.plans import PLANS, Part, Plan
 from rnnkernels.experiments.recipes import Range, Settings
 from rnnkernels.experiments.scores import Sampling, Scale
-from rnnkernels.experiments.study import Study, Task
+from rnnkernels.experiments.study import Run, Study, Task
 from rnnkernels.experiments.worker import path_of, work
 
 SCALE = Scale(Sampling(20, 3, 10), Sampling(20, 3, 10), samples=2, gibbs_steps=2)
@@ -172,18 +172,34 @@ def test_finalists_follow_the_last_trial_and_seeds_the_last_finalist(file, tmp_p
     for number, valid in enumerate((-3.0, -1.0, -2.0)):
         following = list(Task(cell, number).keep({"valid": valid}))
         assert bool(following) == (number == 2)
-    assert [(task.trial, task.seed) for task in following] == [(1, 0), (2, 0)]
-    assert cell.run(1, 0).settings == cell.trial(1).settings and cell.run(1, 0).test
+    full = cell.part.updates
+    assert [task.run for task in following] == [Run(1, full, 0), Run(2, full, 0)]
+    job = following[0].job
+    assert job.settings == cell.trial(1).settings and job.test and job.updates == full
     assert list(following[0].keep({"valid": -1.5})) == []
-    assert cell.chosen() is None and cell.seeds() == {}
-    last, *above = following[1].keep({"valid": -0.5})
-    assert (last.trial, last.seed) == (2, 1) and cell.chosen() == 2
-    assert [(task.cell.technique, task.trial, task.seed) for task in above] == [
-        ("+CLRM", number, None) for number in range(3)
-    ]
+    assert cell.chosen() == [] and cell.seeds() == {}
+    last, *above = following[1].keep({"valid": -0.9})
+    assert last.run == Run(2, full, 1) and cell.chosen() == [Run(2, full, 0), last.run]
+    assert [(task.cell.technique, task.run) for task in above] == [("+CLRM", number) for number in range(3)]
     assert above[0].job.settings.radius == cell.settings().radius
     assert list(last.keep({"valid": -0.7})) == []
-    assert cell.seeds() == {0: {"valid": -0.5}, 1: {"valid": -0.7}}
+    assert cell.seeds() == {0: {"valid": -0.9}, 1: {"valid": -0.7}}
+
+
+def test_the_best_trial_may_be_better_than_any_full_run(file, tmp_path):
+    part = replace(PLAN.parts[0], short_runs=True)
+    for best_full, chosen in ((-0.9, (1, part.trial_updates)), (-0.5, (2, part.updates))):
+        cell = Study(replace(PLAN, parts=(part,)), [str(file)], tmp_path, 1).cells[0]
+        for number, valid in enumerate((-3.0, -0.8, -2.0)):
+            following = list(Task(cell, number).keep({"valid": valid}))
+        first, second = following
+        assert list(first.keep({"valid": -1.5})) == []
+        left = [task.run for task in second.keep({"valid": best_full}) if task.cell is cell]
+        assert cell.chosen() == [Run(*chosen, seed) for seed in range(part.seeds)]
+        assert left == [run for run in cell.chosen() if run not in cell.runs]
+        assert cell.settings() == cell.trial(chosen[0]).settings
+        job = cell.job(Run(*chosen, 0))
+        assert job.test and job.updates == chosen[1]
 
 
 def test_where_all_diverge_nothing_is_chosen(file, tmp_path):

@@ -111,9 +111,7 @@ def write_samples(study: Study, folder: Path) -> Iterator[str]:
 
 def load_model(study: Study, cell: Cell, run: dict[str, Any], data: Rolls) -> Predictor:
     """The network of a full run, with its best weights."""
-    chosen = cell.chosen()
-    assert chosen is not None  # there is a run of it
-    job = cell.run(chosen, run["seed"])
+    job = cell.job(cell.chosen()[run["seed"]])
     model = Predictor(job.model, job.settings, key_frequency(data.train))
     weights = path_of(job, study.folder).with_suffix(".weights")
     model.load_state_dict(torch.load(weights, weights_only=True))

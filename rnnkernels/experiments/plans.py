@@ -11,7 +11,8 @@ from rnnkernels.experiments.scores import Sampling, Scale
 @dataclass(frozen=True)
 class Part:
     """Rungs of one model. Each is searched by ``trials`` short runs. The ``finalists``, the best of them by
-    the validation split, are run in full; the best of those once for each further seed.
+    the validation split, are run in full; the best of those once for each further seed. With ``short_runs``
+    the best trial competes with them, and if it wins, all seeds are run for ``trial_updates``.
     """
 
     model: str
@@ -25,6 +26,7 @@ class Part:
     changes: Ranges = field(default_factory=dict)  # other ranges than the ladder's
     scale: Scale = field(default_factory=Scale)
     only: tuple[str, ...] = ()  # names of data sets; none: all
+    short_runs: bool = False
 
     @property
     def all_updates(self) -> int:
@@ -72,6 +74,7 @@ FULL = Plan(
             trial_updates=1500,
             finalists=2,
             updates=10000,
+            short_runs=True,
             base=_LARGE,
             changes=_STRONGER,
         ),
@@ -81,6 +84,7 @@ FULL = Plan(
             trials=4,
             trial_updates=1000,
             updates=3000,
+            short_runs=True,
             base=_MEDIUM,
             changes=_STRONGER,
             scale=Scale(watched=Sampling(200, 5, 400)),  # with fewer temperatures log p comes out too high

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,15 @@ from rnnkernels.experiments.training import Job
 from rnnkernels.experiments.worker import load, result_of, start_worker, work
 
 Progress = Callable[[float, str], object]
+Key = TypeVar("Key", bound=Any)
+
+
+class Run(NamedTuple):
+    """A run whose test score counts: with the settings of a trial, and for so many updates."""
+
+    trial: int
+    updates: int
+    seed: int
 
 
 @dataclass(eq=False)
@@ -38,7 +47,7 @@ class Cell:
     below: Cell | None = None  # the rung below, if it is run at all
     above: Cell | None = None
     trials: dict[int, dict[str, Any]] = field(default_factory=dict)
-    runs: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)  # by trial and seed
+    runs: dict[Run, dict[str, Any]] = field(default_factory=dict)
 
     def trial(self, number: int) -> Job:
         """A short run with drawn settings. On a rung above another only when that is decided."""
@@ -51,10 +60,10 @@ class Cell:
             settings = draw(found, number, below)
         return Job(self.data, part.model, self.technique, settings, 0, part.trial_updates, False, part.scale)
 
-    def run(self, number: int, seed: int) -> Job:
-        """A full run with the settings of a trial."""
-        part, settings = self.part, self.trial(number).settings
-        return Job(self.data, part.model, self.technique, settings, seed, part.updates, True, part.scale)
+    def job(self, run: Run) -> Job:
+        """What a worker is given for it."""
+        part, settings = self.part, self.trial(run.trial).settings
+        return Job(self.data, part.model, self.technique, settings, run.seed, run.updates, True, part.scale)
 
     def finalists(self) -> list[int]:
         """The trials that are run in full: the best, once all are there; none where all diverged."""
@@ -62,35 +71,46 @@ class Cell:
             return []
         return best_of(self.trials)[: self.part.finalists]
 
+    def in_full(self) -> list[Run]:
+        """The finalists' first full runs."""
+        return [Run(number, self.part.updates, 0) for number in self.finalists()]
+
     def decided(self) -> bool:
         """Whether all trials are there, and all finalists have run in full."""
-        return len(self.trials) == self.part.trials and all((n, 0) in self.runs for n in self.finalists())
+        return len(self.trials) == self.part.trials and all(run in self.runs for run in self.in_full())
 
-    def chosen(self) -> int | None:
-        """The finalist whose first full run has the best validation; none yet, or none that is sound."""
+    def chosen(self) -> list[Run]:
+        """The runs of the table, a seed each, with the settings and the number of updates that have the best
+        validation: of a finalist's full run or, where the part admits short runs, of the best trial, which
+        may have learned less by heart. None yet, or none that is sound.
+        """
         if not self.decided():
-            return None
-        return next(iter(best_of({number: self.runs[number, 0] for number in self.finalists()})), None)
+            return []
+        valid = {(run.trial, run.updates): self.runs[run] for run in self.in_full()}
+        if self.part.short_runs:
+            valid |= {
+                (number, self.part.trial_updates): self.trials[number] for number in self.finalists()[:1]
+            }
+        return [Run(*best, seed) for best in best_of(valid)[:1] for seed in range(self.part.seeds)]
 
     def settings(self) -> Settings | None:
-        """Those of the chosen trial."""
-        chosen = self.chosen()
-        return None if chosen is None else self.trial(chosen).settings
+        """Those of the chosen runs."""
+        return next((self.trial(run.trial).settings for run in self.chosen()), None)
 
     def seeds(self) -> dict[int, dict[str, Any]]:
-        """The full runs with the chosen settings, by their seeds."""
-        return {seed: run for (number, seed), run in sorted(self.runs.items()) if number == self.chosen()}
+        """The chosen runs that are there, by their seeds."""
+        return {run.seed: self.runs[run] for run in self.chosen() if run in self.runs}
 
     def updates(self) -> int:
         """Of all runs that are there."""
-        return len(self.trials) * self.part.trial_updates + len(self.runs) * self.part.updates
+        return len(self.trials) * self.part.trial_updates + sum(run.updates for run in self.runs)
 
     def entry(self) -> dict[str, Any]:
         """Of the results file."""
         settings = self.settings()
         trials = []
         for number, trial in sorted(self.trials.items()):
-            full = self.runs.get((number, 0))
+            full = self.runs.get(Run(number, self.part.updates, 0))
             found = {
                 "valid": trial["valid"],
                 "full_valid": full and full["valid"],
@@ -115,7 +135,7 @@ def ladder(source: str, data: str, part: Part) -> list[Cell]:
     return cells
 
 
-def best_of(results: dict[int, dict[str, Any]]) -> list[int]:
+def best_of(results: dict[Key, dict[str, Any]]) -> list[Key]:
     """Those that did not diverge, the highest validation log-likelihood first, whichever ended first."""
     sound = [number for number, result in sorted(results.items()) if result["valid"] is not None]
     return sorted(sound, key=lambda number: -results[number]["valid"])
@@ -123,31 +143,28 @@ def best_of(results: dict[int, dict[str, Any]]) -> list[int]:
 
 @dataclass(frozen=True)
 class Task:
-    """A run of a cell: a trial, or with a seed a full one."""
+    """A run of a cell: a trial by its number, or one that counts."""
 
     cell: Cell
-    trial: int
-    seed: int | None = None
+    run: int | Run
 
     @property
     def job(self) -> Job:
         """What the worker is given."""
-        return self.cell.trial(self.trial) if self.seed is None else self.cell.run(self.trial, self.seed)
+        return self.cell.trial(self.run) if isinstance(self.run, int) else self.cell.job(self.run)
 
     def keep(self, result: dict[str, Any]) -> Iterator[Task]:
-        """Note the result. Yields what can be run now: the finalists; then the other seeds of the best of
-        them, and the trials of the rung above.
+        """Note the result. Yields what can be run now: the finalists; then the chosen runs that are not there
+        yet, and the trials of the rung above.
         """
-        cell = self.cell
-        if self.seed is None:
-            cell.trials[self.trial] = result
-            yield from (Task(cell, number, 0) for number in cell.finalists())
+        cell, decided = self.cell, self.cell.decided()
+        if isinstance(self.run, int):
+            cell.trials[self.run] = result
+            yield from (Task(cell, run) for run in cell.in_full())
         else:
-            cell.runs[self.trial, self.seed] = result
-        if cell.decided() and not self.seed:  # by this very result
-            chosen = cell.chosen()
-            if chosen is not None:
-                yield from (Task(cell, chosen, seed) for seed in range(1, cell.part.seeds))
+            cell.runs[self.run] = result
+        if cell.decided() and not decided:
+            yield from (Task(cell, run) for run in cell.chosen() if run not in cell.runs)
             if cell.above is not None:
                 yield from trials_of(cell.above)
 
