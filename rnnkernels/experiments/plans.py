@@ -45,17 +45,6 @@ class Plan:
 _SMALL = Settings(hidden=100, output_hidden=60, batch=16, steps=100, transpose=5)
 _QUICK_SCALE = Scale(Sampling(200, 5, 50), Sampling(500, 10, 300), samples=10, gibbs_steps=15)
 
-QUICK = Plan(
-    "quick",
-    (
-        Part("RNN", trials=5, trial_updates=500, finalists=2, updates=1200, base=_SMALL),
-        Part("RNN-NADE", ("SGD", "+CLRM"), trials=5, trial_updates=500, updates=1200, base=_SMALL),
-        Part("RNN-RBM", ("+CLRM",), 3, 300, updates=600, base=_SMALL, scale=_QUICK_SCALE),
-    ),
-)
-
-_MEDIUM = Settings(hidden=200, output_hidden=150, batch=8, steps=100)  # the sets are all in one key
-_LARGE = Settings(hidden=300, output_hidden=150, batch=8, steps=100)
 _STRONGER: Ranges = {  # for output models that learn more by heart, and larger steps
     "lr": Range(1.0, 10.0, log=True),
     "clip": Range(0.5, 2.0, log=True),
@@ -63,6 +52,18 @@ _STRONGER: Ranges = {  # for output models that learn more by heart, and larger 
     "momentum": Range(choices=(0.9, 0.95)),
 }
 
+QUICK = Plan(
+    "quick",
+    (
+        Part("RNN", trials=5, trial_updates=500, finalists=2, updates=1200, base=_SMALL),
+        Part("RNN-NADE", ("SGD",), trials=5, trial_updates=500, updates=1200, base=_SMALL),
+        Part("RNN-NADE", ("+CLRM",), 5, 500, updates=1200, base=_SMALL, changes=_STRONGER),
+        Part("RNN-RBM", ("+CLRM",), 3, 300, updates=600, base=_SMALL, changes=_STRONGER, scale=_QUICK_SCALE),
+    ),
+)
+
+_MEDIUM = Settings(hidden=200, output_hidden=150, batch=8, steps=100)  # the sets are all in one key
+_LARGE = Settings(hidden=300, output_hidden=150, batch=8, steps=100)
 FULL = Plan(
     "full",
     (
