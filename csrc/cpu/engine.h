@@ -122,11 +122,12 @@ class Engine {
   };
 
   static void work(void* self, int first_share, int last_share) {
+    const unsigned mode = flush_subnormals();
     static_cast<Engine*>(self)->work_on(first_share, last_share);
+    set_mode(mode);
   }
 
   void work_on(int64_t first_share, int64_t last_share) {
-    const FlushSubnormals flush;
     const int64_t shares = plan_.shares(), members = plan_.members;
     prepare(first_share, last_share);
     workspace_.barriers[plan_.slots].wait(last_share - first_share, shares, 1);

@@ -165,11 +165,12 @@ class StepRun {
   }
 
   void update(int first, int last, double norm) {
-    const FlushSubnormals flush;  // a velocity without gradients fades, and would round to itself for good
+    const unsigned mode = flush_subnormals();  // a velocity without gradients would round to itself for good
     walk_chunks(step_.leaves, step_.count, begin_of(first), begin_of(last), true,
                 [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t) {
                   update_chunk(step_, norm, leaf, begin, n);
                 });
+    set_mode(mode);
   }
 
   // The largest gradient, and then once more in units of it.
