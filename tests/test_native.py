@@ -40,7 +40,8 @@ def test_kernels_equal_plain_loops(sanitizer: str, each: int, program: str) -> N
 # Every n-th case in so many orders of its threads; each of them checks memory and order by itself, too.
 @pytest.mark.parametrize(("sanitizer", "each", "orders"), [("", 29, 4), ("address", 397, 20)])
 @pytest.mark.parametrize(
-    "program", ["test_shadow", "test_emulation", "test_gpu_recurrence", "test_gpu_steps"]
+    "program",
+    ["test_shadow", "test_emulation", "test_emulated_blocks", "test_gpu_recurrence", "test_gpu_steps"],
 )
 def test_gpu_kernels_on_the_emulated_gpu(program: str, sanitizer: str, each: int, orders: int) -> None:
     check_emulated(program, sanitizer, each, orders)
