@@ -38,21 +38,19 @@ struct Case {
   }
 };
 
-// Checks every n-th case, given with its number, and says how many failed. Returns the status of main.
+// Calls check(case, zero of its type) for those of all cases that are to be run.
 template <class Check>
-int check_cases(std::initializer_list<std::array<int64_t, 3>> shapes, int each, const Check& check) {
-  int number = 0, cases = 0;
+void for_cases(std::initializer_list<std::array<int64_t, 3>> shapes, Cases& cases, const Check& check) {
   for (const auto& [rows, visible, hidden] : shapes) {
     for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat64}) {
       for (const Ones ones : {Ones::kNone, Ones::kFew, Ones::kHalf, Ones::kAll}) {
-        if (++number % each != 0) continue;
-        ++cases;
-        check(Case{type, rows, visible, hidden, ones, 1 + number % 3, number % 7 == 0}, number);
+        if (!cases.takes_next()) continue;
+        const int number = cases.number();
+        const Case c{type, rows, visible, hidden, ones, 1 + number % 3, number % 7 == 0};
+        type == ElementType::kFloat32 ? check(c, float()) : check(c, double());
       }
     }
   }
-  std::printf("%d cases, %d failures\n", cases, failures);
-  return failures != 0 || cases == 0;
 }
 
 // --- Arrays, each of exactly its size ----------------------------------------------------------------

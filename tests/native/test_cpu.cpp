@@ -54,8 +54,7 @@ void check(const Case& c, unsigned seed) {
 
 // test_cpu [n]: every n-th case only (a sanitizer makes them slow).
 int main(int argc, char** argv) {
-  const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
-  int drawn = 0, cases = 0;
+  Cases cases(argc, argv);
   for_cases({{1, 0, 3, 5},
              {1, 4, 0, 5},
              {1, 1, 1, 1},
@@ -70,10 +69,8 @@ int main(int argc, char** argv) {
              {1, 4, 2, 257}},
             {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16, ElementType::kFloat16},
             [&](const Case& c) {
-              if (++drawn % each != 0) return;
-              ++cases;
-              with_element(c.type, [&](auto stored) { check<decltype(stored)>(c, drawn); });
+              if (!cases.takes_next()) return;
+              with_element(c.type, [&](auto stored) { check<decltype(stored)>(c, cases.number()); });
             });
-  std::printf("%d cases, %d failures\n", cases, failures);
-  return failures != 0 || cases == 0;
+  return cases.finish();
 }

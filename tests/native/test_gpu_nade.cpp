@@ -75,23 +75,20 @@ void check_memory() {
 
 // test_gpu_nade [n [orders]]: every n-th case only, each in so many orders.
 int main(int argc, char** argv) {
-  const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
-  const int orders = argc > 2 ? std::max(1, std::atoi(argv[2])) : 4;
+  Cases cases(argc, argv);
   check_memory();
-  return check_cases({{0, 3, 4},
-                      {1, 1, 1},
-                      {1, 64, 3},
-                      {3, 2, 5},
-                      {5, 7, 16},
-                      {9, 31, 32},
-                      {17, 32, 33},
-                      {10, 33, 64},
-                      {8, 65, 31},
-                      {4, 88, 150},
-                      {3, 130, 70},
-                      {1100, 3, 2}},
-                     each, [&](const Case& c, int number) {
-                       c.type == ElementType::kFloat32 ? check<float>(c, number, orders)
-                                                       : check<double>(c, number, orders);
-                     });
+  for_cases({{0, 3, 4},
+             {1, 1, 1},
+             {1, 64, 3},
+             {3, 2, 5},
+             {5, 7, 16},
+             {9, 31, 32},
+             {17, 32, 33},
+             {10, 33, 64},
+             {8, 65, 31},
+             {4, 88, 150},
+             {3, 130, 70},
+             {1100, 3, 2}},
+            cases, [&](const Case& c, auto zero) { check<decltype(zero)>(c, cases.number(), cases.orders); });
+  return cases.finish();
 }

@@ -163,20 +163,16 @@ void check(const Case& c, unsigned seed, int orders, const typename Rule::Settin
 
 // test_gpu_optimizer [n [orders]]: every n-th case only, each in so many orders.
 int main(int argc, char** argv) {
-  const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
-  const int orders = argc > 2 ? std::max(1, std::atoi(argv[2])) : 4;
-  int drawn = 0, cases = 0;
+  Cases cases(argc, argv);
   for (const Case& c : make_cases()) {
     for (const bool nesterov : {true, false}) {
-      if (++drawn % each != 0) continue;
-      ++cases;
+      if (!cases.takes_next()) continue;
       if (nesterov) {
-        check<NesterovRule>(c, drawn, orders, kNesterov);
+        check<NesterovRule>(c, cases.number(), cases.orders, kNesterov);
       } else {
-        check<AdamWRule>(c, drawn, orders, kAdamW);
+        check<AdamWRule>(c, cases.number(), cases.orders, kAdamW);
       }
     }
   }
-  std::printf("%d cases, %d failures\n", cases, failures);
-  return failures != 0 || cases == 0;
+  return cases.finish();
 }

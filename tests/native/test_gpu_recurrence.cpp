@@ -67,9 +67,7 @@ struct Part {
 
 // test_gpu_recurrence [n [orders]]: every n-th case only, each in so many orders.
 int main(int argc, char** argv) {
-  const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
-  const int orders = argc > 2 ? std::max(1, std::atoi(argv[2])) : 4;
-  int drawn = 0, cases = 0;
+  Cases cases(argc, argv);
   const Part parts[] = {
       {{"block"},
        {{1, 0, 3, 5},
@@ -89,18 +87,16 @@ int main(int argc, char** argv) {
     for (const char* wish : part.wishes) {
       for_cases(part.shapes, {ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat16},
                 [&](const Case& c) {
-                  if (++drawn % each != 0) return;
-                  ++cases;
+                  if (!cases.takes_next()) return;
                   if (c.type == ElementType::kFloat32) {
-                    check<float>(c, wish, drawn, orders);
+                    check<float>(c, wish, cases.number(), cases.orders);
                   } else if (c.type == ElementType::kBFloat16) {
-                    check<BFloat16>(c, wish, drawn, orders);
+                    check<BFloat16>(c, wish, cases.number(), cases.orders);
                   } else {
-                    check<Float16>(c, wish, drawn, orders);
+                    check<Float16>(c, wish, cases.number(), cases.orders);
                   }
                 });
     }
   }
-  std::printf("%d cases, %d failures\n", cases, failures);
-  return failures != 0 || cases == 0;
+  return cases.finish();
 }

@@ -140,9 +140,7 @@ void check_layouts() {
 
 // test_gpu_steps [n [orders]]: every n-th case only, each in so many orders.
 int main(int argc, char** argv) {
-  const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
-  const int orders = argc > 2 ? std::max(1, std::atoi(argv[2])) : 4;
-  int drawn = 0, cases = 0;
+  Cases cases(argc, argv);
   check_layouts();
   const std::vector<std::array<int64_t, 4>> shapes = {
       // G, T, B, H
@@ -150,10 +148,9 @@ int main(int argc, char** argv) {
   for_cases(shapes,
             {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16, ElementType::kFloat16},
             [&](const Case& c) {
-              if (++drawn % each != 0) return;
-              ++cases;
-              with_element(c.type, [&](auto element) { check<decltype(element)>(c, drawn, orders); });
+              if (!cases.takes_next()) return;
+              with_element(c.type,
+                           [&](auto element) { check<decltype(element)>(c, cases.number(), cases.orders); });
             });
-  std::printf("%d cases, %d failures\n", cases, failures);
-  return failures != 0 || cases == 0;
+  return cases.finish();
 }

@@ -50,20 +50,19 @@ void check(const Case& c, unsigned seed) {
 
 // test_nade [n]: every n-th case only (a sanitizer makes them slow).
 int main(int argc, char** argv) {
-  const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
-  return check_cases({{0, 3, 4},
-                      {1, 1, 1},
-                      {1, 64, 3},
-                      {3, 2, 5},
-                      {5, 7, 16},
-                      {16, 8, 32},
-                      {17, 9, 33},
-                      {40, 65, 31},
-                      {33, 88, 150},
-                      {2, 130, 70},
-                      {300, 12, 20},
-                      {4200, 3, 2}},
-                     each, [&](const Case& c, int number) {
-                       c.type == ElementType::kFloat32 ? check<float>(c, number) : check<double>(c, number);
-                     });
+  Cases cases(argc, argv);
+  for_cases({{0, 3, 4},
+             {1, 1, 1},
+             {1, 64, 3},
+             {3, 2, 5},
+             {5, 7, 16},
+             {16, 8, 32},
+             {17, 9, 33},
+             {40, 65, 31},
+             {33, 88, 150},
+             {2, 130, 70},
+             {300, 12, 20},
+             {4200, 3, 2}},
+            cases, [&](const Case& c, auto zero) { check<decltype(zero)>(c, cases.number()); });
+  return cases.finish();
 }

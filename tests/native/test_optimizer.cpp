@@ -92,18 +92,16 @@ void check(const Case& c, unsigned seed, const cpu::InstructionSet& set,
 
 // test_optimizer [n]: every n-th case only (a sanitizer makes them slow).
 int main(int argc, char** argv) {
-  const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
-  int drawn = 0, cases = 0, sets = 0;
+  Cases cases(argc, argv);
+  int sets = 0;
   const auto* set = cpu::instruction_sets(&sets);
   for (const Case& c : make_cases()) {
-    if (++drawn % each != 0) continue;
-    ++cases;
+    if (!cases.takes_next()) continue;
     for (int s = 0; s < sets; ++s) {
       if (!set[s].runs_here()) continue;
-      check<NesterovRule>(c, drawn, set[s], set[s].kernels->nesterov, kNesterov);
-      check<AdamWRule>(c, drawn, set[s], set[s].kernels->adamw, kAdamW);
+      check<NesterovRule>(c, cases.number(), set[s], set[s].kernels->nesterov, kNesterov);
+      check<AdamWRule>(c, cases.number(), set[s], set[s].kernels->adamw, kAdamW);
     }
   }
-  std::printf("%d cases, %d failures\n", cases, failures);
-  return failures != 0 || cases == 0;
+  return cases.finish();
 }

@@ -162,8 +162,7 @@ void check(const Case& c, unsigned seed) {
 
 // test_product [n]: every n-th case only (a sanitizer makes them slow).
 int main(int argc, char** argv) {
-  const int each = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
-  int drawn = 0, cases = 0;
+  Cases cases(argc, argv);
   for (const auto& [networks, rows, depth, columns] :
        {std::tuple<int64_t, int64_t, int64_t, int64_t>{1, 1, 1, 1},
         {1, 3, 0, 5},
@@ -181,20 +180,18 @@ int main(int argc, char** argv) {
     for (int added = 0; added < 2 * kAddends; ++added) {
       for (int lay = 0; lay < kLays * kLays; ++lay) {
         for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat64}) {
-          if (++drawn % each != 0) continue;
-          ++cases;
+          if (!cases.takes_next()) continue;
           const Case c{
               type,           networks,          rows,   depth, columns, Lay(lay % kLays), Lay(lay / kLays),
               added % 2 != 0, Addend(added / 2), lay % 3};
           if (type == ElementType::kFloat32) {
-            check<float>(c, drawn);
+            check<float>(c, cases.number());
           } else {
-            check<double>(c, drawn);
+            check<double>(c, cases.number());
           }
         }
       }
     }
   }
-  std::printf("%d cases, %d failures\n", cases, failures);
-  return failures != 0 || cases == 0;
+  return cases.finish();
 }
