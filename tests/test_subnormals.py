@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,11 +19,9 @@ STEPS = {torch.float32: (40, 60), torch.float64: (315, 400)}
 
 
 @pytest.fixture(params=[1, 2], ids=lambda threads: f"{threads} threads")
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
+def threads(request: pytest.FixtureRequest) -> int:
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    return request.param
 
 
 def subnormal(x: Tensor) -> Tensor:
