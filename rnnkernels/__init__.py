@@ -4,7 +4,7 @@
 
 as custom C++ kernels, forward and backward: :class:`LeakyRNN` is a drop-in for ``torch.nn.RNN``,
 :mod:`rnnkernels.functional` is the recurrence alone, :mod:`rnnkernels.outputs` are distributions over
-the next frame, :mod:`rnnkernels.reference` is the same mathematics in plain NumPy. After Bengio,
+the next frame, :mod:`rnnkernels.testing` is the same mathematics in plain NumPy. After Bengio,
 Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
 """
 
@@ -13,12 +13,10 @@ from rnnkernels._version import __version__
 
 check_torch()
 
-from rnnkernels import _flops as _flops  # noqa: E402  (needs the check first)
+import rnnkernels._ops.flops  # noqa: E402, F401  (registers formulas; needs the check first)
 from rnnkernels import functional, outputs  # noqa: E402
-from rnnkernels._sparsity import sparsity  # noqa: E402
-from rnnkernels.cell import LeakyRNNCell  # noqa: E402
-from rnnkernels.decompositions import decompositions  # noqa: E402
-from rnnkernels.nn import LeakyRNN  # noqa: E402
+from rnnkernels._ops.decompositions import decompositions  # noqa: E402
+from rnnkernels.nn import LeakyRNN, LeakyRNNCell  # noqa: E402
 from rnnkernels.optim import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum  # noqa: E402
 from rnnkernels.outputs import (  # noqa: E402
     NADE,
@@ -28,10 +26,9 @@ from rnnkernels.outputs import (  # noqa: E402
     expected_accuracy,
     mean_with_interval,
 )
-from rnnkernels.penalty import activity_penalty  # noqa: E402
 from rnnkernels.projected import projected_recurrence  # noqa: E402
 from rnnkernels.time_constants import decay_from_tau, draw_decay, draw_tau, noise_scale  # noqa: E402
-from rnnkernels.truncated import truncated_bptt  # noqa: E402
+from rnnkernels.training import activity_penalty, sparsity, truncated_bptt  # noqa: E402
 
 __all__ = [
     "NADE",

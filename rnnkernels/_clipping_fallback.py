@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnkernels._fallback import warning
+from rnnkernels._ops.composite import warning
 
 Tensors = list[Tensor]
 OptionalTensors = list[Tensor | None]

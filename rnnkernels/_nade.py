@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels import _fallback, _nade_fallback, _ops
+from rnnkernels import _nade_fallback, _ops
+from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
 from rnnkernels._checks import autocasts, check_generator, has_kernels
-from rnnkernels._modes import in_forward_mode, in_torch_func
+from rnnkernels._ops import composite as _fallback
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # visible_bias, hidden_bias, encoder, decoder
 

@@ -7,8 +7,10 @@ import numbers
 import torch
 from torch import Tensor
 
-from rnnkernels import _autograd, _fallback, _nade
+from rnnkernels import _nade
+from rnnkernels._autograd import forward as _autograd
 from rnnkernels._checks import has_kernels
+from rnnkernels._ops import composite as _fallback
 
 __all__ = ["leaky_recurrence", "nade_log_prob", "nade_sample"]
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnkernels import _autograd
+from rnnkernels._autograd import forward as _autograd
+from rnnkernels._autograd.checkpointing import Walk, in_segments
 from rnnkernels._checks import autocasts, check_sizes
-from rnnkernels._segments import Walk, in_segments
 from rnnkernels.functional import decay_tensor, leaky_recurrence, zero_h0
 
 __all__ = ["projected_recurrence"]

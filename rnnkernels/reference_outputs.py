@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnkernels.reference import Array
+from rnnkernels.testing.recurrence import Array
 
 __all__ = [
     "NADEGradients",

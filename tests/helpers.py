@@ -16,7 +16,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rnnkernels import build_config, functional, reference
+from rnnkernels import build_config, functional
+from rnnkernels.testing import recurrence as reference
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMS = ("rate", "current")

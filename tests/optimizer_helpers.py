@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from rnnkernels import ClippedAdamW, ClippedNesterov, reference
+from rnnkernels import ClippedAdamW, ClippedNesterov
+from rnnkernels import testing as reference
 
 # Relative to the largest element. A few roundings a step, over the steps of a test.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}

@@ -13,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from rnnkernels import LeakyRNN, functional
-from rnnkernels._derivatives import LinearRecurrence
-from rnnkernels._nonlinearities import NONLINEARITIES as TORCH_NONLINEARITIES
-from rnnkernels._steps import Steps
+from rnnkernels._autograd.derivatives import LinearRecurrence
+from rnnkernels._autograd.time_shift import Steps
+from rnnkernels._ops.nonlinearities import NONLINEARITIES as TORCH_NONLINEARITIES
 
 # Differences of a step across ReLU's kink are no derivative, so such problems are not drawn.
 MARGIN = 1e-4

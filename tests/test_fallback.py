@@ -27,8 +27,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import vmap
 from torch.nn.utils.rnn import pack_sequence
 
-from rnnkernels import LeakyRNN, LeakyRNNCell, _checks, _fallback, build_config, functional
-from rnnkernels._base import LeakyModule
+from rnnkernels import LeakyRNN, LeakyRNNCell, _checks, build_config, functional
+from rnnkernels._ops import composite as _fallback
+from rnnkernels.nn._base import LeakyModule
 
 LAYOUTS = tuple(itertools.product([False, True], [False, True]))  # packed, reverse
 

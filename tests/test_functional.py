@@ -35,8 +35,9 @@ from helpers import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rnnkernels import LeakyRNN, build_config, functional, reference
-from rnnkernels._nonlinearities import NONLINEARITIES as FUNCTIONS
+from rnnkernels import LeakyRNN, build_config, functional
+from rnnkernels import testing as reference
+from rnnkernels._ops.nonlinearities import NONLINEARITIES as FUNCTIONS
 
 
 @settings(max_examples=200)

@@ -16,8 +16,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.rnn import pack_sequence
 from torch.profiler import ProfilerActivity, profile
 
-from rnnkernels import LeakyRNN, _segments, functional, projected, projected_recurrence, truncated_bptt
-from rnnkernels._segments import one_by_one
+from rnnkernels import LeakyRNN, functional, projected, projected_recurrence, truncated_bptt
+from rnnkernels._autograd import checkpointing as _segments
+from rnnkernels._autograd.checkpointing import one_by_one
 
 # --- Every k-th state --------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from helpers import DTYPES, distance
 from nade_helpers import NAMES, SHAPES, TOLERANCE, arguments, by_kernels, by_the_loop
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnnkernels import _checks, _fallback, _nade_fallback
+from rnnkernels import _checks, _nade_fallback
+from rnnkernels._ops import composite as _fallback
 from rnnkernels.functional import nade_log_prob, nade_sample
 
 FORWARD = torch.ops.rnnkernels.nade.default

@@ -14,7 +14,8 @@ from torch.func import functional_call, grad, hessian, jvp, stack_module_state, 
 from torch.nn.utils.rnn import pack_sequence
 from torch.profiler import ProfilerActivity, profile
 
-from rnnkernels import LeakyRNN, activity_penalty, penalty
+from rnnkernels import LeakyRNN, activity_penalty
+from rnnkernels.training import penalty
 
 FUNCTIONS = {
     None: lambda h: h,

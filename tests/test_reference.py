@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers import FORMS, KINDS, NONLINEARITIES, clear_problem, make_problem
 
-from rnnkernels import _C, reference
+from rnnkernels import _C
+from rnnkernels import testing as reference
 
 
 def test_nonlinearities_are_those_of_the_cpp_list_in_its_order():

@@ -1,5 +1,5 @@
 // The operators as PyTorch knows them. Adding one: its schema here, its functions for CPU, CUDA (if it is the
-// same, one name) and Meta, its autograd formula and, if Python calls it, its name in rnnkernels/_ops.py.
+// same, one name) and Meta, its autograd formula and, if Python calls it, its name in rnnkernels/_ops/__init__.py.
 #include <torch/library.h>
 
 #include "binding/nade.h"
@@ -152,7 +152,7 @@ TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCUDA, m) {
 #endif
 
 // First derivatives in C++; those of the recurrence's backward and of the linear walk are Python's, in
-// rnnkernels/_autograd.py and _derivatives.py. The optimizers and draws have nothing to differentiate:
+// rnnkernels/_autograd/forward.py and _derivatives.py. The optimizers and draws have nothing to differentiate:
 // straight on to the kernel.
 TORCH_LIBRARY_IMPL(rnnkernels, Autograd, m) {
   m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_autograd);

@@ -77,7 +77,7 @@ ProjectedBackwardResult projected_recurrence_backward_meta(
     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
     std::string nonlinearity, std::string form, bool reverse, std::array<bool, 7> wanted);
 
-// Not defined in C++: the signatures of what rnnkernels/_autograd_backward.py implements.
+// Not defined in C++: the signatures of what rnnkernels/_autograd/backward.py implements.
 BackwardResult leaky_recurrence_vjp(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                                     const OptionalTensor& grad_saved, const at::Tensor& output,
                                     const at::Tensor& saved, const OptionalTensor& h0,

@@ -79,8 +79,8 @@ struct Softplus {
 template <class... F>
 struct NonlinearityList {};
 
-// To add one: its struct above, its name here, its line in rnnkernels/reference.py and, for derivatives
-// of the second order, in rnnkernels/_nonlinearities.py.
+// To add one: its struct above, its name here, its line in rnnkernels/testing/recurrence.py and, for derivatives
+// of the second order, in rnnkernels/_ops/nonlinearities.py.
 using Nonlinearities = NonlinearityList<Relu, Tanh, Sigmoid, Softplus>;
 
 template <class... F>

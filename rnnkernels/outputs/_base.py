@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rnnkernels._autograd.modes import in_torch_func
 from rnnkernels._checks import autocasts, check_sizes, check_tensor
-from rnnkernels._modes import in_torch_func
 
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
 from rnnkernels._checks import check_choice, check_tensor
-from rnnkernels._modes import in_forward_mode, in_torch_func
-from rnnkernels._nonlinearities import NONLINEARITIES
+from rnnkernels._ops.nonlinearities import NONLINEARITIES
 
 __all__ = ["activity_penalty"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels import _ops
-from rnnkernels._fallback import step
+from rnnkernels._ops.composite import step
 
 __all__ = ["decompositions"]
 

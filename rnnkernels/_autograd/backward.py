@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels import _derivatives, _ops
-from rnnkernels._derivatives import Kind, forward_mode_stays_on, primals_of
-from rnnkernels._modes import in_forward_mode, in_torch_func
-from rnnkernels._networks import Networks
+from rnnkernels import _ops
+from rnnkernels._autograd import derivatives as _derivatives
+from rnnkernels._autograd.derivatives import Kind, forward_mode_stays_on, primals_of
+from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
+from rnnkernels._autograd.vmap import Networks
 
 Grads = tuple[Tensor, ...]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._base import LeakyModule
 from rnnkernels._checks import autocasts, check_flags, check_kind, check_like_input, check_sizes, check_tensor
+from rnnkernels.nn._base import LeakyModule
 from rnnkernels.projected import projected_recurrence
 
 __all__ = ["LeakyRNNCell"]

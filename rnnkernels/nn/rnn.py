@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels._base import Decay, LeakyModule
 from rnnkernels._checks import (
     autocasts,
     check_dropout,
@@ -18,6 +17,7 @@ from rnnkernels._checks import (
     check_sizes,
     check_tensor,
 )
+from rnnkernels.nn._base import Decay, LeakyModule
 from rnnkernels.projected import projected_recurrence
 
 __all__ = ["LeakyRNN"]

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels import _autograd
+from rnnkernels._autograd import forward as _autograd
 from rnnkernels._checks import autocasts
-from rnnkernels._nonlinearities import NONLINEARITIES
+from rnnkernels._ops.nonlinearities import NONLINEARITIES
 
 
 def leaky_recurrence(
@@ -33,7 +33,7 @@ def leaky_recurrence(
     form: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`rnnkernels._autograd.leaky_recurrence`, of G networks, too; and ``decay`` may be a number."""
+    """As ``_autograd.forward.leaky_recurrence``, also for G networks; ``decay`` may be a number."""
     _check(pre, h0, weight_hh, decay, batch_sizes, nonlinearity, form, reverse)
     _warn_once(pre.device)
     wide = torch.promote_types(pre.dtype, torch.float32)

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels import _derivatives, _ops
-from rnnkernels._autograd_backward import projected_vjp, recurrence_vjp
+from rnnkernels import _ops
+from rnnkernels._autograd import derivatives as _derivatives
+from rnnkernels._autograd.backward import projected_vjp, recurrence_vjp
+from rnnkernels._autograd.derivatives import Kind, forward_mode_stays_on, primals_of
+from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
+from rnnkernels._autograd.vmap import Networks, is_nothing
 from rnnkernels._checks import autocasts, has_kernels
-from rnnkernels._derivatives import Kind, forward_mode_stays_on, primals_of
-from rnnkernels._modes import in_forward_mode, in_torch_func
-from rnnkernels._networks import Networks, is_nothing
 
 
 def leaky_recurrence(

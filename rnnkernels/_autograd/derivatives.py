@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from rnnkernels import _ops
-from rnnkernels._networks import Networks
-from rnnkernels._nonlinearities import NONLINEARITIES
-from rnnkernels._steps import Steps
+from rnnkernels._autograd.time_shift import Steps
+from rnnkernels._autograd.vmap import Networks
+from rnnkernels._ops.nonlinearities import NONLINEARITIES
 
 __all__ = [
     "Kind",

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rnnkernels._autograd.modes import in_forward_mode, in_torch_func, is_batched
 from rnnkernels._checks import autocasts
-from rnnkernels._modes import in_forward_mode, in_torch_func, is_batched
 
 # (input, h0, drive, batch_sizes, weights) -> (output, h_n)
 Call = Callable[..., tuple[Tensor, Tensor]]

@@ -1,0 +1,1 @@
+"""Derivatives of the recurrence: first and higher, forward mode, vmap, checkpointing."""

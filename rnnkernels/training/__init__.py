@@ -1,0 +1,7 @@
+"""Tools of a training loop: an activity penalty, sparsity of activity and gradients, truncated BPTT."""
+
+from rnnkernels.training.penalty import activity_penalty
+from rnnkernels.training.sparsity import sparsity
+from rnnkernels.training.truncated import truncated_bptt
+
+__all__ = ["activity_penalty", "sparsity", "truncated_bptt"]
