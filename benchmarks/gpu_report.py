@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 465.0  # the whole report, under eight minutes
 # The small ones of these are marked sanitize.
 GPU_TESTS = [
-    str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_cuda_optimizer.py", "test_cuda_nade.py")
+    str(ROOT / "tests" / "cuda" / name)
+    for name in ("test_cuda.py", "test_cuda_optimizer.py", "test_cuda_nade.py")
 ]
 START_UP = 20.0  # of a benchmark's time for imports, and for writing what it has
 PYTHON = sys.executable

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers import ROOT
 from hypothesis import HealthCheck, settings
+
+sys.path.append(str(ROOT))  # for `benchmarks`; last, so that an installed rnnkernels is found first
 
 # Graphs that torch has on disk hold the backward formulas of the build that they were traced with.
 os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"

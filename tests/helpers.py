@@ -20,6 +20,9 @@ from rnnkernels import build_config, functional
 from rnnkernels.testing import recurrence as reference
 
 ROOT = Path(__file__).resolve().parent.parent
+TOOLS = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ["PATH"]]
+)  # where cmake and ninja may be
 FORMS = ("rate", "current")
 NONLINEARITIES = tuple(reference.NONLINEARITIES)
 RNN_NONLINEARITIES = ("relu", "tanh")  # those that torch.nn.RNN has, too
@@ -405,7 +408,9 @@ def run_python(
     *arguments: str, cwd: Path | str | None = None, timeout: float = 120, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """This interpreter, with the tests importable and with these environment variables."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | variables
+    tests = Path(__file__).parent
+    folders = [tests, *(path for path in sorted(tests.iterdir()) if path.is_dir())]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))} | variables
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", *arguments],
         cwd=cwd,

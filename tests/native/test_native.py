@@ -1,15 +1,11 @@
 """The kernels' own tests, built without torch: plain, and under the address and thread sanitizers."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+from helpers import ROOT, TOOLS
 
 
 def build(sanitizer: str, program: str) -> Path:

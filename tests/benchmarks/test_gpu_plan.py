@@ -6,22 +6,18 @@ import dataclasses
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
-
-from benchmarks import card, floor  # noqa: E402
-from benchmarks.bench import cpu_bench  # noqa: E402
-from benchmarks.gpu_plan import Costs, Point, choose, grid, unsuited  # noqa: E402
-from benchmarks.problem import OURS, Cell  # noqa: E402
-from benchmarks.timing import EventStopwatch, Plan, Rotation  # noqa: E402
+from benchmarks import card, floor
+from benchmarks.bench import cpu_bench
+from benchmarks.gpu_plan import Costs, Point, choose, grid, unsuited
+from benchmarks.problem import OURS, Cell
+from benchmarks.timing import EventStopwatch, Plan, Rotation
 
 TINY = Cell(3, 7, 4, 5)
 PLAN = Plan(seconds=0.1, rounds=1, least_rounds=1, turn=0.0, rest=0.0, warmup=0.0)

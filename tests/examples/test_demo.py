@@ -15,15 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import demo
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
-import demo
 from eager import EagerLeakyRNN
+from torch import nn
 
 from rnnkernels import LeakyRNN
 from rnnkernels.experiments import rolls

@@ -17,19 +17,16 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
-
-from benchmarks import peers, report  # noqa: E402
-from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.check import TOLERANCES, WrongAnswerError, compare  # noqa: E402
-from benchmarks.loops import leaky_loop  # noqa: E402
-from benchmarks.machine import Gemm, OtherLoad, environment, environment_line  # noqa: E402
-from benchmarks.peers import PEERS, Peer  # noqa: E402
-from benchmarks.problem import OURS, Cell, Contender, Problem, TorchContender, make_problem  # noqa: E402
-from benchmarks.timing import Plan, Timing, measure, quantile  # noqa: E402
+from benchmarks import peers, report
+from benchmarks.__main__ import main
+from benchmarks.check import TOLERANCES, WrongAnswerError, compare
+from benchmarks.loops import leaky_loop
+from benchmarks.machine import Gemm, OtherLoad, environment, environment_line
+from benchmarks.peers import PEERS, Peer
+from benchmarks.problem import OURS, Cell, Contender, Problem, TorchContender, make_problem
+from benchmarks.timing import Plan, Timing, measure, quantile
 
 TINY = Cell(3, 7, 4, 5)
 PASSES = tuple(report.PASSES)

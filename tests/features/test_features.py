@@ -24,7 +24,7 @@ def test_a_cell_says_what_happens(name):
 @pytest.mark.parametrize("file", BLOCKS)
 def test_the_tables_are_the_list(file):
     found = block((ROOT / file).read_text())
-    assert found.group() == BLOCKS[file]()  # `python tests/features.py` writes them
+    assert found.group() == BLOCKS[file]()  # `PYTHONPATH=tests python tests/features/features.py` writes them
 
 
 def test_our_own_cells_are_all_tried_and_every_other_has_a_place():

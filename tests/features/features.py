@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from features_jax import in_jax
 from features_torch import ours, rnn
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("rnnkernels", "`nn.RNN`", "haste", "FlashRNN", "SRU", "JAX")
 
 # What was read, and when it was as it was read.
@@ -275,7 +274,7 @@ BLOCKS: dict[str, Callable[[], str]] = {"README.md": table, "docs/features.md": 
 
 def block(text: str) -> re.Match[str]:
     found = re.search(
-        r"(?<=<!-- features: written by tests/features.py -->\n\n)\|.*?\n(?=\n)", text, re.DOTALL
+        r"(?<=<!-- features: written by tests/features/features.py -->\n\n)\|.*?\n(?=\n)", text, re.DOTALL
     )
     assert found, "no block of features"
     return found

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import DTYPES, distance
+from helpers import DTYPES, distance, run_python
 from nade_helpers import NAMES, SHAPES, TOLERANCE, arguments, by_kernels, by_the_loop
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
@@ -54,15 +50,12 @@ def test_values_and_gradients_are_those_of_the_loop(shape, dtype):
 @pytest.mark.parametrize("instruction_set", [name for name, runs in _C.instruction_sets().items() if runs])
 def test_every_instruction_set(instruction_set):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from rnnkernels import _C; from test_nade import *\n"
         f"assert _C.active_instruction_set() == {instruction_set!r}\n"
         "for dtype in DTYPES:\n"
         "    for shape in ((17, 88, 50), (260, 9, 40)): check(*arguments(*shape, dtype=dtype))\n"
     )
-    environment = {**os.environ, "RNNKERNELS_ISA": instruction_set}
-    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_python("-c", code, RNNKERNELS_ISA=instruction_set)
     assert done.returncode == 0, done.stderr
 
 

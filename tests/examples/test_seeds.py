@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import pytest
-import torch
-from helpers import ROOT, distance
-
-sys.path.insert(0, str(ROOT / "examples"))
 import seeds
+import torch
+from helpers import distance
 
 
 def networks():

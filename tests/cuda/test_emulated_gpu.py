@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, run_python
-from test_native import TOOLS
+from helpers import ROOT, TOOLS, run_python
 
 from benchmarks.gpu_report import GPU_TESTS
 

@@ -13,16 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
-
-from benchmarks import gpu_report, machine, nade, optimizer, report  # noqa: E402
-from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.bench import cpu_bench  # noqa: E402
-from benchmarks.stages import Command, Outcome, Stage, run_command, run_stages  # noqa: E402
-from benchmarks.timing import Plan  # noqa: E402
+from benchmarks import gpu_report, machine, nade, optimizer, report
+from benchmarks.__main__ import main
+from benchmarks.bench import cpu_bench
+from benchmarks.stages import Command, Outcome, Stage, run_command, run_stages
+from benchmarks.timing import Plan
 
 CARD = {"name": "NVIDIA Test 1", "capability": [9, 0], "multiprocessors": 9, "cuda": "13.0", "cudnn": 91000}
 PLAN = Plan(seconds=0.1, rounds=1, least_rounds=1, turn=0.0, rest=0.0, warmup=0.0)

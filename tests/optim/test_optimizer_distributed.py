@@ -19,7 +19,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(ROOT / "tests" / "optimizer_ranks.py"), str(folder)],
+        [*command, str(ROOT / "tests" / "optim" / "optimizer_ranks.py"), str(folder)],
         capture_output=True,
         text=True,
         timeout=300,

@@ -14,19 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
-
-from benchmarks import floor, gpu_peers, gpu_recurrence, gpu_table, optimizer, report  # noqa: E402
-from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.bench import Bench, cpu_bench  # noqa: E402
-from benchmarks.check import Checker, WrongAnswerError  # noqa: E402
-from benchmarks.gpu_plan import Costs, Point  # noqa: E402
-from benchmarks.loops import from_loop, make_loop  # noqa: E402
-from benchmarks.peers import PEERS, HalfRnn, Peer, Recurrence, make_nn_rnn, make_ours  # noqa: E402
-from benchmarks.problem import OURS, Cell, Problem, make_problem  # noqa: E402
-from benchmarks.timing import Plan, Rotation  # noqa: E402
+from benchmarks import floor, gpu_peers, gpu_recurrence, gpu_table, optimizer, report
+from benchmarks.__main__ import main
+from benchmarks.bench import Bench, cpu_bench
+from benchmarks.check import Checker, WrongAnswerError
+from benchmarks.gpu_plan import Costs, Point
+from benchmarks.loops import from_loop, make_loop
+from benchmarks.peers import PEERS, HalfRnn, Peer, Recurrence, make_nn_rnn, make_ours
+from benchmarks.problem import OURS, Cell, Problem, make_problem
+from benchmarks.timing import Plan, Rotation
 
 TINY = Cell(3, 7, 4, 5)
 PLAN = Plan(seconds=0.1, rounds=1, least_rounds=1, turn=0.0, rest=0.0, warmup=0.0)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
-
-from benchmarks import nade  # noqa: E402
-from benchmarks.__main__ import main  # noqa: E402
+from benchmarks import nade
+from benchmarks.__main__ import main
 
 
 def test_a_quick_run_times_all_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

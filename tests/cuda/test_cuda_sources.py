@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NVCC = shutil.which("nvcc")
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")

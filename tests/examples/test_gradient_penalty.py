@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
-import torch
-from helpers import ROOT, distance
-
-sys.path.insert(0, str(ROOT / "examples"))
 import gradient_penalty
+import torch
 from eager import EagerLeakyRNN
+from helpers import distance
 
 
 def test_the_penalty_s_gradients_are_those_of_the_loop():
