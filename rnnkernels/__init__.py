@@ -16,6 +16,7 @@ check_torch()
 import rnnkernels._ops.flops  # noqa: E402, F401  (registers formulas; needs the check first)
 from rnnkernels import functional, outputs  # noqa: E402
 from rnnkernels._ops.decompositions import decompositions  # noqa: E402
+from rnnkernels.functional import projected_recurrence  # noqa: E402
 from rnnkernels.nn import LeakyRNN, LeakyRNNCell  # noqa: E402
 from rnnkernels.optim import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum  # noqa: E402
 from rnnkernels.outputs import (  # noqa: E402
@@ -26,7 +27,6 @@ from rnnkernels.outputs import (  # noqa: E402
     expected_accuracy,
     mean_with_interval,
 )
-from rnnkernels.projected import projected_recurrence  # noqa: E402
 from rnnkernels.time_constants import decay_from_tau, draw_decay, draw_tau, noise_scale  # noqa: E402
 from rnnkernels.training import activity_penalty, sparsity, truncated_bptt  # noqa: E402
 

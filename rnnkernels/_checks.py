@@ -38,7 +38,7 @@ def check_choice(name: str, value: str, choices: list[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_kind(nonlinearity: str, form: str) -> None:
+def check_spec(nonlinearity: str, form: str) -> None:
     """Refuse a nonlinearity or a form that the kernels do not have."""
     check_choice("nonlinearity", nonlinearity, _C.nonlinearities())
     check_choice("form", form, ["rate", "current"])

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from rnnkernels import _nade
-from rnnkernels._autograd import forward as _autograd
-from rnnkernels._checks import has_kernels
-from rnnkernels._ops import composite as _fallback
+from rnnkernels._autograd.checkpointing import checkpointed
+from rnnkernels._autograd.forward import recurrence
+from rnnkernels._checks import autocasts, check_sizes, has_kernels
+from rnnkernels._ops import composite
+from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec, RecurrenceTensors
 
-__all__ = ["leaky_recurrence", "nade_log_prob", "nade_sample"]
+__all__ = ["leaky_recurrence", "nade_log_prob", "nade_sample", "projected_recurrence"]
 
 
 def leaky_recurrence(
@@ -26,7 +28,7 @@ def leaky_recurrence(
     batch_sizes: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    r"""The leaky-integration recurrence over all steps, in one fused kernel.
+    r"""Compute the leaky-integration recurrence over all steps in one fused kernel.
 
     .. math::
         \text{rate:}\quad    h_t &= d\, h_{t-1} + (1-d)\, f(p_t + W_{hh} h_{t-1}) \\
@@ -36,50 +38,115 @@ def leaky_recurrence(
     ``d`` is called alpha; with ``d = 0`` it is ``torch.nn.RNN``. The current form leaks before ``f``,
     as rate networks in neuroscience do. The output is the state ``h_t`` in both.
 
-    Differentiable in ``pre``, ``h0``, ``weight_hh`` and ``decay``, any number of times, backward and
-    forward mode, and under ``torch.func`` (``vmap`` over ``weight_hh`` is one call over all networks).
-    Backward keeps the output and, for ReLU in the rate form, one bit for each unit and step; for a
-    smooth ``f`` in the rate form, ``f(z_t)``; in the current form nothing more.
+    The function is differentiable in ``pre``, ``h0``, ``weight_hh`` and ``decay``, any number of times, in
+    backward and forward mode, and under ``torch.func`` (``vmap`` over ``weight_hh`` is one call over all
+    networks). Backward keeps the output and, for ReLU in the rate form, one bit per unit and step; for a
+    smooth ``f`` in the rate form, ``f(z_t)``; in the current form nothing else.
 
-    bfloat16 and float16 are for storing: the state and all sums are float32, results are rounded once.
-    Processors with products of bfloat16 round what ``W_hh`` is multiplied with to it as well.
+    bfloat16 and float16 are storage formats: the state and all sums are float32, and results are rounded
+    once. Processors with bfloat16 products also round ``W_hh`` and the state it multiplies to bfloat16.
 
-    On a device without kernels it is a loop of torch's operations over the steps, and one warning says so.
+    On a device without kernels, the recurrence runs as a loop of torch operations over the steps, with one
+    warning per process.
 
     Args:
-        pre: ``p``, all that reaches the units besides the recurrence (input projection, biases,
+        pre: ``p``, the total input of the units besides the recurrence (input projection, biases,
             noise): ``[T, B, H]``, or ``[sum(batch_sizes), H]`` with ``batch_sizes``. float32,
             float64, bfloat16 or float16, any strides.
         h0: State before the first step, ``[B, H]``; None for zero.
         weight_hh: ``W_hh``, ``[H, H]``, any strides.
-        decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number, a scalar
-            tensor, or one value for each unit, ``[H]``. May be float32 where ``pre`` is in half
-            precision. A tensor's values are looked at on the CPU only: on another device that would
-            wait for it.
+        decay: ``d``, the fraction of the previous state that is kept, in ``[0, 1)``: a number, a scalar
+            tensor, or one value per unit, ``[H]``. May be float32 if ``pre`` is in half precision. The
+            values of a tensor are checked on the CPU only: on another device this would synchronize.
         nonlinearity: ``f``: ``"relu"``, ``"tanh"``, ``"sigmoid"`` or ``"softplus"``.
         form: ``"rate"`` or ``"current"``.
-        batch_sizes: Rows at each step, as in a ``PackedSequence``: int64, on the CPU, positive, never
+        batch_sizes: Rows of each step, as in a ``PackedSequence``: int64, on the CPU, positive, never
             growing.
-        reverse: Walk from the last step to the first; ``h0`` then comes before a row's last step.
+        reverse: Run from the last step to the first; ``h0`` then precedes a row's last step.
 
     Returns:
         ``output``, every ``h_t``, shaped like ``pre``; and ``h_n``, the state after each row's last
-        step in the direction of the walk, ``[B, H]``.
+        step in the order of the time loop, ``[B, H]``.
 
     Raises:
         ValueError: An argument has the wrong shape, dtype, device or value; the message names it.
     """
-    _check_tensors(pre=pre, weight_hh=weight_hh)
-    _check_tensors(**{k: x for k, x in (("h0", h0), ("batch_sizes", batch_sizes)) if x is not None})
-    d = decay_tensor(decay, pre)
-    if weight_hh.dim() != 2:
-        raise ValueError(f"weight_hh must be [H, H], got {list(weight_hh.shape)}")
-    if batch_sizes is not None and h0 is None:
-        h0 = zero_h0(batch_sizes, pre, weight_hh)
-    others = (batch_sizes, nonlinearity, form, reverse)
-    if has_kernels(pre.device):
-        return _autograd.leaky_recurrence(pre, h0, weight_hh, d, *others)
-    return _fallback.leaky_recurrence(pre, h0, weight_hh, d if d is decay else float(decay), *others)
+    spec = RecurrenceSpec(nonlinearity, form, reverse)
+    return _checked_recurrence(pre, h0, weight_hh, decay, batch_sizes, spec)
+
+
+def projected_recurrence(
+    input: Tensor,
+    h0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    decay: float | Tensor,
+    *,
+    drive: Tensor | None = None,
+    nonlinearity: str = "relu",
+    form: str = "rate",
+    batch_sizes: Tensor | None = None,
+    reverse: bool = False,
+    batch_first: bool = False,
+    checkpoint_every: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Compute the input projection and the leaky recurrence over all steps.
+
+    .. math::
+        p_t &= W_{ih} x_t + b \;(+\, \text{drive}_t) \\
+        \text{rate:}\quad    h_t &= d\, h_{t-1} + (1-d)\, f(p_t + W_{hh} h_{t-1}) \\
+        \text{current:}\quad h_t &= d\, h_{t-1} + (1-d)\, (p_t + W_{hh} f(h_{t-1}))
+
+    With ``checkpoint_every=k``, backward keeps every k-th state besides the arguments and recomputes the
+    ``k`` steps that follow it (including their projection): memory for ``T/k + k`` steps instead of ``T``,
+    for one more forward pass. The output of all steps is returned in any case and lives as long as the
+    caller keeps it. Results have the same bits. The gradients of the weights are added up segment by segment,
+    so they agree to rounding. In half precision the recomputed steps start from the rounded state, and the
+    gradient that is passed from one segment to the next is rounded. Under ``torch.func``'s transforms nothing
+    is recomputed.
+
+    Under autocast the projection runs in autocast's dtype and the recurrence in float32 (float64 if
+    ``weight_hh`` is float64), because rounding the state at every step would accumulate errors.
+
+    Args:
+        input: ``x``, ``[T, B, I]``; ``[B, T, I]`` with ``batch_first``; ``[sum(batch_sizes), I]`` with
+            ``batch_sizes``. float32, float64, bfloat16 or float16.
+        h0: State before the first step, ``[B, H]``; None for zero.
+        weight_ih: ``W_ih``, ``[H, I]``.
+        weight_hh: ``W_hh``, ``[H, H]``.
+        bias: ``b``, ``[H]`` or None.
+        decay: ``d``, the fraction of the previous state that is kept, in ``[0, 1)``: a number, a scalar
+            tensor, or ``[H]``.
+        drive: Added to the pre-activation: ``[T, B, H]``; ``[B, T, H]`` with ``batch_first``; packed rows.
+        nonlinearity: ``f``, as for :func:`leaky_recurrence`.
+        form: ``"rate"`` or ``"current"``.
+        batch_sizes: Rows of each step, as in a ``PackedSequence``.
+        reverse: Run from the last step to the first.
+        batch_first: ``input`` and ``drive`` are ``[B, T, ...]``; not with ``batch_sizes``. The output is
+            time-first in any case, because the kernel writes it so.
+        checkpoint_every: ``k``; None keeps everything that backward needs.
+
+    Returns:
+        ``output``, ``[T, B, H]`` (or ``[sum(batch_sizes), H]``); and ``h_n``, ``[B, H]``.
+
+    Raises:
+        ValueError, TypeError: As :func:`leaky_recurrence`, and if ``checkpoint_every`` is not a positive int
+            or ``batch_first`` is combined with ``batch_sizes``.
+    """
+    if batch_first and batch_sizes is not None:
+        raise ValueError("batch_first must be False with batch_sizes: packed rows have no batch dimension")
+    if drive is not None and drive.shape != (expected := (*input.shape[:-1], weight_hh.shape[-1])):
+        raise ValueError(
+            f"drive must be {list(expected)}, as the input and weight_hh say, got {list(drive.shape)}"
+        )
+    if checkpoint_every is not None:
+        check_sizes(checkpoint_every=checkpoint_every)
+    if batch_first:
+        input = input.transpose(0, 1)
+        drive = None if drive is None else drive.transpose(0, 1)
+    tensors = ProjectedTensors(input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes)
+    return run_projected(tensors, RecurrenceSpec(nonlinearity, form, reverse), checkpoint_every)
 
 
 def nade_log_prob(
@@ -157,8 +224,62 @@ def nade_sample(
     return _nade.sample(generator, *tensors.values())
 
 
+def run_projected(
+    tensors: ProjectedTensors, spec: RecurrenceSpec, checkpoint_every: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Project and run the recurrence, for checked arguments; ``decay`` may be a number.
+
+    This is the only place that decides which dtype runs where: in half precision and under autocast, and on a
+    device for which the operator with the projection has no kernel, torch projects.
+    """
+    if tensors.batch_sizes is not None and tensors.h0 is None:
+        tensors = tensors._replace(h0=_zero_h0(tensors.batch_sizes, tensors.input, tensors.weight_hh))
+    if checkpoint_every is not None:
+        return checkpointed(run_projected, tensors, spec, checkpoint_every)
+    input = tensors.input
+    if (
+        input.dtype in (torch.float32, torch.float64)
+        and has_kernels(input.device, "projected_recurrence")
+        and not autocasts(input.device)
+    ):
+        return recurrence(tensors._replace(decay=decay_tensor(tensors.decay, input)), spec)
+    return _project_with_torch(tensors, spec)
+
+
+def _project_with_torch(tensors: ProjectedTensors, spec: RecurrenceSpec) -> tuple[Tensor, Tensor]:
+    """The projection as torch operations; under autocast in its dtype, but the recurrence in float32."""
+    input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes = tensors
+    pre = torch.nn.functional.linear(input, weight_ih, bias)
+    if autocasts(input.device):
+        dtype = torch.promote_types(weight_hh.dtype, torch.float32)
+        pre, weight_hh = pre.to(dtype), weight_hh.to(dtype)
+        h0, drive = (x if x is None else x.to(dtype) for x in (h0, drive))
+        decay = decay.to(dtype) if isinstance(decay, Tensor) else decay
+    if drive is not None:
+        pre = pre + drive
+    return _checked_recurrence(pre, h0, weight_hh, decay, batch_sizes, spec)
+
+
+def _checked_recurrence(
+    pre: Tensor, h0: Tensor | None, weight_hh: Tensor, decay: float | Tensor, batch_sizes: Tensor | None,
+    spec: RecurrenceSpec,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The recurrence alone, by the operator or by torch operations."""
+    _check_tensors(pre=pre, weight_hh=weight_hh)
+    _check_tensors(**{k: x for k, x in (("h0", h0), ("batch_sizes", batch_sizes)) if x is not None})
+    d = decay_tensor(decay, pre)
+    if weight_hh.dim() != 2:
+        raise ValueError(f"weight_hh must be [H, H], got {list(weight_hh.shape)}")
+    if batch_sizes is not None and h0 is None:
+        h0 = _zero_h0(batch_sizes, pre, weight_hh)
+    tensors = RecurrenceTensors(pre, h0, weight_hh, d, batch_sizes)
+    if has_kernels(pre.device):
+        return recurrence(tensors, spec)
+    return composite.leaky_recurrence(tensors, d if d is decay else float(decay), spec)
+
+
 def decay_tensor(decay: float | Tensor, like: Tensor) -> Tensor:
-    """``decay`` as the operators take it, for a sequence like this one."""
+    """``decay`` as a tensor for the operators, for sequences of the dtype and device of ``like``."""
     if isinstance(decay, Tensor):
         _check_tensors(decay=decay)
         return decay
@@ -171,8 +292,8 @@ def decay_tensor(decay: float | Tensor, like: Tensor) -> Tensor:
     return torch.full((), decay, dtype=dtype, device=like.device)
 
 
-def zero_h0(batch_sizes: Tensor, rows: Tensor, weight_hh: Tensor) -> Tensor:
-    """The zero state of a packed sequence, whose number of rows nothing else tells the operators."""
+def _zero_h0(batch_sizes: Tensor, rows: Tensor, weight_hh: Tensor) -> Tensor:
+    """The zero state of a packed sequence. The operators take the number of rows from it."""
     return rows.new_zeros(_first_batch_size(batch_sizes, rows), weight_hh.shape[-1])
 
 
@@ -185,7 +306,7 @@ def _check_tensors(**tensors: Tensor) -> None:
 
 
 def _first_batch_size(batch_sizes: Tensor, rows: Tensor) -> int:
-    """How many rows a zero h0 needs; the operator checks the rest."""
+    """The number of rows of a zero ``h0``; the operator checks everything else."""
     if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
         raise ValueError(
             "batch_sizes must be a one-dimensional int64 tensor on the CPU, got "
@@ -194,7 +315,7 @@ def _first_batch_size(batch_sizes: Tensor, rows: Tensor) -> int:
     if rows.dim() != 2 or len(batch_sizes) == 0:
         return 0
     first = int(batch_sizes[0])
-    # A traced value cannot be looked at; there the operator finds out when it runs.
+    # While tracing there is no value to check; the operator checks it when it runs.
     if not torch.compiler.is_compiling() and not 0 <= first <= len(rows):
         raise ValueError(
             f"batch_sizes must be positive and add up to the {len(rows)} rows of pre, got {first}"

@@ -50,23 +50,25 @@ std::vector<c10::SymInt> Sizes::state() const {
   return {batch, hidden};
 }
 
-Kind check_kind(const std::string& nonlinearity, const std::string& form) {
+RecurrenceSpec check_spec(const SpecArguments& arguments) {
+  const auto& [nonlinearity, form, reverse] = arguments;
   TORCH_CHECK_VALUE(form == "rate" || form == "current", "form must be 'rate' or 'current', got '", form,
                     "'");
-  Kind kind;
-  kind.form = form == "rate" ? Form::kRate : Form::kCurrent;
-  kind.nonlinearity = -1;
+  RecurrenceSpec spec;
+  spec.form = form == "rate" ? Form::kRate : Form::kCurrent;
+  spec.reverse = reverse;
+  spec.nonlinearity = -1;
   for (int i = 0; const char* name = name_at(i, Nonlinearities{}); ++i) {
-    if (nonlinearity == name) kind.nonlinearity = i;
+    if (nonlinearity == name) spec.nonlinearity = i;
   }
-  TORCH_CHECK_VALUE(kind.nonlinearity >= 0, "nonlinearity must be one of ", nonlinearity_names(), ", got '",
+  TORCH_CHECK_VALUE(spec.nonlinearity >= 0, "nonlinearity must be one of ", nonlinearity_names(), ", got '",
                     nonlinearity, "'");
-  with_cell(kind.nonlinearity, kind.form, Nonlinearities{}, [&](auto cell) {
-    kind.keeps_bits = cell.kKeepsBits;
-    kind.keeps_activation = cell.kKeepsActivation;
+  with_cell(spec.nonlinearity, spec.form, Nonlinearities{}, [&](auto cell) {
+    spec.keeps_bits = cell.kKeepsBits;
+    spec.keeps_activation = cell.kKeepsActivation;
   });
-  kind.reads_state = kind.form == Form::kRate;
-  return kind;
+  spec.reads_state = spec.form == Form::kRate;
+  return spec;
 }
 
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
@@ -124,7 +126,7 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
   }
   if (h0.has_value()) check_like("h0", *h0, sizes.state(), sizes.grouped ? "[G, B, H]" : "[B, H]", pre, name);
 
-  // A decay near 1 cannot be told in half precision, so there it may be float32.
+  // Half precision cannot represent a decay near 1, so there the decay may be float32.
   if (!at::isReducedFloatingType(pre.scalar_type()) || decay.scalar_type() != at::kFloat) {
     check_placement("decay", decay, pre, name);
   }
@@ -135,26 +137,20 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
   return sizes;
 }
 
-Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                       const at::Tensor& output, const at::Tensor& saved, const OptionalTensor& h0,
-                       const at::Tensor& weight_hh, const at::Tensor& decay,
-                       const OptionalTensor& batch_sizes, const std::string& nonlinearity,
-                       const std::string& form) {
-  const Kind kind = check_kind(nonlinearity, form);
-  const Sizes sizes = check_forward("output", output, h0, weight_hh, decay, batch_sizes);
+void check_backward(const Sizes& sizes, const RecurrenceSpec& spec, const OptionalTensor& grad_output,
+                    const OptionalTensor& grad_h_n, const at::Tensor& output, const at::Tensor& saved) {
   const auto sequence = sizes.sequence(sizes.hidden);
   if (grad_output) check_like("grad_output", *grad_output, sequence, "the shape of output", output, "output");
   if (grad_h_n) check_like("grad_h_n", *grad_h_n, sizes.state(), "[B, H]", output, "output");
   TORCH_CHECK_VALUE(saved.layout() == at::kStrided && saved.device() == output.device(),
                     "saved must be on the device of output, ", output.device(), ", got ", saved.device());
-  if (kind.keeps_bits || kind.keeps_activation) {
-    const auto expected = kind.keeps_bits ? sizes.sequence((sizes.hidden + 31) / 32) : sequence;
+  if (spec.keeps_bits || spec.keeps_activation) {
+    const auto expected = spec.keeps_bits ? sizes.sequence((sizes.hidden + 31) / 32) : sequence;
     TORCH_CHECK_VALUE(saved.sym_sizes() == c10::SymIntArrayRef(expected) && saved.is_contiguous() &&
-                          saved.scalar_type() == (kind.keeps_bits ? at::kInt : output.scalar_type()),
+                          saved.scalar_type() == (spec.keeps_bits ? at::kInt : output.scalar_type()),
                       "saved must be what leaky_recurrence(save=True) returned, got ", saved.scalar_type(),
                       " ", saved.sym_sizes());
   }
-  return {sizes, kind};
 }
 
 void check_decay_values(const at::Tensor& decay) {
@@ -169,8 +165,9 @@ void check_decay_values(const at::Tensor& decay) {
   });
 }
 
-void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes, const char* name) {
-  const at::Tensor values = batch_sizes.contiguous();
+void check_batch_sizes_values(const OptionalTensor& batch_sizes, const Sizes& sizes, const char* name) {
+  if (!batch_sizes) return;
+  const at::Tensor values = batch_sizes->contiguous();
   const int64_t* data = values.const_data_ptr<int64_t>();
   const int64_t steps = values.numel();
   const int64_t batch = sizes.batch.expect_int(), rows = sizes.rows.expect_int();

@@ -1,6 +1,5 @@
-// What the operators accept: one set of checks for real tensors and for the shapes alone that
-// torch.compile traces with. A wrong argument ends in a sentence that names it, says what was
-// expected and what came.
+// Checks of the operators' arguments, the same for real tensors and for the meta tensors (shapes only) that
+// torch.compile traces with. The message of an error names the argument, what was expected and what came.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,7 +11,7 @@
 
 #include "core/problem.h"
 
-// CUDA's kernels are there: compiled for GPUs, or, in tests, for the emulated one.
+// Defined where there are CUDA kernels: compiled for GPUs or, in tests, for the emulated one.
 #if defined(RNNKERNELS_CUDA) || defined(RNNKERNELS_EMULATED)
 #define RNNKERNELS_GPU
 #endif
@@ -38,51 +37,57 @@ struct Sizes {
   std::vector<c10::SymInt> state() const;
 };
 
-// What is computed.
-struct Kind {
+// Which recurrence is computed, as the operators' arguments say it: everything but the tensors.
+struct SpecArguments {
+  std::string nonlinearity, form;
+  bool reverse = false;
+};
+
+// The same, checked. A new setting of the recurrence is a field here and in SpecArguments.
+struct RecurrenceSpec {
   NonlinearityIndex nonlinearity = 0;
   Form form = Form::kRate;
+  bool reverse = false;
+  // These follow from the settings above.
   bool keeps_bits = false;        // forward saves [rows, ceil(H/32)] words
   bool keeps_activation = false;  // forward saves [rows, H] values
   bool reads_state = true;        // W multiplies h itself, not f(h)
 };
 
-Kind check_kind(const std::string& nonlinearity, const std::string& form);
+RecurrenceSpec check_spec(const SpecArguments& arguments);
 
-// `name` is what sentences call `pre`: in the backward call the output stands in for it, and where it is
-// made of an input they speak of that.
+// Checks the shapes, dtypes and devices of the tensors that all operators have. Error messages call `pre` by
+// `name`: a backward operator has the output in its place, and projected_recurrence the input.
 Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTensor& h0,
                     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes);
+template <class Call>
+Sizes check_forward(const char* name, const at::Tensor& pre, const Call& call) {
+  return check_forward(name, pre, call.h0, call.weight_hh, call.decay, call.batch_sizes);
+}
 
-// Of a backward: what comes from forward, and the gradients that come in.
-struct Checked {
-  Sizes sizes;
-  Kind kind;
-};
-Checked check_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                       const at::Tensor& output, const at::Tensor& saved, const OptionalTensor& h0,
-                       const at::Tensor& weight_hh, const at::Tensor& decay,
-                       const OptionalTensor& batch_sizes, const std::string& nonlinearity,
-                       const std::string& form);
+// Checks the results of forward and the incoming gradients that a backward operator gets.
+void check_backward(const Sizes& sizes, const RecurrenceSpec& spec, const OptionalTensor& grad_output,
+                    const OptionalTensor& grad_h_n, const at::Tensor& output, const at::Tensor& saved);
 
-// Values, so for real tensors only: every decay in [0, 1), and batch sizes that fit the rows. A decay on a
-// GPU is taken as it is, since to look at it is to wait for it.
+// Check values, so for real tensors only: every decay lies in [0, 1), and the batch sizes fit the rows. The
+// values of a decay on a GPU are not checked, because reading them would synchronize.
 void check_decay_values(const at::Tensor& decay);
-void check_batch_sizes_values(const at::Tensor& batch_sizes, const Sizes& sizes, const char* name);
+void check_batch_sizes_values(const OptionalTensor& batch_sizes, const Sizes& sizes, const char* name);
 
-// A sparse tensor has neither strides nor, often, the sizes' meaning, so the layout is looked at first.
+// Refuses sparse tensors. To be called first: they have no strides, and their sizes may mean something else.
 void check_layout(const char* name, const at::Tensor& tensor);
 
-// `tensor` has this shape, and the dtype and device of `like`, which is called `like_name`.
+// Checks that `tensor` has this shape, and the dtype and device of `like`, which messages call `like_name`.
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
                 const char* shape_name, const at::Tensor& like, const char* like_name);
 
-// What the kernels compute in: half precision in float32, everything else as it is. Half precision is
-// for storing, so results are rounded once, at the end, and the state of the walk never is.
+// The dtype that the kernels compute in: float32 for half precision, which is a storage format, else the
+// dtype itself. So results are rounded once, at the end, and the state never is.
 inline bool is_computed(const at::Tensor& tensor) { return !at::isReducedFloatingType(tensor.scalar_type()); }
 at::Tensor computed(const at::Tensor& tensor);
 
-// Whether the kernels of csrc/cuda take it. The emulated GPU has the CPU's memory, and takes all.
+// Whether the kernels of csrc/cuda process the tensor. The emulated GPU uses the CPU's memory and processes
+// all.
 inline bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
 #if defined(RNNKERNELS_EMULATED)
   return true;
@@ -93,7 +98,7 @@ inline bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
 #endif
 }
 
-// Nothing if kernels do not know it.
+// Nothing if the kernels do not support the dtype.
 std::optional<ElementType> element_type(at::ScalarType type);
 
 }  // namespace rnnkernels::binding

@@ -1,4 +1,4 @@
-// What the operators' backward formulas in C++ share.
+// Functions that the operators' backward formulas in C++ share.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -19,7 +19,7 @@ c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// Calls an operator below autograd, or with it where the gradients will be differentiated again.
+// Calls an operator below autograd, or with autograd if its results will be differentiated.
 template <class Operator, class... Arguments>
 auto call(const Operator& op, bool differentiable, const Arguments&... arguments) {
   if (differentiable) return op.call(arguments...);
@@ -29,7 +29,7 @@ auto call(const Operator& op, bool differentiable, const Arguments&... arguments
 
 inline bool has_tangent(const at::Tensor& tensor) { return tensor.defined() && tensor._fw_grad(0).defined(); }
 
-// Inside torch.func's transforms, or with a tangent along: only Python's formulas know those.
+// Whether torch.func's transforms or a tangent are involved, which only the formulas in Python support.
 inline bool is_transformed(const variable_list& tensors) {
   if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) return true;
   return std::any_of(tensors.begin(), tensors.end(), has_tangent);
@@ -39,20 +39,21 @@ inline OptionalTensor if_defined(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
 }
 
-// A call whose output autograd may already know.
+// The state of a Function's forward, which apply() needs if it fails.
 struct Begun {
   AutogradContext* context = nullptr;
   at::Tensor output;
 };
 
-// Hooks that pack what is kept may throw; activation checkpointing ends each recomputation so. The output
-// then has its node, and the node has not let go of the output, which it is to keep: neither would ever be
+// Applies a Function; its forward gets a Begun* as the first argument and fills it in. A hook that packs
+// saved tensors may throw (activation checkpointing ends each recomputation in this way). Then the output
+// already refers to its node, and the node to the output; saving nothing breaks this cycle, so that both are
 // freed.
 template <class Function, class... Arguments>
 variable_list apply(const Arguments&... arguments) {
   Begun begun;
   try {
-    return Function::apply(arguments..., &begun);
+    return Function::apply(&begun, arguments...);
   } catch (...) {
     if (begun.output.defined() && begun.output.grad_fn()) begun.context->save_for_backward({});
     throw;

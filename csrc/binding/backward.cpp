@@ -1,5 +1,5 @@
-// rnnkernels::leaky_recurrence_backward: check, allocate, run the walk, then the sums over all steps (dW_hh
-// as products, d_decay over the batch).
+// rnnkernels::leaky_recurrence_backward: check, allocate, run the backward pass, then the sums over all steps
+// (dW_hh as products, d_decay over the batch).
 #include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/rsub.h>
@@ -33,8 +33,7 @@ BackwardResult empty_results(const Sizes& sizes, const std::array<bool, 4>& want
           if_wanted(kDecay, decay.sym_sizes()).to(decay.scalar_type())};
 }
 
-// Adds u^T x to `sum`, for [rows, H] or [G, rows, H]. Sums of bfloat16 as it is, and those on a GPU, are the
-// library's.
+// Adds u^T x to `sum`, for [rows, H] or [G, rows, H]. Products of bfloat16 and products on a GPU are torch's.
 void add_product(const at::Tensor& sum, const at::Tensor& u, const at::Tensor& x) {
   if (is_computed(u) && !on_gpu(u)) {
     multiply(sum, u.transpose(-2, -1), x, {}, sum);
@@ -44,11 +43,10 @@ void add_product(const at::Tensor& sum, const at::Tensor& u, const at::Tensor& x
   }
 }
 
-// About how many rows of the matrix's right operand are copied together at a time; on a GPU as many as take
-// so much memory.
+// How many rows of the product's right operand are copied at a time; on a GPU the memory that they may take.
 constexpr int64_t kRowsAtOnce = 4096;
 #if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kBytesAtOnce = 1000;  // so that few steps are many blocks
+constexpr int64_t kBytesAtOnce = 1000;  // so that a few steps make several blocks
 #else
 constexpr int64_t kBytesAtOnce = int64_t{256} << 20;
 #endif
@@ -56,11 +54,11 @@ constexpr int64_t kBytesAtOnce = int64_t{256} << 20;
 // dW_hh = sum_t u_t^T x_t, where x_t is h_{t-1} (rate) or f(h_{t-1}) (current).
 class WeightGradient {
  public:
-  WeightGradient(const BackwardProblem& problem, const Sizes& sizes, const Kind& kind, const Layout& layout,
-                 const at::Tensor& output, const at::Tensor& h0, const at::Tensor& d_pre,
-                 const at::Tensor& sum)
+  WeightGradient(const BackwardProblem& problem, const Sizes& sizes, const RecurrenceSpec& spec,
+                 const Layout& layout, const at::Tensor& output, const at::Tensor& h0,
+                 const at::Tensor& d_pre, const at::Tensor& sum)
       : problem_(problem),
-        kind_(kind),
+        spec_(spec),
         layout_(layout),
         output_(output),
         h0_(h0),
@@ -71,10 +69,10 @@ class WeightGradient {
   void compute() {
     sum_.zero_();
     if (layout_.steps == 0 || layout_.batch == 0) return;
-    const bool as_it_is = is_computed(d_pre_) || on_gpu(d_pre_) ||
-                          (d_pre_.scalar_type() == at::kBFloat16 && active_kernels().multiplies_bfloat16);
-    const bool in_one = !on_gpu(d_pre_) || layout_.steps <= INT32_MAX / layout_.batch;  // a library's rows
-    if (kind_.reads_state && !packed_ && as_it_is && in_one) {
+    const bool unconverted = is_computed(d_pre_) || on_gpu(d_pre_) ||
+                             (d_pre_.scalar_type() == at::kBFloat16 && active_kernels().multiplies_bfloat16);
+    const bool in_one = !on_gpu(d_pre_) || layout_.steps <= INT32_MAX / layout_.batch;  // cuBLAS's row limit
+    if (spec_.reads_state && !packed_ && unconverted && in_one) {
       from_views();
     } else {
       from_copies();
@@ -83,7 +81,7 @@ class WeightGradient {
 
  private:
   const BackwardProblem& problem_;
-  const Kind& kind_;
+  const RecurrenceSpec& spec_;
   const Layout& layout_;
   const at::Tensor& output_;  // [G, T, B, H] or [G, rows, H], G perhaps missing
   const at::Tensor& h0_;
@@ -93,8 +91,8 @@ class WeightGradient {
 
   int64_t step_dim() const { return sum_.dim() - 2; }
 
-  // A padded batch in the rate form needs no copy: u and h, one step apart. (Half precision does where it is
-  // not multiplied as it is.)
+  // A padded batch in the rate form needs no copy: the operands are u and h, one step apart. Half precision
+  // needs one unless it is multiplied unconverted.
   void from_views() {
     const int64_t rest = layout_.steps - 1;
     if (rest > 0) {
@@ -107,7 +105,7 @@ class WeightGradient {
     if (h0_.defined()) add_product(sum_, d_pre_.select(step_dim(), first), h0_);
   }
 
-  // Otherwise x is put together a block of steps at a time, and f applied to it where it stands.
+  // Otherwise x is assembled one block of steps at a time, and f is applied to it in place.
   void from_copies() {
     const at::Tensor u = packed_ ? d_pre_ : d_pre_.flatten(step_dim(), step_dim() + 1);
     const at::Tensor h = packed_ ? output_ : output_.flatten(step_dim(), step_dim() + 1);
@@ -131,7 +129,8 @@ class WeightGradient {
     return std::clamp(kBytesAtOnce / row_bytes, int64_t{1}, int64_t{INT32_MAX});
   }
 
-  // x of the steps from `first` up to `last`, so many rows; on a GPU of the type of u, else computed.
+  // x of the steps from `first` to `last` (exclusive), which have this number of rows; on a GPU in the dtype
+  // of u, else in the dtype that is computed in.
   at::Tensor operands(int64_t first, int64_t last, int64_t rows, const at::Tensor& h) const {
 #if defined(RNNKERNELS_GPU)
     if (on_gpu(d_pre_)) {
@@ -144,8 +143,8 @@ class WeightGradient {
     for (int64_t t = first; t < last; ++t) {
       copy_previous(t, h, x, layout_.first_row(t) - layout_.first_row(first));
     }
-    if (!kind_.reads_state) {
-      active_kernels().activate(kind_.nonlinearity, element_type(x.scalar_type()).value(), x.data_ptr(),
+    if (!spec_.reads_state) {
+      active_kernels().activate(spec_.nonlinearity, element_type(x.scalar_type()).value(), x.data_ptr(),
                                 x.data_ptr(), x.numel());
     }
     return x;
@@ -157,7 +156,7 @@ class WeightGradient {
     return shape;
   }
 
-  // The state before step t, into x from row `at` on: the step before where a row has one, else h0.
+  // Copies the state before step t to the rows of x from `at` on.
   void copy_previous(int64_t t, const at::Tensor& h, at::Tensor& x, int64_t at) const {
     const int64_t dim = step_dim(), rows = layout_.rows_at(t);
     const int64_t before = layout_.reverse ? t + 1 : t - 1;
@@ -174,39 +173,41 @@ class WeightGradient {
   }
 };
 
-}  // namespace
-
-BackwardResult leaky_recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                         const at::Tensor& output, const at::Tensor& saved,
-                                         const OptionalTensor& h0, const at::Tensor& weight_hh,
-                                         const at::Tensor& decay, const OptionalTensor& batch_sizes,
-                                         std::string nonlinearity, std::string form, bool reverse,
-                                         std::array<bool, 4> wanted) {
-  const auto [sizes, kind] = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay,
-                                            batch_sizes, nonlinearity, form);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "output");
-  return run_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes, kind, reverse,
-                      wanted);
+// dd = sum / (1 - d), where the sum is that of `rows`, [B, H] or [G, B, H], over the batch; in the shape of
+// `decay`.
+at::Tensor decay_gradient(const at::Tensor& rows, const at::Tensor& decay) {
+  std::vector<int64_t> shape = rows.sizes().vec();
+  shape.erase(shape.end() - 2);
+  const at::Tensor sum = at::empty(shape, rows.options());
+  sum_over_rows(sum, rows);
+  return sum_like(decay, sum.div(at::rsub(decay, 1)));
 }
 
-BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                            const at::Tensor& output, const at::Tensor& saved, const OptionalTensor& h0,
-                            const at::Tensor& weight_hh, const at::Tensor& decay,
-                            const OptionalTensor& batch_sizes, const Kind& kind, bool reverse,
-                            const std::array<bool, 4>& wanted) {
-  const Sizes sizes = check_forward("output", output, h0, weight_hh, decay, batch_sizes);
-  BackwardResult result = empty_results(sizes, wanted, weight_hh, decay, output);
+}  // namespace
+
+BackwardResult leaky_recurrence_backward(const BackwardCall& call) {
+  const RecurrenceSpec spec = check_spec(call.spec);
+  const Sizes sizes = check_forward("output", call.output, call);
+  check_backward(sizes, spec, call.grad_output, call.grad_h_n, call.output, call.saved);
+  check_batch_sizes_values(call.batch_sizes, sizes, "output");
+  return run_backward(call, spec);
+}
+
+BackwardResult run_backward(const BackwardCall& call, const RecurrenceSpec& spec) {
+  const auto& wanted = call.wanted;
+  const Sizes sizes = check_forward("output", call.output, call);
+  BackwardResult result = empty_results(sizes, wanted, call.weight_hh, call.decay, call.output);
   auto& [d_pre, d_h0, d_weight, d_decay] = result;
 
-  const at::Tensor grad_output_units = with_contiguous_units(grad_output.value_or(at::Tensor()));
-  const at::Tensor grad_h_n_units = with_contiguous_units(grad_h_n.value_or(at::Tensor()));
-  const at::Tensor output_units = with_contiguous_units(output);
-  const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
-  const LayoutStorage layout(sizes, batch_sizes, reverse, output);
+  const at::Tensor grad_output_units = with_contiguous_units(call.grad_output.value_or(at::Tensor()));
+  const at::Tensor grad_h_n_units = with_contiguous_units(call.grad_h_n.value_or(at::Tensor()));
+  const at::Tensor output_units = with_contiguous_units(call.output);
+  const at::Tensor h0_units = with_contiguous_units(call.h0.value_or(at::Tensor()));
+  const LayoutStorage layout(sizes, call.batch_sizes, spec.reverse, call.output);
   BackwardProblem problem;
-  const at::Tensor weight = computed(weight_hh), share = computed(decay);
-  fill_recurrence(problem, sizes, kind, layout, output, h0_units, weight, share);
-  fill_saved(problem, sizes, kind, saved);
+  const at::Tensor weight = computed(call.weight_hh), decay = computed(call.decay);
+  fill_recurrence(problem, sizes, spec, layout, call.output, h0_units, weight, decay);
+  fill_saved(problem, sizes, spec, call.saved);
   problem.grad_output = sequence_of(grad_output_units, sizes);
   problem.grad_h_n = rows_of(grad_h_n_units, sizes);
   problem.output = sequence_of(output_units, sizes);
@@ -221,30 +222,18 @@ BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTen
 
   if (wanted[kWeight]) {
     const at::Tensor sum = is_computed(d_weight) ? d_weight : at::empty(d_weight.sizes(), weight.options());
-    WeightGradient(problem, sizes, kind, layout.layout, output_units, h0_units, d_pre, sum).compute();
+    WeightGradient(problem, sizes, spec, layout.layout, output_units, h0_units, d_pre, sum).compute();
     if (!sum.is_same(d_weight)) d_weight.copy_(sum);
   }
-  if (wanted[kDecay]) {
-    std::vector<int64_t> shape = d_decay_rows.sizes().vec();
-    shape.erase(shape.end() - 2);
-    const at::Tensor sum = at::empty(shape, d_decay_rows.options());
-    sum_over_rows(sum, d_decay_rows);
-    const at::Tensor per_unit = sum.div(at::rsub(share, 1));
-    d_decay.copy_(sum_like(share, per_unit));
-  }
+  if (wanted[kDecay]) d_decay.copy_(decay_gradient(d_decay_rows, decay));
   return result;
 }
 
-BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
-                                              const OptionalTensor& grad_h_n, const at::Tensor& output,
-                                              const at::Tensor& saved, const OptionalTensor& h0,
-                                              const at::Tensor& weight_hh, const at::Tensor& decay,
-                                              const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                              std::string form, bool /*reverse*/,
-                                              std::array<bool, 4> wanted) {
-  const auto checked = check_backward(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes,
-                                      nonlinearity, form);
-  return empty_results(checked.sizes, wanted, weight_hh, decay, output);
+BackwardResult leaky_recurrence_backward_meta(const BackwardCall& call) {
+  const RecurrenceSpec spec = check_spec(call.spec);
+  const Sizes sizes = check_forward("output", call.output, call);
+  check_backward(sizes, spec, call.grad_output, call.grad_h_n, call.output, call.saved);
+  return empty_results(sizes, call.wanted, call.weight_hh, call.decay, call.output);
 }
 
 }  // namespace rnnkernels::binding

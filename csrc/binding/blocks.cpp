@@ -8,10 +8,10 @@ namespace rnnkernels::binding {
 
 namespace {
 
-// About how much memory a sequence may take at a time: some networks', for each thread; some steps' of one.
+// Limits of the memory of a sequence: of the networks of a block, per thread; of the steps of a block, for
+// one network. The cuts between steps do not depend on the number of networks or threads, because sums are
+// split there.
 constexpr int64_t kNetworkBytes = int64_t{512} << 10;
-// Steps are cut alike however many networks walk together: where sums are cut must not depend on
-// threads.
 constexpr int64_t kStepBytes = int64_t{8} << 20;
 
 int64_t bytes_of(const at::Tensor& tensor) {
@@ -48,7 +48,7 @@ StepBlocks::StepBlocks(const Sizes& sizes, const OptionalTensor& batch_sizes, bo
   steps_at_once_ = std::max<int64_t>(1, rows / std::max<int64_t>(1, layout_.batch));
 }
 
-at::Tensor StepBlocks::cut(const at::Tensor& sequence, const Block& steps) const {
+at::Tensor StepBlocks::of(const at::Tensor& sequence, const Block& steps) const {
   if (!sequence.defined()) return sequence;
   const int64_t first = packed_ ? offset(steps.first) : steps.first;
   return sequence.narrow(dim_, first, (packed_ ? offset(steps.last) : steps.last) - first);

@@ -1,4 +1,4 @@
-// rnnkernels::leaky_recurrence and rnnkernels::projected_recurrence: check, allocate, run.
+// rnnkernels::leaky_recurrence and rnnkernels::projected_recurrence: check, allocate, run the forward pass.
 #include <ATen/ops/empty.h>
 
 #include "binding/blocks.h"
@@ -10,37 +10,39 @@ namespace rnnkernels::binding {
 
 namespace {
 
-// h_n and saved beside an output that is there.
-ForwardResult with_output(const at::Tensor& output, const Sizes& sizes, const Kind& kind, bool save) {
-  return {output, at::empty_symint(sizes.state(), output.options()), empty_saved(sizes, kind, save, output)};
+// All results, with an output that exists already.
+ForwardResult with_output(const at::Tensor& output, const Sizes& sizes, const RecurrenceSpec& spec,
+                          bool save) {
+  return {output, at::empty_symint(sizes.state(), output.options()), empty_saved(sizes, spec, save, output)};
 }
 
-ForwardResult empty_results(const Sizes& sizes, const Kind& kind, bool save, const at::Tensor& pre) {
-  return with_output(at::empty_symint(sizes.sequence(sizes.hidden), pre.options()), sizes, kind, save);
+ForwardResult empty_results(const Sizes& sizes, const RecurrenceSpec& spec, bool save,
+                            const at::Tensor& pre) {
+  return with_output(at::empty_symint(sizes.sequence(sizes.hidden), pre.options()), sizes, spec, save);
 }
 
-// `pre` may be the output itself: the walk reads each p_t just before it writes h_t.
-void walk(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
-          const at::Tensor& decay, const OptionalTensor& batch_sizes, const Sizes& sizes, const Kind& kind,
-          bool reverse, bool save, const ForwardResult& result) {
+// Runs the forward pass of a call with or without projection. `pre` may be the output itself, because each
+// p_t is read just before h_t is written.
+template <class Call>
+void run_forward(const Call& call, const at::Tensor& pre, const Sizes& sizes, const RecurrenceSpec& spec,
+                 const ForwardResult& result) {
   const auto& [output, h_n, saved] = result;
   const at::Tensor pre_units = with_contiguous_units(pre);
-  const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
-  const LayoutStorage layout(sizes, batch_sizes, reverse, output);
+  const at::Tensor h0_units = with_contiguous_units(call.h0.value_or(at::Tensor()));
+  const LayoutStorage layout(sizes, call.batch_sizes, spec.reverse, output);
   ForwardProblem problem;
-  const at::Tensor weight = computed(weight_hh), share = computed(decay);
-  fill_recurrence(problem, sizes, kind, layout, pre, h0_units, weight, share);
-  if (save) fill_saved(problem, sizes, kind, saved);
+  const at::Tensor weight = computed(call.weight_hh), decay = computed(call.decay);
+  fill_recurrence(problem, sizes, spec, layout, pre, h0_units, weight, decay);
+  if (call.save) fill_saved(problem, sizes, spec, saved);
   problem.pre = sequence_of(pre_units, sizes);
   problem.output = sequence_of(output, sizes);
   problem.h_n = rows_of(h_n, sizes);
   run(problem, layout, weight);
 }
 
-// An empty tensor for p, and later h.
-at::Tensor empty_pre(const at::Tensor& input, const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                     const OptionalTensor& bias, const OptionalTensor& drive,
-                     const OptionalTensor& batch_sizes) {
+// Checks the tensors of the projection, and returns an empty tensor for p, which the output will overwrite.
+at::Tensor empty_pre(const ProjectedCall& call) {
+  const auto& [input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes, spec, save] = call;
   TORCH_CHECK_VALUE(weight_hh.dim() == 2 || weight_hh.dim() == 3,
                     "weight_hh must be [H, H] (or [G, H, H]), got ", weight_hh.sym_sizes());
   const bool packed = batch_sizes.has_value(), grouped = weight_hh.dim() == 3;
@@ -67,57 +69,43 @@ at::Tensor empty_pre(const at::Tensor& input, const at::Tensor& weight_ih, const
 
 }  // namespace
 
-ForwardResult leaky_recurrence(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
-                               const at::Tensor& decay, const OptionalTensor& batch_sizes,
-                               std::string nonlinearity, std::string form, bool reverse, bool save) {
-  const Kind kind = check_kind(nonlinearity, form);
-  const Sizes sizes = check_forward("pre", pre, h0, weight_hh, decay, batch_sizes);
-  check_decay_values(decay);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "pre");
-  const ForwardResult result = empty_results(sizes, kind, save, pre);
-  walk(pre, h0, weight_hh, decay, batch_sizes, sizes, kind, reverse, save, result);
+ForwardResult leaky_recurrence(const RecurrenceCall& call) {
+  const RecurrenceSpec spec = check_spec(call.spec);
+  const Sizes sizes = check_forward("pre", call.pre, call);
+  check_decay_values(call.decay);
+  check_batch_sizes_values(call.batch_sizes, sizes, "pre");
+  const ForwardResult result = empty_results(sizes, spec, call.save, call.pre);
+  run_forward(call, call.pre, sizes, spec, result);
   return result;
 }
 
-ForwardResult leaky_recurrence_meta(const at::Tensor& pre, const OptionalTensor& h0,
-                                    const at::Tensor& weight_hh, const at::Tensor& decay,
-                                    const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                    std::string form, bool /*reverse*/, bool save) {
-  const Kind kind = check_kind(nonlinearity, form);
-  return empty_results(check_forward("pre", pre, h0, weight_hh, decay, batch_sizes), kind, save, pre);
+ForwardResult leaky_recurrence_meta(const RecurrenceCall& call) {
+  const RecurrenceSpec spec = check_spec(call.spec);
+  return empty_results(check_forward("pre", call.pre, call), spec, call.save, call.pre);
 }
 
-ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTensor& h0,
-                                       const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                       const OptionalTensor& bias, const OptionalTensor& drive,
-                                       const at::Tensor& decay, const OptionalTensor& batch_sizes,
-                                       std::string nonlinearity, std::string form, bool reverse, bool save) {
-  const Kind kind = check_kind(nonlinearity, form);
-  const at::Tensor pre = empty_pre(input, weight_ih, weight_hh, bias, drive, batch_sizes);
-  const Sizes sizes = check_forward("input", pre, h0, weight_hh, decay, batch_sizes);
-  check_decay_values(decay);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "input");
-  const ForwardResult result = with_output(pre, sizes, kind, save);
+ForwardResult projected_recurrence(const ProjectedCall& call) {
+  const RecurrenceSpec spec = check_spec(call.spec);
+  const at::Tensor pre = empty_pre(call);
+  const Sizes sizes = check_forward("input", pre, call);
+  check_decay_values(call.decay);
+  check_batch_sizes_values(call.batch_sizes, sizes, "input");
+  const ForwardResult result = with_output(pre, sizes, spec, call.save);
   const auto& [output, h_n, saved] = result;
   for (const NetworkBlock& some : NetworkBlock::blocks(sizes, pre)) {
-    const at::Tensor h = some.of(output), weight = some.of(weight_ih);
-    multiply(all_rows(h, sizes), all_rows(some.of(input), sizes), weight.transpose(-2, -1), some.of(bias),
-             all_rows(some.of(drive), sizes));
-    walk(h, some.of(h0), some.of(weight_hh), some.of(decay), batch_sizes, some.sizes(), kind, reverse, save,
-         {h, some.of(h_n), some.of(saved)});
+    const ProjectedCall part = some.of(call);
+    const at::Tensor h = some.of(output);
+    multiply(all_rows(h, sizes), all_rows(part.input, sizes), part.weight_ih.transpose(-2, -1), part.bias,
+             all_rows(part.drive, sizes));
+    run_forward(part, h, some.sizes(), spec, {h, some.of(h_n), some.of(saved)});
   }
   return result;
 }
 
-ForwardResult projected_recurrence_meta(const at::Tensor& input, const OptionalTensor& h0,
-                                        const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                        const OptionalTensor& bias, const OptionalTensor& drive,
-                                        const at::Tensor& decay, const OptionalTensor& batch_sizes,
-                                        std::string nonlinearity, std::string form, bool /*reverse*/,
-                                        bool save) {
-  const Kind kind = check_kind(nonlinearity, form);
-  const at::Tensor pre = empty_pre(input, weight_ih, weight_hh, bias, drive, batch_sizes);
-  return with_output(pre, check_forward("input", pre, h0, weight_hh, decay, batch_sizes), kind, save);
+ForwardResult projected_recurrence_meta(const ProjectedCall& call) {
+  const RecurrenceSpec spec = check_spec(call.spec);
+  const at::Tensor pre = empty_pre(call);
+  return with_output(pre, check_forward("input", pre, call), spec, call.save);
 }
 
 }  // namespace rnnkernels::binding

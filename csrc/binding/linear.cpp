@@ -8,33 +8,30 @@ namespace rnnkernels::binding {
 
 namespace {
 
-Sizes check_linear(const at::Tensor& drive, const OptionalTensor& h0, const at::Tensor& weight_hh,
-                   const at::Tensor& decay, const OptionalTensor& alpha, const OptionalTensor& beta,
-                   const OptionalTensor& batch_sizes) {
-  const Sizes sizes = check_forward("drive", drive, h0, weight_hh, decay, batch_sizes);
+Sizes check_linear(const LinearCall& call) {
+  const at::Tensor& drive = call.drive;
+  const Sizes sizes = check_forward("drive", drive, call);
   const auto sequence = sizes.sequence(sizes.hidden);
-  if (alpha) check_like("alpha", *alpha, sequence, "the shape of drive", drive, "drive");
-  if (beta) check_like("beta", *beta, sequence, "the shape of drive", drive, "drive");
+  if (call.alpha) check_like("alpha", *call.alpha, sequence, "the shape of drive", drive, "drive");
+  if (call.beta) check_like("beta", *call.beta, sequence, "the shape of drive", drive, "drive");
   return sizes;
 }
 
 }  // namespace
 
-at::Tensor linear_recurrence(const at::Tensor& drive, const OptionalTensor& h0, const at::Tensor& weight_hh,
-                             const at::Tensor& decay, const OptionalTensor& alpha, const OptionalTensor& beta,
-                             const OptionalTensor& batch_sizes, bool reverse) {
-  const Sizes sizes = check_linear(drive, h0, weight_hh, decay, alpha, beta, batch_sizes);
-  if (batch_sizes) check_batch_sizes_values(*batch_sizes, sizes, "drive");
-  at::Tensor output = at::empty_symint(sizes.sequence(sizes.hidden), drive.options());
+at::Tensor linear_recurrence(const LinearCall& call) {
+  const Sizes sizes = check_linear(call);
+  check_batch_sizes_values(call.batch_sizes, sizes, "drive");
+  at::Tensor output = at::empty_symint(sizes.sequence(sizes.hidden), call.drive.options());
 
-  const at::Tensor drive_units = with_contiguous_units(drive);
-  const at::Tensor h0_units = with_contiguous_units(h0.value_or(at::Tensor()));
-  const at::Tensor alpha_units = with_contiguous_units(alpha.value_or(at::Tensor()));
-  const at::Tensor beta_units = with_contiguous_units(beta.value_or(at::Tensor()));
-  const LayoutStorage layout(sizes, batch_sizes, reverse, output);
+  const at::Tensor drive_units = with_contiguous_units(call.drive);
+  const at::Tensor h0_units = with_contiguous_units(call.h0.value_or(at::Tensor()));
+  const at::Tensor alpha_units = with_contiguous_units(call.alpha.value_or(at::Tensor()));
+  const at::Tensor beta_units = with_contiguous_units(call.beta.value_or(at::Tensor()));
+  const LayoutStorage layout(sizes, call.batch_sizes, call.reverse, output);
   LinearProblem problem;
-  const at::Tensor weight = computed(weight_hh), share = computed(decay);
-  fill_recurrence(problem, sizes, Kind{}, layout, drive, h0_units, weight, share);
+  const at::Tensor weight = computed(call.weight_hh), decay = computed(call.decay);
+  fill_recurrence(problem, sizes, RecurrenceSpec{}, layout, call.drive, h0_units, weight, decay);
   problem.drive = sequence_of(drive_units, sizes);
   problem.alpha = sequence_of(alpha_units, sizes);
   problem.beta = sequence_of(beta_units, sizes);
@@ -43,12 +40,9 @@ at::Tensor linear_recurrence(const at::Tensor& drive, const OptionalTensor& h0, 
   return output;
 }
 
-at::Tensor linear_recurrence_meta(const at::Tensor& drive, const OptionalTensor& h0,
-                                  const at::Tensor& weight_hh, const at::Tensor& decay,
-                                  const OptionalTensor& alpha, const OptionalTensor& beta,
-                                  const OptionalTensor& batch_sizes, bool /*reverse*/) {
-  const Sizes sizes = check_linear(drive, h0, weight_hh, decay, alpha, beta, batch_sizes);
-  return at::empty_symint(sizes.sequence(sizes.hidden), drive.options());
+at::Tensor linear_recurrence_meta(const LinearCall& call) {
+  const Sizes sizes = check_linear(call);
+  return at::empty_symint(sizes.sequence(sizes.hidden), call.drive.options());
 }
 
 }  // namespace rnnkernels::binding

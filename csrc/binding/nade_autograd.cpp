@@ -11,9 +11,9 @@ enum Kept { kV, kLogits, kVisibleBias, kHiddenBias, kEncoder, kDecoder };
 
 class NadeFormula : public torch::autograd::Function<NadeFormula> {
  public:
-  static variable_list forward(AutogradContext* context, const at::Tensor& v, const at::Tensor& visible_bias,
-                               const at::Tensor& hidden_bias, const at::Tensor& encoder,
-                               const at::Tensor& decoder, Begun* begun) {
+  static variable_list forward(AutogradContext* context, Begun* begun, const at::Tensor& v,
+                               const at::Tensor& visible_bias, const at::Tensor& hidden_bias,
+                               const at::Tensor& encoder, const at::Tensor& decoder) {
     static const auto op = find_operator<decltype(nade)>("rnnkernels::nade");
     const auto [log_prob, logits] = call(op, false, v, visible_bias, hidden_bias, encoder, decoder);
     *begun = {context, logits};
@@ -29,10 +29,10 @@ class NadeFormula : public torch::autograd::Function<NadeFormula> {
     for (int i = 0; i < 4; ++i) wanted[i] = context->needs_input_grad(i + 1);
     const variable_list kept = context->get_saved_variables();
     const auto [d_visible_bias, d_hidden_bias, d_encoder, d_decoder] = gradients(kept, grads, wanted);
-    if (wanted[0]) result[1] = d_visible_bias;
-    if (wanted[1]) result[2] = d_hidden_bias;
-    if (wanted[2]) result[3] = d_encoder;
-    if (wanted[3]) result[4] = d_decoder;
+    if (wanted[0]) result[2] = d_visible_bias;
+    if (wanted[1]) result[3] = d_hidden_bias;
+    if (wanted[2]) result[4] = d_encoder;
+    if (wanted[3]) result[5] = d_decoder;
     return result;
   }
 

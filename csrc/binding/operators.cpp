@@ -1,56 +1,56 @@
-// The operators as PyTorch knows them. Adding one: its schema here, its functions for CPU, CUDA (if it is the
-// same, one name) and Meta, its autograd formula and, if Python calls it, its name in rnnkernels/_ops/__init__.py.
+// The operators' schemas and implementations, as registered with PyTorch. To add an operator, add its schema,
+// its functions for CPU, CUDA and Meta and its autograd formula here, and its name in
+// rnnkernels/_ops/__init__.py.
 #include <torch/library.h>
 
 #include "binding/nade.h"
 #include "binding/optimizer.h"
 #include "binding/recurrence.h"
 
-// pre          p [T, B, H], or [sum(batch_sizes), H]; with a leading G if weight_hh is [G, H, H]
-// h0           [B, H], or nothing for zero
-// decay        d: one value, [H], or [G, H]
-// batch_sizes  int64 on the CPU, as in a PackedSequence
-// save         whether a backward will follow
-// returns output (like pre), h_n [B, H], and what backward needs besides the output
+// The arguments of the recurrence:
+//   pre           p, [T, B, H] or packed rows [sum(batch_sizes), H]; with a leading G if weight_hh is [G, H,
+//   H] h0            [B, H]; None for zero. Required with batch_sizes decay         d: one value, [H], or [G,
+//   H] batch_sizes   int64 on the CPU, as in a PackedSequence nonlinearity, form, reverse   which recurrence;
+//   binding/arguments.h, RecurrenceSpec save          whether backward will follow
+// They return output (shaped like pre), h_n [B, H], and the tensor that backward needs besides the output.
+#define RECURRENCE_SPEC "str nonlinearity, str form, bool reverse"
+#define FORWARD_RESULT "(Tensor output, Tensor h_n, Tensor saved)"
+#define BACKWARD_TENSORS                                                                               \
+  "Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor saved, Tensor? h0, Tensor weight_hh, " \
+  "Tensor decay, Tensor? batch_sizes"
+#define BACKWARD_RESULT "(Tensor d_pre, Tensor d_h0, Tensor d_weight_hh, Tensor d_decay)"
+#define PROJECTED_BACKWARD_TENSORS                                                                 \
+  "Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor saved, Tensor input, Tensor? h0, " \
+  "Tensor weight_ih, Tensor weight_hh, Tensor decay, Tensor? batch_sizes"
+#define PROJECTED_BACKWARD_RESULT                                                                         \
+  "(Tensor d_input, Tensor d_h0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias, Tensor d_drive, " \
+  "Tensor d_decay)"
+
+namespace binding = rnnkernels::binding;
+using binding::flat;
+
 TORCH_LIBRARY(rnnkernels, m) {
   m.def(
-      "leaky_recurrence(Tensor pre, Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, "
-      "str nonlinearity, str form, bool reverse, bool save) "
-      "-> (Tensor output, Tensor h_n, Tensor saved)");
-  // The same with pre = input weight_ih^T + bias + drive, which is made where the output goes: input [T, B,
-  // I] or packed rows, weight_ih [H, I], bias [H] or nothing, drive like pre or nothing, each with a leading
-  // G if weight_hh has it; float32 or float64.
+      "leaky_recurrence(Tensor pre, Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? "
+      "batch_sizes, " RECURRENCE_SPEC ", bool save) -> " FORWARD_RESULT);
+  // The same with pre = input weight_ih^T + bias + drive, which is computed in the memory of the output:
+  // input [T, B, I] or packed rows, weight_ih [H, I], bias [H] or None, drive shaped like pre or None, each
+  // with a leading G if weight_hh has it; float32 or float64.
   m.def(
       "projected_recurrence(Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "
-      "Tensor? drive, Tensor decay, Tensor? batch_sizes, str nonlinearity, str form, bool reverse, bool "
-      "save) "
-      "-> (Tensor output, Tensor h_n, Tensor saved)");
-  // wanted: d_pre (always made), d_h0, d_weight_hh, d_decay; what is not wanted comes back empty.
-  m.def(
-      "leaky_recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor saved, "
-      "Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, str nonlinearity, str form, "
-      "bool reverse, bool[4] wanted) "
-      "-> (Tensor d_pre, Tensor d_h0, Tensor d_weight_hh, Tensor d_decay)");
-  // wanted: d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_drive, d_decay; what is not wanted comes back
-  // empty.
-  m.def(
-      "projected_recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor saved, "
-      "Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, "
-      "str nonlinearity, str form, bool reverse, bool[7] wanted) "
-      "-> (Tensor d_input, Tensor d_h0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias, "
-      "Tensor d_drive, Tensor d_decay)");
-  // Both backwards made of differentiable operations, for transforms and for gradients of `saved`: in Python.
-  m.def(
-      "leaky_recurrence_vjp(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_saved, Tensor output, "
-      "Tensor saved, Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? batch_sizes, str nonlinearity, "
-      "str form, bool reverse, bool[4] wanted) "
-      "-> (Tensor d_pre, Tensor d_h0, Tensor d_weight_hh, Tensor d_decay)");
-  m.def(
-      "projected_recurrence_vjp(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_saved, Tensor output, "
-      "Tensor saved, Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor decay, "
-      "Tensor? batch_sizes, str nonlinearity, str form, bool reverse, bool[7] wanted) "
-      "-> (Tensor d_input, Tensor d_h0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias, "
-      "Tensor d_drive, Tensor d_decay)");
+      "Tensor? drive, Tensor decay, Tensor? batch_sizes, " RECURRENCE_SPEC ", bool save) -> " FORWARD_RESULT);
+  // wanted: d_pre (returned in any case), d_h0, d_weight_hh, d_decay; the others are returned empty.
+  m.def("leaky_recurrence_backward(" BACKWARD_TENSORS ", " RECURRENCE_SPEC
+        ", bool[4] wanted) -> " BACKWARD_RESULT);
+  // wanted: d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_drive, d_decay; the others are returned empty.
+  m.def("projected_recurrence_backward(" PROJECTED_BACKWARD_TENSORS ", " RECURRENCE_SPEC
+        ", bool[7] wanted) -> " PROJECTED_BACKWARD_RESULT);
+  // Both backward operators made of differentiable operations, for transforms and for gradients of `saved`.
+  // They are implemented in Python (rnnkernels/_autograd/backward.py).
+  m.def("leaky_recurrence_vjp(Tensor? grad_saved, " BACKWARD_TENSORS ", " RECURRENCE_SPEC
+        ", bool[4] wanted) -> " BACKWARD_RESULT);
+  m.def("projected_recurrence_vjp(Tensor? grad_saved, " PROJECTED_BACKWARD_TENSORS ", " RECURRENCE_SPEC
+        ", bool[7] wanted) -> " PROJECTED_BACKWARD_RESULT);
   // y_t = d y_{t-1} + alpha_t (W (beta_t y_{t-1})) + drive_t; all sequences are shaped like drive. d may
   // be anything; in a packed sequence h0 must be given.
   m.def(
@@ -101,76 +101,76 @@ TORCH_LIBRARY(rnnkernels, m) {
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
-  m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence);
-  m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_cpu);
-  m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward);
-  m.impl("projected_recurrence_backward", &rnnkernels::binding::projected_recurrence_backward_cpu);
-  m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence);
-  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
-  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
-  m.impl("nade", &rnnkernels::binding::nade);
-  m.impl("nade_backward", &rnnkernels::binding::nade_backward);
-  m.impl("nade_sample", &rnnkernels::binding::nade_sample);
+  m.impl("leaky_recurrence", flat<&binding::leaky_recurrence>());
+  m.impl("projected_recurrence", flat<&binding::projected_recurrence>());
+  m.impl("leaky_recurrence_backward", flat<&binding::leaky_recurrence_backward>());
+  m.impl("projected_recurrence_backward", flat<&binding::projected_recurrence_backward>());
+  m.impl("linear_recurrence", flat<&binding::linear_recurrence>());
+  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &binding::clipped_adamw);
+  m.impl("gradient_power_sum", &binding::gradient_power_sum);
+  m.impl("nade", &binding::nade);
+  m.impl("nade_backward", &binding::nade_backward);
+  m.impl("nade_sample", &binding::nade_sample);
 }
 
 #if defined(RNNKERNELS_CUDA)
 TORCH_LIBRARY_IMPL(rnnkernels, CUDA, m) {
-  m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence);
-  m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward);
-  m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence);
-  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
-  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
-  m.impl("nade", &rnnkernels::binding::nade);
-  m.impl("nade_backward", &rnnkernels::binding::nade_backward);
-  m.impl("nade_sample", &rnnkernels::binding::nade_sample);
+  m.impl("leaky_recurrence", flat<&binding::leaky_recurrence>());
+  m.impl("leaky_recurrence_backward", flat<&binding::leaky_recurrence_backward>());
+  m.impl("linear_recurrence", flat<&binding::linear_recurrence>());
+  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &binding::clipped_adamw);
+  m.impl("gradient_power_sum", &binding::gradient_power_sum);
+  m.impl("nade", &binding::nade);
+  m.impl("nade_backward", &binding::nade_backward);
+  m.impl("nade_sample", &binding::nade_sample);
 }
 #endif
 
-// A sparse gradient gets there, too, to be refused with a sentence.
+// Sparse gradients are accepted here in order to be refused with a message.
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCPU, m) {
-  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
-  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
+  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &binding::clipped_adamw);
+  m.impl("gradient_power_sum", &binding::gradient_power_sum);
 }
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCPU, m) {
-  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
+  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &binding::clipped_adamw);
 }
 
 #if defined(RNNKERNELS_CUDA)
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCUDA, m) {
-  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
-  m.impl("gradient_power_sum", &rnnkernels::binding::gradient_power_sum);
+  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &binding::clipped_adamw);
+  m.impl("gradient_power_sum", &binding::gradient_power_sum);
 }
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCUDA, m) {
-  m.impl("clipped_nesterov_", &rnnkernels::binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &rnnkernels::binding::clipped_adamw);
+  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &binding::clipped_adamw);
 }
 #endif
 
-// First derivatives in C++; those of the recurrence's backward and of the linear walk are Python's, in
-// rnnkernels/_autograd/forward.py and _derivatives.py. The optimizers and draws have nothing to differentiate:
-// straight on to the kernel.
+// First derivatives are in C++; those of the recurrence's backward operators and of the linear recurrence are
+// in Python (rnnkernels/_autograd). The optimizers and draws are not differentiable and go to the kernel
+// directly.
 TORCH_LIBRARY_IMPL(rnnkernels, Autograd, m) {
-  m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_autograd);
-  m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_autograd);
+  m.impl("leaky_recurrence", flat<&binding::leaky_recurrence_autograd>());
+  m.impl("projected_recurrence", flat<&binding::projected_recurrence_autograd>());
   m.impl("clipped_nesterov_", torch::CppFunction::makeFallthrough());
   m.impl("clipped_adamw_", torch::CppFunction::makeFallthrough());
   m.impl("gradient_power_sum", torch::CppFunction::makeFallthrough());
-  m.impl("nade", &rnnkernels::binding::nade_autograd);
+  m.impl("nade", &binding::nade_autograd);
   m.impl("nade_sample", torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(rnnkernels, Meta, m) {
-  m.impl("leaky_recurrence", &rnnkernels::binding::leaky_recurrence_meta);
-  m.impl("projected_recurrence", &rnnkernels::binding::projected_recurrence_meta);
-  m.impl("leaky_recurrence_backward", &rnnkernels::binding::leaky_recurrence_backward_meta);
-  m.impl("projected_recurrence_backward", &rnnkernels::binding::projected_recurrence_backward_meta);
-  m.impl("linear_recurrence", &rnnkernels::binding::linear_recurrence_meta);
-  m.impl("nade", &rnnkernels::binding::nade_meta);
-  m.impl("nade_backward", &rnnkernels::binding::nade_backward_meta);
-  m.impl("nade_sample", &rnnkernels::binding::nade_sample_meta);
+  m.impl("leaky_recurrence", flat<&binding::leaky_recurrence_meta>());
+  m.impl("projected_recurrence", flat<&binding::projected_recurrence_meta>());
+  m.impl("leaky_recurrence_backward", flat<&binding::leaky_recurrence_backward_meta>());
+  m.impl("projected_recurrence_backward", flat<&binding::projected_recurrence_backward_meta>());
+  m.impl("linear_recurrence", flat<&binding::linear_recurrence_meta>());
+  m.impl("nade", &binding::nade_meta);
+  m.impl("nade_backward", &binding::nade_backward_meta);
+  m.impl("nade_sample", &binding::nade_sample_meta);
 }

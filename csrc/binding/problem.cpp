@@ -12,7 +12,7 @@ namespace rnnkernels::binding {
 
 namespace {
 
-// Whether the rows are too far from each other. A CPU's kernels reckon in 64 bits.
+// Whether the row stride exceeds the limit of the CUDA kernels. The CPU kernels compute offsets in 64 bits.
 bool has_far_rows([[maybe_unused]] const at::Tensor& tensor) {
 #if defined(RNNKERNELS_GPU)
   return on_gpu(tensor) && tensor.stride(-2) > cuda::kLargestRowStride;
@@ -48,7 +48,7 @@ LayoutStorage::LayoutStorage(const Sizes& sizes, const OptionalTensor& batch_siz
 
 at::Tensor with_contiguous_units(const at::Tensor& tensor) {
   if (!tensor.defined() || (tensor.stride(-1) == 1 && !has_far_rows(tensor))) return tensor;
-  // What is expanded stays so, as the gradients of a sum or a mean are.
+  // Expanded dimensions stay expanded: the gradient of a sum or a mean has them.
   at::Tensor once = tensor;
   for (int64_t dim = 0; dim < tensor.dim() - 1; ++dim) {
     if (tensor.stride(dim) == 0 && tensor.size(dim) > 1) once = once.narrow(dim, 0, 1);
@@ -71,12 +71,12 @@ Rows rows_of(const at::Tensor& tensor, const Sizes& sizes) {
   return {tensor.data_ptr(), sizes.grouped ? tensor.stride(0) : 0, tensor.stride(-2)};
 }
 
-void fill_recurrence(Recurrence& problem, const Sizes& sizes, const Kind& kind, const LayoutStorage& layout,
-                     const at::Tensor& like, const at::Tensor& h0, const at::Tensor& weight_hh,
-                     const at::Tensor& decay) {
+void fill_recurrence(Recurrence& problem, const Sizes& sizes, const RecurrenceSpec& spec,
+                     const LayoutStorage& layout, const at::Tensor& like, const at::Tensor& h0,
+                     const at::Tensor& weight_hh, const at::Tensor& decay) {
   problem.type = element_type(like.scalar_type()).value();
-  problem.nonlinearity = kind.nonlinearity;
-  problem.form = kind.form;
+  problem.nonlinearity = spec.nonlinearity;
+  problem.form = spec.form;
   problem.networks = sizes.networks.expect_int();
   problem.hidden = sizes.hidden.expect_int();
   problem.layout = layout.problem;
@@ -88,20 +88,21 @@ void fill_recurrence(Recurrence& problem, const Sizes& sizes, const Kind& kind, 
   problem.h0 = rows_of(h0, sizes);
 }
 
-at::Tensor empty_saved(const Sizes& sizes, const Kind& kind, bool save, const at::Tensor& like) {
-  if (save && kind.keeps_bits) {
+at::Tensor empty_saved(const Sizes& sizes, const RecurrenceSpec& spec, bool save, const at::Tensor& like) {
+  if (save && spec.keeps_bits) {
     return at::empty_symint(sizes.sequence((sizes.hidden + 31) / 32), like.options().dtype(at::kInt));
   }
-  if (save && kind.keeps_activation) return at::empty_symint(sizes.sequence(sizes.hidden), like.options());
+  if (save && spec.keeps_activation) return at::empty_symint(sizes.sequence(sizes.hidden), like.options());
   return at::empty({0}, like.options());
 }
 
-void fill_saved(Recurrence& problem, const Sizes& sizes, const Kind& kind, const at::Tensor& saved) {
-  if (kind.keeps_bits) {
+void fill_saved(Recurrence& problem, const Sizes& sizes, const RecurrenceSpec& spec,
+                const at::Tensor& saved) {
+  if (spec.keeps_bits) {
     problem.saved.active = static_cast<uint32_t*>(saved.data_ptr());
     problem.saved.active_network_stride = sizes.grouped ? saved.stride(0) : 0;
   }
-  if (kind.keeps_activation) {
+  if (spec.keeps_activation) {
     problem.saved.activation = saved.data_ptr();
     problem.saved.activation_network_stride = sizes.grouped ? saved.stride(0) : 0;
   }
@@ -116,8 +117,8 @@ void run_with(const Problem& problem, [[maybe_unused]] const LayoutStorage& layo
               const at::Tensor& weight_hh,
               int64_t (*cpu::Kernels::*workspace_bytes)(const Problem&, const cpu::Plan&),
               void (*cpu::Kernels::*kernel)(const Problem&, const cpu::Plan&, const cpu::Threads&, void*)) {
-  if (problem.networks == 0 || problem.layout.batch == 0) return;  // nothing to write, however many steps
-  // The matrix may be an expanded one, whose size says nothing of memory that is there.
+  if (problem.networks == 0 || problem.layout.batch == 0) return;  // nothing to write
+  // The matrix may be expanded, so its size can exceed the memory.
   TORCH_CHECK_VALUE(static_cast<__int128>(problem.networks) * problem.hidden * problem.hidden < kMostWeights,
                     "weight_hh must have less than 2^56 elements, got ", problem.networks, " of [",
                     problem.hidden, ", ", problem.hidden, "]");

@@ -1,104 +1,125 @@
-// The operators of the recurrence as C++ functions: rnnkernels::leaky_recurrence, the same with its input
-// projection, the backward of both, and the linear walk that derivatives of higher order are made of.
-// Their schemas, and what each argument means, stand in operators.cpp.
+// The operators of the recurrence in C++: rnnkernels::leaky_recurrence, the same with its input projection,
+// the backward of both, and the linear recurrence that derivatives of higher order consist of.
+//
+// The arguments of each operator are one struct, spelled out here and nowhere else. A struct's fields are in
+// the order of the operator's schema, which stands in operators.cpp with the meaning of each argument. A
+// function that implements an operator takes the struct; flat() (binding/flat.h) makes it a function of the
+// single arguments, as torch registers it.
 #pragma once
 
 #include <array>
 #include <tuple>
 
 #include "binding/arguments.h"
+#include "binding/flat.h"
 
 namespace rnnkernels::binding {
 
+// The results of the operators, in the order of their schemas.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-ForwardResult leaky_recurrence(const at::Tensor& pre, const OptionalTensor& h0, const at::Tensor& weight_hh,
-                               const at::Tensor& decay, const OptionalTensor& batch_sizes,
-                               std::string nonlinearity, std::string form, bool reverse, bool save);
-ForwardResult leaky_recurrence_meta(const at::Tensor& pre, const OptionalTensor& h0,
-                                    const at::Tensor& weight_hh, const at::Tensor& decay,
-                                    const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                    std::string form, bool reverse, bool save);
-
-ForwardResult leaky_recurrence_autograd(const at::Tensor& pre, const OptionalTensor& h0,
-                                        const at::Tensor& weight_hh, const at::Tensor& decay,
-                                        const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                        std::string form, bool reverse, bool save);
-
-ForwardResult projected_recurrence_cpu(const at::Tensor& input, const OptionalTensor& h0,
-                                       const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                       const OptionalTensor& bias, const OptionalTensor& drive,
-                                       const at::Tensor& decay, const OptionalTensor& batch_sizes,
-                                       std::string nonlinearity, std::string form, bool reverse, bool save);
-ForwardResult projected_recurrence_meta(const at::Tensor& input, const OptionalTensor& h0,
-                                        const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                        const OptionalTensor& bias, const OptionalTensor& drive,
-                                        const at::Tensor& decay, const OptionalTensor& batch_sizes,
-                                        std::string nonlinearity, std::string form, bool reverse, bool save);
-ForwardResult projected_recurrence_autograd(const at::Tensor& input, const OptionalTensor& h0,
-                                            const at::Tensor& weight_ih, const at::Tensor& weight_hh,
-                                            const OptionalTensor& bias, const OptionalTensor& drive,
-                                            const at::Tensor& decay, const OptionalTensor& batch_sizes,
-                                            std::string nonlinearity, std::string form, bool reverse,
-                                            bool save);
-
-BackwardResult leaky_recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                         const at::Tensor& output, const at::Tensor& saved,
-                                         const OptionalTensor& h0, const at::Tensor& weight_hh,
-                                         const at::Tensor& decay, const OptionalTensor& batch_sizes,
-                                         std::string nonlinearity, std::string form, bool reverse,
-                                         std::array<bool, 4> wanted);
-BackwardResult leaky_recurrence_backward_meta(const OptionalTensor& grad_output,
-                                              const OptionalTensor& grad_h_n, const at::Tensor& output,
-                                              const at::Tensor& saved, const OptionalTensor& h0,
-                                              const at::Tensor& weight_hh, const at::Tensor& decay,
-                                              const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                              std::string form, bool reverse, std::array<bool, 4> wanted);
-
-// The walk itself and its sums, for arguments that are right.
-BackwardResult run_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                            const at::Tensor& output, const at::Tensor& saved, const OptionalTensor& h0,
-                            const at::Tensor& weight_hh, const at::Tensor& decay,
-                            const OptionalTensor& batch_sizes, const Kind& kind, bool reverse,
-                            const std::array<bool, 4>& wanted);
-
 using ProjectedBackwardResult =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-ProjectedBackwardResult projected_recurrence_backward_cpu(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
-    const at::Tensor& saved, const at::Tensor& input, const OptionalTensor& h0, const at::Tensor& weight_ih,
-    const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
-    std::string nonlinearity, std::string form, bool reverse, std::array<bool, 7> wanted);
-ProjectedBackwardResult projected_recurrence_backward_meta(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const at::Tensor& output,
-    const at::Tensor& saved, const at::Tensor& input, const OptionalTensor& h0, const at::Tensor& weight_ih,
-    const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes,
-    std::string nonlinearity, std::string form, bool reverse, std::array<bool, 7> wanted);
+struct RecurrenceCall {
+  using Result = ForwardResult;
+  at::Tensor pre;
+  OptionalTensor h0;
+  at::Tensor weight_hh, decay;
+  OptionalTensor batch_sizes;
+  SpecArguments spec;
+  bool save;
 
-// Not defined in C++: the signatures of what rnnkernels/_autograd/backward.py implements.
-BackwardResult leaky_recurrence_vjp(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                    const OptionalTensor& grad_saved, const at::Tensor& output,
-                                    const at::Tensor& saved, const OptionalTensor& h0,
-                                    const at::Tensor& weight_hh, const at::Tensor& decay,
-                                    const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                    std::string form, bool reverse, std::array<bool, 4> wanted);
-ProjectedBackwardResult projected_recurrence_vjp(const OptionalTensor& grad_output,
-                                                 const OptionalTensor& grad_h_n,
-                                                 const OptionalTensor& grad_saved, const at::Tensor& output,
-                                                 const at::Tensor& saved, const at::Tensor& input,
-                                                 const OptionalTensor& h0, const at::Tensor& weight_ih,
-                                                 const at::Tensor& weight_hh, const at::Tensor& decay,
-                                                 const OptionalTensor& batch_sizes, std::string nonlinearity,
-                                                 std::string form, bool reverse, std::array<bool, 7> wanted);
+  template <class F>
+  auto unpack(F&& f) const {
+    return f(pre, h0, weight_hh, decay, batch_sizes, spec.nonlinearity, spec.form, spec.reverse, save);
+  }
+};
 
-at::Tensor linear_recurrence(const at::Tensor& drive, const OptionalTensor& h0, const at::Tensor& weight_hh,
-                             const at::Tensor& decay, const OptionalTensor& alpha, const OptionalTensor& beta,
-                             const OptionalTensor& batch_sizes, bool reverse);
-at::Tensor linear_recurrence_meta(const at::Tensor& drive, const OptionalTensor& h0,
-                                  const at::Tensor& weight_hh, const at::Tensor& decay,
-                                  const OptionalTensor& alpha, const OptionalTensor& beta,
-                                  const OptionalTensor& batch_sizes, bool reverse);
+struct ProjectedCall {
+  using Result = ForwardResult;
+  at::Tensor input;
+  OptionalTensor h0;
+  at::Tensor weight_ih, weight_hh;
+  OptionalTensor bias, drive;
+  at::Tensor decay;
+  OptionalTensor batch_sizes;
+  SpecArguments spec;
+  bool save;
+
+  template <class F>
+  auto unpack(F&& f) const {
+    return f(input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes, spec.nonlinearity, spec.form,
+             spec.reverse, save);
+  }
+};
+
+struct BackwardCall {
+  using Result = BackwardResult;
+  OptionalTensor grad_output, grad_h_n;
+  at::Tensor output, saved;
+  OptionalTensor h0;
+  at::Tensor weight_hh, decay;
+  OptionalTensor batch_sizes;
+  SpecArguments spec;
+  std::array<bool, 4> wanted;
+
+  template <class F>
+  auto unpack(F&& f) const {
+    return f(grad_output, grad_h_n, output, saved, h0, weight_hh, decay, batch_sizes, spec.nonlinearity,
+             spec.form, spec.reverse, wanted);
+  }
+};
+
+struct ProjectedBackwardCall {
+  using Result = ProjectedBackwardResult;
+  OptionalTensor grad_output, grad_h_n;
+  at::Tensor output, saved, input;
+  OptionalTensor h0;
+  at::Tensor weight_ih, weight_hh, decay;
+  OptionalTensor batch_sizes;
+  SpecArguments spec;
+  std::array<bool, 7> wanted;
+
+  template <class F>
+  auto unpack(F&& f) const {
+    return f(grad_output, grad_h_n, output, saved, input, h0, weight_ih, weight_hh, decay, batch_sizes,
+             spec.nonlinearity, spec.form, spec.reverse, wanted);
+  }
+};
+
+struct LinearCall {
+  using Result = at::Tensor;
+  at::Tensor drive;
+  OptionalTensor h0;
+  at::Tensor weight_hh, decay;
+  OptionalTensor alpha, beta, batch_sizes;
+  bool reverse;
+
+  template <class F>
+  auto unpack(F&& f) const {
+    return f(drive, h0, weight_hh, decay, alpha, beta, batch_sizes, reverse);
+  }
+};
+
+// The implementations for real tensors, for meta tensors (shapes only), and in autograd.
+ForwardResult leaky_recurrence(const RecurrenceCall& call);
+ForwardResult leaky_recurrence_meta(const RecurrenceCall& call);
+ForwardResult leaky_recurrence_autograd(const RecurrenceCall& call);
+
+ForwardResult projected_recurrence(const ProjectedCall& call);
+ForwardResult projected_recurrence_meta(const ProjectedCall& call);
+ForwardResult projected_recurrence_autograd(const ProjectedCall& call);
+
+BackwardResult leaky_recurrence_backward(const BackwardCall& call);
+BackwardResult leaky_recurrence_backward_meta(const BackwardCall& call);
+// The same without the checks of arguments.
+BackwardResult run_backward(const BackwardCall& call, const RecurrenceSpec& spec);
+
+ProjectedBackwardResult projected_recurrence_backward(const ProjectedBackwardCall& call);
+ProjectedBackwardResult projected_recurrence_backward_meta(const ProjectedBackwardCall& call);
+
+at::Tensor linear_recurrence(const LinearCall& call);
+at::Tensor linear_recurrence_meta(const LinearCall& call);
 
 }  // namespace rnnkernels::binding

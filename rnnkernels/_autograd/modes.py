@@ -1,6 +1,8 @@
-"""What is at work around a call: torch.func's transforms, or forward-mode differentiation."""
+"""Which transforms surround a call: torch.func's, or forward-mode differentiation."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,10 +17,10 @@ def is_batched(*tensors: Tensor | None) -> bool:
     return any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
 
 
-def in_forward_mode(tensors: tuple[Tensor | None, ...]) -> bool:
+def in_forward_mode(tensors: Iterable[Tensor | None]) -> bool:
     if torch.autograd.forward_ad._current_level < 0 or not any(map(_has_tangent, tensors)):
         return False
-    if torch.compiler.is_compiling():  # the operator would answer with a zero tangent
+    if torch.compiler.is_compiling():  # the operator would return a zero tangent
         raise NotImplementedError("forward-mode differentiation inside torch.compile is not available")
     return True
 

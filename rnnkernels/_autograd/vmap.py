@@ -1,8 +1,8 @@
-"""``torch.vmap`` over the recurrence: the examples become batch rows, or networks of one call.
+"""``torch.vmap`` over the recurrence: one kernel call for all examples.
 
-Where all examples share the weights, they are rows of a larger batch. Where they do not, and in packed
-sequences, the kernels run G networks at once, and an example is a network (or G of them, if it was a call
-of G networks).
+If all examples share the weights, the examples become additional batch rows. Otherwise, and for packed
+sequences, the kernels run G networks in one call, and each example is a network (or G of them, if the call
+that vmap batches was already a call of G networks).
 """
 
 from __future__ import annotations
@@ -12,103 +12,121 @@ from typing import Any
 
 from torch import Tensor
 
+from rnnkernels._ops.spec import ROLES
+
 
 def is_nothing(saved: Tensor) -> bool:
-    """Whether forward had nothing to save. What it saves of no steps or rows is empty, but a sequence."""
+    """Whether forward saved nothing. A sequence without steps or rows is empty, but has more dimensions."""
     return saved.dim() == 1
 
 
 class Networks:
-    """One call for ``count`` examples. Arguments come with the dimension where they have their examples, or
-    None; ``others`` are the dimensions of the other weights. With ``share_weights=False`` each example is to
-    have gradients of its own even of weights that all of them share.
+    """The arguments of one call for ``count`` examples.
+
+    Args:
+        count: Number of examples.
+        tensors: A tuple of tensors from ``rnnkernels._ops.spec``.
+        dims: For each of them the dimension of the examples, or None.
+        separate_gradients: Each example gets its own gradient of parameters, even of shared ones.
     """
 
     def __init__(
-        self, count: int, weight: tuple[Tensor, int | None], decay: tuple[Tensor, int | None],
-        batch_sizes: tuple[Tensor | None, int | None], *, others: tuple[int | None, ...] = (),
-        share_weights: bool = True,
-    ) -> None:  # fmt: skip
-        if batch_sizes[1] is not None:
+        self, count: int, tensors: Any, dims: tuple[int | None, ...], *, separate_gradients: bool = False
+    ) -> None:
+        self.count, self.tensors = count, tensors
+        self.dims = dict(zip(tensors._fields, dims, strict=True))
+        if self.dims["batch_sizes"] is not None:
             raise ValueError("batch_sizes must be the same for all examples of vmap, got one for each")
-        (weight_hh, weight_dim), (d, decay_dim) = weight, decay
-        self.count = count
-        self.grouped = weight_hh.dim() - (weight_dim is not None) == 3
-        same = all(dim is None for dim in (weight_dim, decay_dim, *others))
-        self.as_rows = same and share_weights and not self.grouped and batch_sizes[0] is None
+        self.grouped = tensors.weight_hh.dim() - (self.dims["weight_hh"] is not None) == 3
+        parameters = (name for name in self.dims if ROLES[name] in ("parameter", "decay"))
+        shared = all(self.dims[name] is None for name in parameters)
+        self.as_rows = shared and not separate_gradients and not self.grouped and tensors.batch_sizes is None
+        if not self.as_rows:
+            d, dim = tensors.decay, self.dims["decay"]
+            # [count, ...], whatever the shape of one example's decay is.
+            d = d.expand(count, *d.shape) if dim is None else d.movedim(dim, 0)
+            self.decay_shape = d.shape
+
+    def batched(self) -> Any:
+        """The tensors of the call for all examples, as a tuple of the same type."""
+        return type(self.tensors)(*map(self._batch, self.tensors._fields))
+
+    def _batch(self, name: str) -> Any:
+        x, dim = getattr(self.tensors, name), self.dims[name]
+        role = ROLES[name]
+        if x is None or role == "shared":
+            return x
+        if role == "saved":
+            return x.contiguous() if is_nothing(x) else self._sequence(x, dim).contiguous()
+        if role == "sequence":
+            return self._sequence(x, dim)
+        if role == "state":
+            return self._merge_rows(x, dim, 0) if self.as_rows else self._merge_networks(x, dim)
         if self.as_rows:
-            self.weight, self.decay = weight_hh, d
-            return
-        self.weight = self._in_front(weight_hh, weight_dim)
-        # [count, H], or [count, G, H], whatever it is made of.
-        d = d.expand(count, *d.shape) if decay_dim is None else d.movedim(decay_dim, 0)
-        self.decay_shape = d.shape
-        hidden = self.weight.shape[-1]
-        if self.grouped:
-            if d.dim() < 3:
-                d = d.reshape(count, 1, prod(d.shape[1:]))
-            self.decay = d.expand(count, self.weight.shape[0] // count, hidden).flatten(0, 1)
-        else:
-            self.decay = d.reshape(count, prod(d.shape[1:])).expand(count, hidden)
+            return x
+        return self._decay() if role == "decay" else self._merge_networks(x, dim)
 
-    def _in_front(self, x: Tensor, dim: int | None) -> Tensor:
-        x = x.expand(self.count, *x.shape) if dim is None else x.movedim(dim, 0)
-        return x.flatten(0, 1) if self.grouped else x
+    def _sequence(self, x: Tensor, dim: int | None) -> Tensor:
+        return self._merge_rows(x, dim, 1) if self.as_rows else self._merge_networks(x, dim)
 
-    def _as_rows(self, x: Tensor, dim: int | None, rows_dim: int) -> Tensor:
+    def _merge_rows(self, x: Tensor, dim: int | None, rows_dim: int) -> Tensor:
         """The examples side by side in the batch dimension."""
         x = x.unsqueeze(0).expand(self.count, *x.shape) if dim is None else x.movedim(dim, 0)
         return x.movedim(0, rows_dim).flatten(rows_dim, rows_dim + 1)
 
-    def sequence(self, x: Tensor | None, dim: int | None) -> Tensor | None:
-        """A sequence of all examples."""
-        if x is None:
-            return None
-        return self._as_rows(x, dim, 1) if self.as_rows else self._in_front(x, dim)
+    def _merge_networks(self, x: Tensor, dim: int | None) -> Tensor:
+        """The examples as networks."""
+        x = x.expand(self.count, *x.shape) if dim is None else x.movedim(dim, 0)
+        return x.flatten(0, 1) if self.grouped else x
 
-    def state(self, x: Tensor | None, dim: int | None) -> Tensor | None:
-        """A state of all examples."""
-        if x is None:
-            return None
-        return self._as_rows(x, dim, 0) if self.as_rows else self._in_front(x, dim)
+    def _decay(self) -> Tensor:
+        """``[G, H]`` for all networks of all examples."""
+        d: Tensor = self.tensors.decay
+        dim = self.dims["decay"]
+        d = d.expand(self.decay_shape) if dim is None else d.movedim(dim, 0)
+        weight, weight_dim = self.tensors.weight_hh, self.dims["weight_hh"]
+        one = weight if weight_dim is None else weight.select(weight_dim, 0)  # [H, H] or [G, H, H]
+        if not self.grouped:
+            return d.reshape(self.count, prod(d.shape[1:])).expand(self.count, one.shape[-1])
+        if d.dim() < 3:
+            d = d.reshape(self.count, 1, prod(d.shape[1:]))
+        return d.expand(self.count, one.shape[0], one.shape[-1]).flatten(0, 1)
 
-    def saved(self, x: Tensor, dim: int | None) -> Tensor:
-        """What forward saved of all examples: a sequence of its own kind, or nothing."""
-        kept = x if is_nothing(x) else self.sequence(x, dim)
-        assert kept is not None
-        return kept.contiguous()
+    def split(self, name: str, x: Tensor) -> tuple[Tensor, int | None]:
+        """The examples of a result that has the role of the tensor ``name``, and their dimension."""
+        role = ROLES[name]
+        if role == "saved" and is_nothing(x):
+            return x, None
+        if role == "decay":
+            return self._split_decay(x), 0
+        if self.as_rows and role in ("sequence", "saved"):
+            return self._unflatten(x, 1), 1
+        if self.as_rows and role == "state":
+            return self._unflatten(x, 0), 0
+        return self._split_networks(x), 0
 
-    def parameter(self, x: Tensor | None, dim: int | None) -> Tensor | None:
-        """Another weight of all examples."""
-        return x if x is None or self.as_rows else self._in_front(x, dim)
+    def split_outputs(self, output: Tensor, h_n: Tensor, saved: Tensor) -> Any:
+        """The examples of all results of a forward operator, and their dimensions."""
+        results = (self.split("output", output), self.split("h0", h_n), self.split("saved", saved))
+        return tuple(zip(*results, strict=True))
 
-    def _split(self, x: Tensor) -> tuple[Tensor, int]:
-        return (self._unflatten(x, 0) if self.grouped else x), 0
+    def split_gradients(self, names: tuple[str, ...], gradients: Any, wanted: Any) -> Any:
+        """The examples of the gradients of these tensors, and their dimensions; the others are empty."""
+        results = (
+            self.split(name, x) if want else (x, None)
+            for name, x, want in zip(names, gradients, wanted, strict=True)
+        )
+        return tuple(zip(*results, strict=True))
+
+    def _split_networks(self, x: Tensor) -> Tensor:
+        return self._unflatten(x, 0) if self.grouped else x
 
     def _unflatten(self, x: Tensor, dim: int) -> Tensor:
         return x.reshape(*x.shape[:dim], self.count, x.shape[dim] // self.count, *x.shape[dim + 1 :])
 
-    def split_sequence(self, x: Tensor) -> tuple[Tensor, int]:
-        """The examples of a resulting sequence, and their dimension."""
-        return (self._unflatten(x, 1), 1) if self.as_rows else self._split(x)
-
-    def split_state(self, x: Tensor) -> tuple[Tensor, int]:
-        """The examples of a resulting state, and their dimension."""
-        return (self._unflatten(x, 0), 0) if self.as_rows else self._split(x)
-
-    def split_results(self, output: Tensor, h_n: Tensor, saved: Tensor) -> Any:
-        """The examples of all that a forward operator returns, and their dimensions."""
-        empty: tuple[Tensor, int | None] = (saved, None)
-        kept = empty if is_nothing(saved) else self.split_sequence(saved)
-        return tuple(zip(self.split_sequence(output), self.split_state(h_n), kept, strict=True))
-
-    def split_weight(self, x: Tensor) -> tuple[Tensor, int]:
-        """The examples of the gradient of a weight, and their dimension."""
-        return self._split(x)
-
-    def split_decay(self, x: Tensor) -> tuple[Tensor, int]:
-        """The examples of the gradient of ``decay``, in the shape that each example's decay had."""
-        split, _ = self._split(x)
+    def _split_decay(self, x: Tensor) -> Tensor:
+        """The gradient of each example's decay, in the shape of that decay."""
+        split = self._split_networks(x)
         extra = split.dim() - len(self.decay_shape)
         shape = (self.count, *(1,) * extra, *self.decay_shape[1:])
-        return split.sum_to_size(shape).reshape(self.decay_shape), 0
+        return split.sum_to_size(shape).reshape(self.decay_shape)

@@ -1,4 +1,8 @@
-"""The operators as they are registered: the only module that names ``torch.ops``."""
+"""The registered operators. No other module uses ``torch.ops``.
+
+``spec`` has their arguments, ``composite`` the recurrence as torch operations, ``decompositions`` the
+operators for exporters, ``flops`` their numbers of floating-point operations.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 
 from rnnkernels import _C as _C  # importing it registers the operators
 
-# Their schemas, and what each argument means, stand in csrc/binding/operators.cpp.
+# csrc/binding/operators.cpp has their schemas and the meaning of each argument.
 leaky_recurrence: Any = torch.ops.rnnkernels.leaky_recurrence
 projected_recurrence: Any = torch.ops.rnnkernels.projected_recurrence
 projected_recurrence_backward: Any = torch.ops.rnnkernels.projected_recurrence_backward

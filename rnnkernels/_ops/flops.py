@@ -1,5 +1,6 @@
-"""What the operators compute, for ``torch.utils.flop_counter`` and what builds on it: matrix products, two
-operations for each multiply-add, as torch counts its own.
+"""The operators' numbers of floating-point operations, for ``torch.utils.flop_counter``.
+
+Only matrix products count, with two operations per multiply-add, as for torch's own operators.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The nonlinearities as differentiable torch functions, for what the kernels do not fuse.
+"""The nonlinearities as differentiable torch functions, for derivatives and devices without kernels.
 
-One line each, under the name that the C++ list gives it: ``f(z)``, and ``f'(z)`` as a function of
-``a = f(z)``, which is what backward keeps.
+Each is one line, under its name in the C++ list: ``f(z)``, and ``f'(z)`` as a function of ``a = f(z)``,
+because forward saves ``a``.
 """
 
 from __future__ import annotations

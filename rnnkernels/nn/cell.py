@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._checks import autocasts, check_flags, check_kind, check_like_input, check_sizes, check_tensor
+from rnnkernels._checks import autocasts, check_flags, check_like_input, check_sizes, check_spec, check_tensor
+from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
+from rnnkernels.functional import run_projected
 from rnnkernels.nn._base import LeakyModule
-from rnnkernels.projected import projected_recurrence
 
 __all__ = ["LeakyRNNCell"]
 
@@ -66,7 +67,7 @@ class LeakyRNNCell(LeakyModule):
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size)
         check_flags(bias=bias, learn_decay=learn_decay)
-        check_kind(nonlinearity, form)
+        check_spec(nonlinearity, form)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
@@ -114,17 +115,17 @@ class LeakyRNNCell(LeakyModule):
                 )
             check_like_input(name, value, input)
         lead = (None, None) if input.dim() == 1 else (None,)  # one step, and one row if unbatched
-        _, h_n = projected_recurrence(
+        tensors = ProjectedTensors(
             input[lead],
             hx if hx is None or input.dim() == 2 else hx.unsqueeze(0),
             weight_ih,
             self.weight_hh,
             None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh,
-            self.decay,  # type: ignore[arg-type]
-            drive=None if drive is None else drive[lead],
-            nonlinearity=self.nonlinearity,
-            form=self.form,
+            None if drive is None else drive[lead],
+            self.decay,
+            None,
         )
+        _, h_n = run_projected(tensors, RecurrenceSpec(self.nonlinearity, self.form))
         return h_n if input.dim() == 2 else h_n.squeeze(0)
 
     def _check_input(self, input: Tensor, weight: Tensor) -> None:

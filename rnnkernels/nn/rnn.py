@@ -12,13 +12,14 @@ from rnnkernels._checks import (
     autocasts,
     check_dropout,
     check_flags,
-    check_kind,
     check_like_input,
     check_sizes,
+    check_spec,
     check_tensor,
 )
+from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
+from rnnkernels.functional import run_projected
 from rnnkernels.nn._base import Decay, LeakyModule
-from rnnkernels.projected import projected_recurrence
 
 __all__ = ["LeakyRNN"]
 
@@ -102,7 +103,7 @@ class LeakyRNN(LeakyModule):
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         check_flags(learn_decay=learn_decay, learn_h0=learn_h0)
-        check_kind(nonlinearity, form)
+        check_spec(nonlinearity, form)
         check_dropout(dropout, num_layers)
         if checkpoint_every is not None:
             check_sizes(checkpoint_every=checkpoint_every)
@@ -257,7 +258,11 @@ class LeakyRNN(LeakyModule):
         batch_first: bool,
     ) -> tuple[Tensor, Tensor]:
         """All layers over a batch: ``[T, B, I]``, ``[B, T, I]`` or packed rows; ``h_n`` is ``[N, B, H]``."""
+        if batch_first:
+            sequence = sequence.transpose(0, 1)
+            drive = None if drive is None else drive.transpose(0, 1)
         directions = 2 if self.bidirectional else 1
+        specs = [RecurrenceSpec(self.nonlinearity, self.form, reverse) for reverse in (False, True)]
         drives = (drive,) * directions if drive is None else drive.chunk(directions, -1)
         decays = self._decays()
         finals = []
@@ -265,22 +270,11 @@ class LeakyRNN(LeakyModule):
             outputs = []
             for direction in range(directions):
                 k = layer * directions + direction
-                weight_ih, weight_hh, bias = weights[k]
-                output, h_n = projected_recurrence(
-                    sequence,
-                    states[k],
-                    weight_ih,
-                    weight_hh,
-                    bias,
-                    decays[k],
-                    drive=drives[direction] if layer == 0 else None,
-                    nonlinearity=self.nonlinearity,
-                    form=self.form,
-                    batch_sizes=batch_sizes,
-                    reverse=direction == 1,
-                    batch_first=batch_first and layer == 0,
-                    checkpoint_every=self.checkpoint_every,
+                layer_drive = drives[direction] if layer == 0 else None
+                tensors = ProjectedTensors(
+                    sequence, states[k], *weights[k], layer_drive, decays[k], batch_sizes
                 )
+                output, h_n = run_projected(tensors, specs[direction], self.checkpoint_every)
                 outputs.append(output)
                 finals.append(h_n)
             sequence = outputs[0] if directions == 1 else torch.cat(outputs, -1)

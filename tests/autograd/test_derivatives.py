@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from rnnkernels import LeakyRNN, functional
 from rnnkernels._autograd.derivatives import LinearRecurrence
-from rnnkernels._autograd.time_shift import Steps
+from rnnkernels._autograd.time_shift import TimeShift
 from rnnkernels._ops.nonlinearities import NONLINEARITIES as TORCH_NONLINEARITIES
 
 # Differences of a step across ReLU's kink are no derivative, so such problems are not drawn.
@@ -217,10 +217,10 @@ def test_the_torch_functions_are_the_kernels(name):
 def test_shifts_of_packed_rows_stay_on_their_device(reverse):
     with FakeTensorMode(), torch.no_grad():
         rows, state = torch.empty(6, 4, device="cuda"), torch.empty(3, 4, device="cuda")
-        steps = Steps(rows, state, torch.tensor([3, 2, 1]), reverse)
+        steps = TimeShift(rows, state, torch.tensor([3, 2, 1]), reverse)
         moved = (
-            steps.before(rows, state),
-            steps.after(rows),
+            steps.previous(rows, state),
+            steps.next(rows),
             steps.last(rows),
             steps.add_to_last(rows, state),
         )

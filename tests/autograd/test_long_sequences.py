@@ -16,9 +16,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.rnn import pack_sequence
 from torch.profiler import ProfilerActivity, profile
 
-from rnnkernels import LeakyRNN, functional, projected, projected_recurrence, truncated_bptt
-from rnnkernels._autograd import checkpointing as _segments
-from rnnkernels._autograd.checkpointing import one_by_one
+from rnnkernels import LeakyRNN, functional, projected_recurrence, truncated_bptt
+from rnnkernels._autograd import checkpointing
+from rnnkernels._autograd.checkpointing import Checkpointing, checkpoint_each
 
 # --- Every k-th state --------------------------------------------------------------------------------
 
@@ -67,8 +67,12 @@ def test_recomputing_changes_no_bit_of_the_same_segments(reverse, packed, every,
     kind = {"form": "rate", "nonlinearity": "relu", "reverse": reverse}
     arguments = arguments_of(6, packed=packed, **kind)
     found = derivatives(arguments, **kind, checkpoint_every=every)
-    monkeypatch.setattr(projected, "in_segments", one_by_one)
-    monkeypatch.setattr(_segments, "checkpoint", lambda f, *args, **options: f(*args))
+    monkeypatch.setattr(
+        functional,
+        "checkpointed",
+        lambda run, tensors, *plan: checkpoint_each(Checkpointing(run, *plan), tensors),
+    )
+    monkeypatch.setattr(checkpointing, "checkpoint", lambda f, *args, **options: f(*args))
     kept = derivatives(arguments, **kind, checkpoint_every=every)
     for name, value in kept.items():
         assert torch.equal(found[name], value), name

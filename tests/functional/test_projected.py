@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnnkernels import LeakyRNN
-from rnnkernels.projected import projected_recurrence
+from rnnkernels.functional import projected_recurrence
 
 PROJECTED = torch.ops.rnnkernels.projected_recurrence.default
 RECURRENCE = torch.ops.rnnkernels.leaky_recurrence.default

@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from rnnkernels import LeakyRNN, LeakyRNNCell, _checks, build_config, functional
 from rnnkernels._ops import composite as _fallback
+from rnnkernels._ops.spec import RecurrenceSpec, RecurrenceTensors
 from rnnkernels.nn._base import LeakyModule
 
 LAYOUTS = tuple(itertools.product([False, True], [False, True]))  # packed, reverse
@@ -112,7 +113,8 @@ def test_networks_are_calls_of_their_own(packed, shared, no_kernels):
         two = replace(two, decay=one.decay)
     both = [torch.stack(pair) for pair in zip(one.tensors.values(), two.tensors.values(), strict=True)]
     decay = one.decay if shared else both.pop()
-    found = _fallback.leaky_recurrence(*both[:3], decay, one.batch_sizes, "relu", "rate", False)
+    tensors = RecurrenceTensors(*both[:3], decay, one.batch_sizes)
+    found = _fallback.leaky_recurrence(tensors, decay, RecurrenceSpec("relu", "rate", False))
     for i, problem in enumerate((one, two)):
         for a, b in zip(found, problem.expected(), strict=True):
             assert distance(a[i], b) < 1e-14

@@ -115,7 +115,12 @@ def test_the_stub_s_types_are_those_of_the_values():
 def test_all_is_what_there_is():
     for name in rnnkernels.__all__:
         assert hasattr(rnnkernels, name), name
-    assert rnnkernels.functional.__all__ == ["leaky_recurrence", "nade_log_prob", "nade_sample"]
+    assert rnnkernels.functional.__all__ == [
+        "leaky_recurrence",
+        "nade_log_prob",
+        "nade_sample",
+        "projected_recurrence",
+    ]
     assert (ROOT / "rnnkernels" / "py.typed").exists()
 
 
