@@ -7,8 +7,9 @@ import numbers
 import torch
 from torch import Tensor
 
-from rnnkernels import _autograd, _fallback, _nade
+from rnnkernels import _autograd, _fallback
 from rnnkernels._checks import has_kernels
+from rnnkernels.outputs import _nade_autograd
 
 __all__ = ["leaky_recurrence", "nade_log_prob", "nade_sample"]
 
@@ -120,7 +121,7 @@ def nade_log_prob(
         "visible_bias": visible_bias, "hidden_bias": hidden_bias, "encoder": encoder, "decoder": decoder
     }  # fmt: skip
     _check_tensors(v=v, **tensors)
-    return _nade.log_prob(v, *tensors.values())
+    return _nade_autograd.log_prob(v, *tensors.values())
 
 
 def nade_sample(
@@ -152,7 +153,7 @@ def nade_sample(
         "visible_bias": visible_bias, "hidden_bias": hidden_bias, "encoder": encoder, "decoder": decoder
     }  # fmt: skip
     _check_tensors(**tensors)
-    return _nade.sample(generator, *tensors.values())
+    return _nade_autograd.sample(generator, *tensors.values())
 
 
 def decay_tensor(decay: float | Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rnnkernels import _nade_fallback, functional
+from rnnkernels import functional
+from rnnkernels.outputs import _nade_composite
 
 NAMES = ("visible_bias", "hidden_bias", "encoder", "decoder")
 # (..., D, H): no rows, one unit, more than a block, many rows, several leading sizes.
@@ -47,7 +48,7 @@ def by_the_loop(v: Tensor, tensors: Sequence[Tensor], grad: Tensor | None = None
     """The same by torch's operations in float64 on the CPU."""
     wide = [x.detach().cpu().double() for x in tensors]
     grad = None if grad is None else grad.detach().cpu().double()
-    return _with_gradients(lambda *x: _nade_fallback.nade(*x)[0], v.detach().cpu(), wide, grad)
+    return _with_gradients(lambda *x: _nade_composite.nade(*x)[0], v.detach().cpu(), wide, grad)
 
 
 def _with_gradients(function, v, tensors, grad):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels import NADE, RBM, Categorical, IndependentBernoulli
-from rnnkernels import reference_outputs as reference
+from rnnkernels.testing import outputs as reference
 
 VISIBLE, HIDDEN, CONDITION = 5, 4, 3
 MODELS = {

@@ -55,7 +55,8 @@ from test_optimizer_tensors import (  # noqa: F401
 )
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from rnnkernels import ClippedAdamW, ClippedNesterov, _checks, _clipping, _clipping_fallback, _ops
+from rnnkernels import ClippedAdamW, ClippedNesterov, _checks, _ops
+from rnnkernels.optim import _base, _composite
 
 CLASSES = [ClippedNesterov, ClippedAdamW]
 
@@ -64,7 +65,7 @@ CLASSES = [ClippedNesterov, ClippedAdamW]
 def no_kernels(monkeypatch):
     """No device has kernels, and the warning has been."""
     monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
-    monkeypatch.setattr(_clipping_fallback, "_warned", [torch.device("cpu")])
+    monkeypatch.setattr(_composite, "_warned", [torch.device("cpu")])
     for name in ("clipped_nesterov_", "clipped_adamw_", "gradient_power_sum"):
         monkeypatch.setattr(_ops, name, None)
 
@@ -83,7 +84,7 @@ def test_the_sum_of_powers_is_the_kernel_s(p, tree, unit):
     grads = draw_gradients(tree, params, 0)
     if not any(grad is not None for grad in grads):
         return
-    got = _clipping_fallback.gradient_power_sum(grads, p, unit)
+    got = _composite.gradient_power_sum(grads, p, unit)
     wanted = torch.ops.rnnkernels.gradient_power_sum(grads, p, unit)
     torch.testing.assert_close(got, wanted, rtol=1e-13, atol=0)
 
@@ -107,7 +108,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(kind):
 
 
 def test_there_is_one_warning_and_it_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(_clipping_fallback, "_warned", [])
+    monkeypatch.setattr(_composite, "_warned", [])
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -132,7 +133,7 @@ def pretended(*devices):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_the_numbers_of_a_step_are_where_kernels_can_write_them(cls, cuda_kernels, monkeypatch):
     calls = []
-    monkeypatch.setattr(_clipping, "_PLAIN", frozenset((FakeTensor, torch.nn.Parameter)))
+    monkeypatch.setattr(_base, "_PLAIN", frozenset((FakeTensor, torch.nn.Parameter)))
     for name in ("clipped_nesterov_", "clipped_adamw_"):
         monkeypatch.setattr(_ops, name, lambda *args: calls.append(args))
     with FakeTensorMode():

@@ -16,8 +16,9 @@ from output_helpers import (
     make_state,
 )
 
-from rnnkernels import NADE, _nade_fallback
-from rnnkernels import reference_outputs as reference
+from rnnkernels import NADE
+from rnnkernels.outputs import _nade_composite
+from rnnkernels.testing import outputs as reference
 
 D, H = 7, 5
 
@@ -45,7 +46,7 @@ def arrays(v, b, c, encoder, decoder):
 @pytest.mark.parametrize("lead", [(), (1,), (4, 3), (0,), (2, 0)], ids=str)
 def test_the_loop_is_the_reference(lead):
     arguments = problem(*lead)
-    found = _nade_fallback.nade(*arguments)
+    found = _nade_composite.nade(*arguments)
     for x, expected, shape in zip(found, reference.nade(*arrays(*arguments)), ((), (D,), (H,)), strict=True):
         assert x.shape == (*lead, *shape)
         assert distance(x.reshape(expected.shape), torch.from_numpy(expected)) < 1e-14
@@ -53,7 +54,7 @@ def test_the_loop_is_the_reference(lead):
 
 def test_the_loop_s_gradients_are_the_reference_s():
     arguments = problem(4, 3)
-    log_prob, logits, _ = _nade_fallback.nade(*arguments)
+    log_prob, logits, _ = _nade_composite.nade(*arguments)
     grads = torch.randn_like(log_prob), torch.randn_like(logits)
     found = torch.autograd.grad([log_prob, logits], arguments[1:], grads)
     expected = reference.nade_backward(
@@ -67,7 +68,7 @@ def test_the_loop_has_derivatives_of_second_order_in_all_modes():
     v, *leaves = problem(2)
 
     def function(*leaves):
-        return _nade_fallback.nade(v, *leaves)
+        return _nade_composite.nade(v, *leaves)
 
     assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, leaves)
@@ -76,7 +77,7 @@ def test_the_loop_has_derivatives_of_second_order_in_all_modes():
 def test_the_loop_draws_as_the_reference_does():
     _, *parameters = problem(50, 4)
     uniform = torch.rand(50, 4, D, dtype=torch.float64)
-    v, logits = _nade_fallback.nade_sample(uniform, *parameters)
+    v, logits = _nade_composite.nade_sample(uniform, *parameters)
     assert v.dtype == torch.uint8 and v.shape == logits.shape == (50, 4, D) and not logits.requires_grad
     rows, *others = arrays(uniform, *parameters)
     expected, expected_logits = reference.nade_sample(rows, *others)
@@ -86,28 +87,28 @@ def test_the_loop_draws_as_the_reference_does():
 
 def test_the_logits_along_a_draw_are_those_of_the_frame():
     _, *parameters = problem(6)
-    v, logits = _nade_fallback.nade_sample(torch.rand(6, D), *parameters)
-    assert distance(logits, _nade_fallback.nade(v, *parameters)[1]) < 1e-14
+    v, logits = _nade_composite.nade_sample(torch.rand(6, D), *parameters)
+    assert distance(logits, _nade_composite.nade(v, *parameters)[1]) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_storage(dtype):
     v, *leaves = problem(6, dtype=dtype)
     wide = [x.detach().float() for x in leaves]
-    for found, expected in zip(_nade_fallback.nade(v, *leaves), _nade_fallback.nade(v, *wide), strict=True):
+    for found, expected in zip(_nade_composite.nade(v, *leaves), _nade_composite.nade(v, *wide), strict=True):
         assert found.dtype == torch.float32 and torch.equal(found, expected)
     uniform = torch.rand(6, D)
-    pairs = zip(*(_nade_fallback.nade_sample(uniform, *x) for x in (leaves, wide)), strict=True)
+    pairs = zip(*(_nade_composite.nade_sample(uniform, *x) for x in (leaves, wide)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_loop_under_autocast_and_vmap():
     v, *leaves = problem(6, dtype=torch.float32)
-    expected = _nade_fallback.nade(v, *leaves)[0]
+    expected = _nade_composite.nade(v, *leaves)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(_nade_fallback.nade(v, *leaves)[0], expected)
+        assert torch.equal(_nade_composite.nade(v, *leaves)[0], expected)
     b, c, encoder, decoder = leaves
-    each = torch.func.vmap(lambda v, b, c: _nade_fallback.nade(v, b, c, encoder, decoder)[0])(v, b, c)
+    each = torch.func.vmap(lambda v, b, c: _nade_composite.nade(v, b, c, encoder, decoder)[0])(v, b, c)
     assert distance(each, expected) < 1e-6
 
 

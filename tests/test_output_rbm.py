@@ -22,8 +22,8 @@ from output_helpers import (
 from torch import nn
 
 from rnnkernels import RBM
-from rnnkernels import reference_outputs as reference
 from rnnkernels.outputs import _rbm, rbm
+from rnnkernels.testing import outputs as reference
 
 
 def joint(model, state):

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from rnnkernels import reference_outputs as reference
+from rnnkernels.testing import outputs as reference
 
 D, H = 4, 3
 

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rnnkernels import functional
 from rnnkernels._checks import check_generator, check_sizes
+from rnnkernels.outputs import _nade_autograd
 from rnnkernels.outputs._base import ConditionalModel, copies_at_a_time, wide
 
 __all__ = ["NADE"]
@@ -73,7 +73,7 @@ class NADE(ConditionalModel):
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
         """
         self._check(v, state)
-        return functional.nade_log_prob(v, *self._biases(state), self.encoder, self.decoder)
+        return _nade_autograd.log_prob(v, *self._biases(state), self.encoder, self.decoder)
 
     @torch.no_grad()
     def sample(self, state: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -123,4 +123,4 @@ class NADE(ConditionalModel):
             nn.init.trunc_normal_(weight, std=width, a=-2 * width, b=2 * width)
 
     def _draw(self, b: Tensor, c: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        return functional.nade_sample(b, c, self.encoder, self.decoder, generator=generator)
+        return _nade_autograd.sample(generator, b, c, self.encoder, self.decoder)

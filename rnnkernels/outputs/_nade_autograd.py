@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels import _fallback, _nade_fallback, _ops
+from rnnkernels import _fallback, _ops
 from rnnkernels._checks import autocasts, check_generator, has_kernels
 from rnnkernels._modes import in_forward_mode, in_torch_func
+from rnnkernels.outputs import _nade_composite
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # visible_bias, hidden_bias, encoder, decoder
 
@@ -28,7 +29,7 @@ def log_prob(v: Tensor, *given: Tensor) -> Tensor:
         _fallback._warn_once(v.device)
     if not has_kernel or in_torch_func() or in_forward_mode(tensors):
         _check_for_the_loop(v, *tensors)
-        return _nade_fallback.nade(v, *tensors)[0]
+        return _nade_composite.nade(v, *tensors)[0]
     b, c, *weights = tensors
     rows: Tensor = _ops.nade(_rows(v), _rows(b), _rows(c), *weights)[0]
     return rows.reshape(b.shape[:-1])
@@ -47,7 +48,7 @@ def sample(generator: torch.Generator | None, *given: Tensor) -> tuple[Tensor, T
         _fallback._warn_once(b.device)
     if not has_kernel or in_torch_func():
         _check_for_the_loop(uniform, *tensors)
-        return _nade_fallback.nade_sample(uniform, *tensors)
+        return _nade_composite.nade_sample(uniform, *tensors)
     v, logits = _ops.nade_sample(_rows(uniform), _rows(b), _rows(c), *weights)
     return v.reshape(b.shape), logits.reshape(b.shape)
 
@@ -114,7 +115,7 @@ def _vjp(
         full = list(tensors)
         for i, x in zip(places, chosen, strict=True):
             full[i] = x
-        return _nade_fallback.nade(v, *full)[:2]
+        return _nade_composite.nade(v, *full)[:2]
 
     both: Any = torch.func.vjp(results, *(tensors[i] for i in places))
     made, vjp = both

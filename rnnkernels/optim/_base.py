@@ -69,10 +69,10 @@ def _operators_for(device: torch.device) -> Any:
     """The operators' module, or one with functions of the same names and arguments."""
     if has_kernels(device, "clipped_nesterov_"):
         return _ops
-    from rnnkernels import _clipping_fallback
+    from rnnkernels.optim import _composite
 
-    _clipping_fallback.warn_once(device)
-    return _clipping_fallback
+    _composite.warn_once(device)
+    return _composite
 
 
 def _first_not_finite(grads: list[Tensor | None]) -> int | None:
@@ -279,7 +279,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         states = self._states_of(params, grads)
         norm = spread = None
         if not _PLAIN.issuperset(map(type, params)):
-            from rnnkernels import _sharded
+            from rnnkernels.optim import _sharded
 
             spread = _sharded.Gradients(grads, params, operators)
             norm, grads = spread.norm(self.norm_type), spread.local

@@ -1,0 +1,1 @@
+"""References in NumPy that the package is tested against."""
