@@ -1,7 +1,7 @@
-"""Optimizers that clip by the global norm and update in one fused pass over all parameters.
+"""Optimizers that clip gradients by their global norm and update all parameters in one fused pass.
 
-:class:`ClippedNesterov` stands where ``clip_grad_norm_`` and ``SGD(nesterov=True)`` stood,
-:class:`ClippedAdamW` where ``clip_grad_norm_`` and ``AdamW`` did.
+:class:`ClippedNesterov` replaces ``clip_grad_norm_`` and ``torch.optim.SGD(nesterov=True)``;
+:class:`ClippedAdamW` replaces ``clip_grad_norm_`` and ``torch.optim.AdamW``. docs/optimizer.md is the guide.
 """
 
 from rnnkernels.optim.adamw import ClippedAdamW

@@ -1,30 +1,26 @@
-"""The optimizers' operators on devices that the kernels do not know: lists of torch operations.
+"""The optimizers' operators as lists of torch operations, for devices without kernels.
 
-Same names and arguments as the operators (csrc/binding/operators.cpp), same results to rounding. A step waits
-for the device, for the norm; the record and the other numbers of a step are on the CPU.
+The functions have the names and the arguments of the operators (csrc/binding/operators.cpp), and the same
+results up to rounding. A step reads the norm on the host, so it synchronizes; the record,
+``previous_momentum`` and ``step`` are on the CPU.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rnnkernels._fallback import warning
+from rnnkernels.optim._arguments import check_dense, compute_dtype
+from rnnkernels.optim._decision import check_nonfinite, clip_coefficient, decide, norm_over
 
 Tensors = list[Tensor]
 OptionalTensors = list[Tensor | None]
-
-
-class _Step(NamedTuple):
-    """What is decided before an update: each group's settings, and what its gradients are multiplied with."""
-
-    settings: list[list[float]]
-    coefficients: list[float]
 
 
 @torch.no_grad()
@@ -37,30 +33,28 @@ def clipped_nesterov_(
     group_ends: list[int],
     *common: Any,
 ) -> None:
-    """As ``rnnkernels::clipped_nesterov_``."""
-    _check(params, grads, velocities, masters)
-    step = _decide(grads, len(group_ends), *common)
-    if step is None:
-        return
-    for group, places in _parts(params, grads, group_ends):
-        lr, _, weight_decay, momentum = step.settings[group]
-        before = float(previous_momentum[group])
-        theta, g = _wide(params, masters, places), _scaled(params, grads, places, step.coefficients[group])
-        v = [velocities[i] for i in places]
+    """As ``rnnkernels::clipped_nesterov_``; the equation is :class:`rnnkernels.ClippedNesterov`'s."""
+
+    def update(part: _Part) -> None:
+        lr, _, weight_decay, momentum = part.settings
+        theta, g, (v,) = part.theta, part.g, part.states
+        before = float(previous_momentum[part.group])
         if weight_decay != 0:
             torch._foreach_add_(g, theta, alpha=weight_decay)
         torch._foreach_mul_(g, lr)
         if before != 0:
             torch._foreach_mul_(v, before)
         else:
-            torch._foreach_zero_(v)  # even of infinity nothing is left
+            torch._foreach_zero_(v)  # 0 times an infinite velocity would be NaN
         torch._foreach_sub_(v, g)
         if momentum != 0:
             torch._foreach_add_(theta, v, alpha=momentum)
         torch._foreach_sub_(theta, g)
-        _put(params, theta, places)
-    for previous, settings in zip(previous_momentum, step.settings, strict=True):
-        previous.fill_(settings[3])
+
+    step = _take_step(update, params, grads, [velocities], masters, None, group_ends, common)
+    if step is not None:
+        for previous, (_, _, _, momentum) in zip(previous_momentum, step.settings, strict=True):
+            previous.fill_(momentum)
 
 
 @torch.no_grad()
@@ -74,20 +68,11 @@ def clipped_adamw_(
     group_ends: list[int],
     *common: Any,
 ) -> None:
-    """As ``rnnkernels::clipped_adamw_``."""
-    _check(params, grads, exp_avgs, masters)
-    _check(params, grads, exp_avg_sqs, masters)
-    step = _decide(grads, len(group_ends), *common)
-    if step is None:
-        return
-    for i, grad in enumerate(grads):
-        if grad is not None:
-            steps[i].add_(1)
-    for group, places in _parts(params, grads, group_ends, steps):
-        lr, _, weight_decay, beta1, beta2, eps = step.settings[group]
-        t = float(steps[places[0]])
-        theta, g = _wide(params, masters, places), _scaled(params, grads, places, step.coefficients[group])
-        m, s = ([states[i] for i in places] for states in (exp_avgs, exp_avg_sqs))
+    """As ``rnnkernels::clipped_adamw_``; the equation is :class:`rnnkernels.ClippedAdamW`'s."""
+
+    def update(part: _Part) -> None:
+        lr, _, weight_decay, beta1, beta2, eps = part.settings
+        theta, g, (m, s), t = part.theta, part.g, part.states, part.t
         torch._foreach_lerp_(m, g, 1 - beta1)
         torch._foreach_mul_(s, beta2)
         torch._foreach_addcmul_(s, g, g, 1 - beta2)
@@ -96,7 +81,8 @@ def clipped_adamw_(
         torch._foreach_add_(root, eps)
         torch._foreach_mul_(theta, 1 - lr * weight_decay)
         torch._foreach_addcdiv_(theta, m, root, -lr / (1 - beta1**t))
-        _put(params, theta, places)
+
+    _take_step(update, params, grads, [exp_avgs, exp_avg_sqs], masters, steps, group_ends, common)
 
 
 @torch.no_grad()
@@ -104,14 +90,20 @@ def gradient_power_sum(grads: OptionalTensors, norm_type: float, unit: float) ->
     """As ``rnnkernels::gradient_power_sum``."""
     for i, grad in enumerate(grads):
         if grad is not None:
-            _check_dense("gradient", i, grad)
+            check_dense(f"gradient {i}", grad)
     found = [grad for grad in grads if grad is not None]
-    if norm_type == math.inf:
-        return _norms(found, norm_type).amax()
-    return (_norms(found, norm_type, unit) ** norm_type).sum()
+    norms = _norms(found, norm_type, unit)
+    return norms.amax() if norm_type == math.inf else (norms**norm_type).sum()
 
 
-# --- The norm, and what it decides -------------------------------------------------------------------
+# --- The norm and the decision ---------------------------------------------------------------------
+
+
+class _Step(NamedTuple):
+    """Result of the norm pass: the settings of each group, and the factor of its gradients."""
+
+    settings: list[list[float]]
+    factors: list[float]
 
 
 def _decide(
@@ -127,9 +119,8 @@ def _decide(
     found_inf: Tensor | None,
     norm: Tensor | None,
 ) -> _Step | None:
-    """None: there is no update. The record is written."""
-    if nonfinite not in ("skip", "raise", "apply"):
-        raise ValueError(f"nonfinite must be 'skip', 'raise' or 'apply', got '{nonfinite}'")
+    """Write the record; return None if the step is skipped."""
+    check_nonfinite(nonfinite)
     values = [
         float(number if tensor is None else tensor)
         for number, tensor in zip(numbers, on_device or [None] * len(numbers), strict=True)
@@ -138,44 +129,22 @@ def _decide(
     settings = [values[i : i + fields] for i in range(0, len(values), fields)]
     scale = 1.0 if grad_scale is None else float(grad_scale)
     inverse = 1 / scale if scale != 0 else math.inf
-    found = [grad for grad in grads if grad is not None]
-    scaled_norm = (_norm_of(found, norm_type) if norm is None else float(norm)) * inverse
-
+    if norm is None:
+        found = [grad for grad in grads if grad is not None]
+        norm = norm_over(lambda p, unit: torch.linalg.vector_norm(_norms(found, p, unit), p), norm_type)
+    scaled_norm = float(norm) * inverse
     overflow = found_inf is not None and float(found_inf) != 0
-    skips = overflow or (not math.isfinite(scaled_norm) and nonfinite != "apply")
-    raises = skips and not overflow and nonfinite == "raise"
-    _, skipped, taken, _ = record.tolist()
-    after = [scaled_norm, skipped + (skips and not raises), taken + (not skips), float(raises)]
-    record.copy_(torch.tensor(after, dtype=record.dtype, device=record.device))
-    if skips:
+    if not decide(record, scaled_norm, overflow, nonfinite):
         return None
     signed = (-inverse if ascends else inverse for ascends in maximize)
-    clipped = (_clip_coefficient(scaled_norm, max_norm) for _, max_norm, *_ in settings)
+    clipped = (clip_coefficient(scaled_norm, max_norm) for _, max_norm, *_ in settings)
     return _Step(settings, [c * factor for c, factor in zip(clipped, signed, strict=True)])
 
 
-def _clip_coefficient(norm: float, max_norm: float) -> float:
-    coefficient = 1.0 if max_norm == math.inf else max_norm / (norm + 1e-6)
-    return 1.0 if coefficient >= 1 else coefficient  # NaN stays
-
-
-def _norm_of(grads: Tensors, p: float) -> float:
-    """``(sum |g|^p)^(1/p)``; in units of the largest gradient where powers leave the numbers' range."""
-    norms = _norms(grads, p)
-    norm = float(torch.linalg.vector_norm(norms, p))
-    least = math.log2(torch.finfo(norms.dtype).tiny) + 62
-    if p == math.inf or (0 < norm < math.inf and p * math.log2(norm) > least):
-        return norm
-    largest = float(_norms(grads, math.inf).amax())
-    if not 0 < largest < math.inf:
-        return largest
-    return largest * float(torch.linalg.vector_norm(_norms(grads, p, largest), p))
-
-
-def _norms(grads: Tensors, p: float, unit: float = 1.0) -> Tensor:
-    """Of each gradient that has elements, and a zero."""
+def _norms(grads: Tensors, p: float, unit: float) -> Tensor:
+    """Return the norm of each gradient that has elements, divided by ``unit``, and a zero."""
     device = grads[0].device if grads else torch.device("cpu")
-    wide = torch.float32 if device.type == "mps" else torch.float64  # which has no other
+    wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
     zero = torch.zeros((), dtype=wide, device=device)
     held = [grad for grad in grads if grad.numel() > 0]
     if unit != 1:
@@ -183,79 +152,104 @@ def _norms(grads: Tensors, p: float, unit: float = 1.0) -> Tensor:
     return torch.stack([zero, *(torch._foreach_norm(held, p, dtype=wide) if held else ())])
 
 
-# --- The update --------------------------------------------------------------------------------------
+# --- The update ------------------------------------------------------------------------------------
 
 
-def _check(params: Tensors, grads: OptionalTensors, states: Tensors, masters: Tensors) -> None:
+class _Part(NamedTuple):
+    """Parameters that are updated as one list: they have the same group, dtype and step count."""
+
+    group: int
+    settings: list[float]  # of the group
+    t: float  # the step count, if the rule has one
+    theta: Tensors  # updated in place: the master copies, or the parameters in the dtype of the arithmetic
+    g: Tensors  # the gradients, clipped and unscaled; may be overwritten
+    states: list[Tensors]  # updated in place
+
+
+def _take_step(
+    update: Callable[[_Part], None],
+    params: Tensors,
+    grads: OptionalTensors,
+    states: list[Tensors],
+    masters: Tensors,
+    steps: Tensors | None,
+    group_ends: list[int],
+    common: tuple[Any, ...],
+) -> _Step | None:
+    """Check, decide, and call ``update`` for each part; return None if the step is skipped."""
+    _check(params, grads, states, masters)
+    step = _decide(grads, len(group_ends), *common)
+    if step is None:
+        return None
+    if steps is not None:
+        for count, grad in zip(steps, grads, strict=True):
+            if grad is not None:
+                count.add_(1)
+    for (group, t), indices in _parts(params, grads, group_ends, steps):
+        theta = [masters[i].to(compute_dtype(params[i])) for i in indices]
+        g = _scaled(params, grads, indices, step.factors[group])
+        own = [[state[i] for i in indices] for state in states]
+        update(_Part(group, step.settings[group], t, theta, g, own))
+        _copy_back(params, theta, indices)
+    return step
+
+
+def _check(params: Tensors, grads: OptionalTensors, states: list[Tensors], masters: Tensors) -> None:
+    """Raise ValueError unless all tensors of each parameter fit it."""
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if grad is None:
             continue
         for what, tensor in (
             ("the gradient of parameter", grad),
             ("parameter", param),
-            ("the state of parameter", states[i]),
+            *(("the state of parameter", state[i]) for state in states),
             ("the master copy of parameter", masters[i]),
         ):
-            _check_dense(what, i, tensor)
+            check_dense(f"{what} {i}", tensor)
             if tensor.device != params[0].device:
-                wanted = f"must be on the device of the others, {params[0].device}"
-                raise ValueError(f"{what} {i} {wanted}, got {tensor.device}")
+                expected = f"must be on the device of the others, {params[0].device}"
+                raise ValueError(f"{what} {i} {expected}, got {tensor.device}")
             if tensor.shape != param.shape:
-                wanted = f"must have the shape of its parameter, {list(param.shape)}"
-                raise ValueError(f"{what} {i} {wanted}, got {list(tensor.shape)}")
-        if states[i].dtype != _number(param):
-            wanted = f"must be {_number(param)}"
-            raise ValueError(f"the state of parameter {i} {wanted}, got {states[i].dtype}")
+                expected = f"must have the shape of its parameter, {list(param.shape)}"
+                raise ValueError(f"{what} {i} {expected}, got {list(tensor.shape)}")
+        dtype = compute_dtype(param)
+        for state in states:
+            if state[i].dtype != dtype:
+                raise ValueError(f"the state of parameter {i} must be {dtype}, got {state[i].dtype}")
         if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
-            wanted = f"must have memory for each element, got strides {list(param.stride())}"
-            raise ValueError(f"parameter {i} {wanted} for shape {list(param.shape)}")
-
-
-def _check_dense(what: str, i: int, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{what} {i} must be dense, got layout {tensor.layout}")
+            expected = f"must have memory for each element, got strides {list(param.stride())}"
+            raise ValueError(f"parameter {i} {expected} for shape {list(param.shape)}")
 
 
 def _parts(
-    params: Tensors, grads: OptionalTensors, group_ends: list[int], steps: Tensors | None = None
-) -> Iterator[tuple[int, list[int]]]:
-    """Each group's parameters that are updated, those together that may be one list: of a dtype and a t."""
-    parts: dict[tuple[object, ...], list[int]] = {}
+    params: Tensors, grads: OptionalTensors, group_ends: list[int], steps: Tensors | None
+) -> Iterator[tuple[tuple[int, float], list[int]]]:
+    """Yield ``(group, t)`` and the indices of the parameters of each part."""
+    parts: dict[tuple[int, float, torch.dtype], list[int]] = {}
     group = 0
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         while i >= group_ends[group]:
             group += 1
         if grad is not None and param.numel() > 0:
-            t = None if steps is None else float(steps[i])
-            parts.setdefault((group, param.dtype, t), []).append(i)
-    for (number, *_), places in parts.items():
-        assert isinstance(number, int)
-        yield number, places
+            t = 0.0 if steps is None else float(steps[i])
+            parts.setdefault((group, t, param.dtype), []).append(i)
+    for (group, t, _), indices in parts.items():
+        yield (group, t), indices
 
 
-def _number(param: Tensor) -> torch.dtype:
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-def _wide(params: Tensors, masters: Tensors, places: list[int]) -> Tensors:
-    """What is updated: the master copy, or the parameter in the dtype that it is computed in."""
-    return [masters[i].to(_number(params[i])) for i in places]
-
-
-def _scaled(params: Tensors, grads: OptionalTensors, places: list[int], c: float) -> Tensors:
-    """Gradients times ``c``, in two factors where one would be too small for a float32."""
+def _scaled(params: Tensors, grads: OptionalTensors, indices: list[int], c: float) -> Tensors:
+    """Return the gradients times ``c``, in two factors where ``c`` would be too small for a float32."""
     first = 2.0**-126 if abs(c) < 2.0**-200 else 2.0**-100 if abs(c) < 2.0**-100 else 1.0
-    found = (grads[i] for i in places)
-    wide = [grad.to(_number(params[i])) for i, grad in zip(places, found, strict=True) if grad is not None]
+    wide = [grad.to(compute_dtype(params[i])) for i in indices if (grad := grads[i]) is not None]
     g = torch._foreach_mul(wide, first if first < 1 else c)
     if first < 1:
         torch._foreach_mul_(g, c / first)
     return list(g)
 
 
-def _put(params: Tensors, theta: Tensors, places: list[int]) -> None:
-    """Into the parameters that were not updated in place."""
-    others = [(params[i], x) for i, x in zip(places, theta, strict=True) if x is not params[i]]
+def _copy_back(params: Tensors, theta: Tensors, indices: list[int]) -> None:
+    """Copy ``theta`` into the parameters that were not updated in place."""
+    others = [(params[i], x) for i, x in zip(indices, theta, strict=True) if x is not params[i]]
     if others:
         to, values = (list(tensors) for tensors in zip(*others, strict=True))
         torch._foreach_copy_(to, values)
@@ -265,8 +259,8 @@ _warned: list[torch.device] = []
 
 
 def warn_once(device: torch.device) -> None:
-    """Say that there are no kernels for a device."""
+    """Warn that a device has no kernels."""
     if not _warned:
         _warned.append(device)
         what = "a list of torch operations for a step of an optimizer, in place of one call"
-        warnings.warn(warning(device, what), stacklevel=8)  # who makes the optimizer
+        warnings.warn(warning(device, what), stacklevel=8)  # the line that makes the optimizer

@@ -1,13 +1,14 @@
-"""Parameters that are spread over processes as DTensors (fully_shard): the norm of the whole model.
+"""The gradients of parameters that are sharded over processes as DTensors (``fully_shard``).
 
-Each process sums the powers of what it holds. Where a mesh dimension shards, the parts of all its processes
-are gathered and joined; where it replicates, every process has them all already. Gathered rather than
-reduced, because a maximum that is reduced on the way may lose a NaN, and so that all processes join the same
-numbers in the same order: they must decide the same.
+Each process sums the powers of its local gradients. Along a mesh dimension that shards, the sums of all
+processes are gathered and added; along one that replicates, every process has the same sums already. They are
+gathered and not reduced for two reasons: a reduced maximum may lose a NaN, and all processes must add the
+same values in the same order, because they must come to the same decision.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, cast
 
@@ -16,27 +17,34 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-Place = Any  # (mesh, placements) of a DTensor, None for any other tensor
+from rnnkernels.optim._decision import norm_over
+
+Placement = Any  # (mesh, placements) of a DTensor, None for any other tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor; shares its memory."""
+    """Return the local part of a DTensor, which shares its memory, or the tensor itself."""
     with torch.no_grad():  # with autograd it would be a view
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-class Gradients:
-    """The gradients of one step, each spread as its parameter is (pending sums are carried out).
+class ShardedGradients:
+    """The gradients of one step, each placed as its parameter is; pending reductions are carried out.
 
-    Those of one place are dealt with together and by themselves: all processes of its mesh come to the
-    same norm, and so to the same next call, whatever the gradients of other places are.
+    Gradients with the same placement form a set with a norm of its own. So all processes of a mesh get the
+    same norm for a set, and make the same calls, whatever the gradients of other sets are.
+
+    Args:
+        grads: The gradient of each parameter, or None.
+        params: The parameters.
+        operators: Has ``gradient_power_sum``.
     """
 
     def __init__(self, grads: list[Tensor | None], params: list[Tensor], operators: Any) -> None:
         self._operators = operators
         self.local: list[Tensor | None] = []
-        self._indices: dict[Place, list[int]] = {}
-        self._norms: dict[Place, Tensor] = {}
+        self._indices: dict[Placement, list[int]] = {}
+        self._norms: dict[Placement, Tensor] = {}
         for i, (grad, param) in enumerate(zip(grads, params, strict=True)):
             if isinstance(grad, DTensor) and isinstance(param, DTensor):
                 if grad.placements != param.placements:
@@ -47,52 +55,44 @@ class Gradients:
             self.local.append(None if grad is None else local(grad))
 
     def norm(self, p: float) -> Tensor:
-        """``(sum |g|^p)^(1/p)`` (or ``max |g|``) over the whole model: a float64 scalar."""
-        self._norms = {place: self._norm_of(place, p) for place in self._indices}
+        """Return ``(sum |g|^p)^(1/p)``, or ``max |g|``, over the whole model: a float64 scalar."""
+        self._norms = {
+            placement: norm_over(functools.partial(self._norm_of, placement), p)
+            for placement in self._indices
+        }
         if not self._norms:
             return torch.zeros((), dtype=torch.float64, device="cpu")
-        parts = torch.stack(list(self._norms.values()))
-        largest = parts.amax()
+        norms = torch.stack(list(self._norms.values()))
+        largest = norms.amax()
         if p == math.inf or not 0 < float(largest) < math.inf:
             return largest
-        return largest * (parts / largest).pow(p).sum() ** (1 / p)
+        return largest * (norms / largest).pow(p).sum() ** (1 / p)
 
-    def first_not_finite(self) -> int | None:
-        """The index of the first infinite or NaN gradient of the whole model, after ``norm``."""
-        bad: list[int] = []
-        for place, norm in self._norms.items():
+    def first_nonfinite(self) -> int | None:
+        """Return the index of the first infinite or NaN gradient of the whole model; call ``norm`` before."""
+        found: list[int] = []
+        for placement, norm in self._norms.items():
             if not bool(torch.isfinite(norm)):
-                grads = [cast(Tensor, self.local[i]) for i in self._indices[place]]
+                grads = [cast(Tensor, self.local[i]) for i in self._indices[placement]]
                 flags = torch.stack([(~torch.isfinite(grad)).any() for grad in grads]).to(torch.float64)
-                flags = _joined(flags, place, largest=True)
-                bad += [i for i, flag in zip(self._indices[place], flags.tolist(), strict=True) if flag]
-        return min(bad, default=None)
+                flags = _over_processes(flags, placement, largest=True)
+                found += [i for i, flag in zip(self._indices[placement], flags.tolist(), strict=True) if flag]
+        return min(found, default=None)
 
-    def _norm_of(self, place: Place, p: float) -> Tensor:
-        """Where powers leave float64's range in units of the largest gradient, as in core/optimizer.h."""
-        total = self._power_sum(place, p, 1.0)
-        if p == math.inf:
-            return total
-        if 2.0**-960 < float(total) < math.inf:
-            return total ** (1 / p)
-        largest = self._power_sum(place, math.inf, 1.0)
-        if not 0 < float(largest) < math.inf:
-            return largest
-        return largest * self._power_sum(place, p, float(largest)) ** (1 / p)
-
-    def _power_sum(self, place: Place, p: float, unit: float) -> Tensor:
-        held = [self.local[i] for i in self._indices[place]]
+    def _norm_of(self, placement: Placement, p: float, unit: float) -> Tensor:
+        held = [self.local[i] for i in self._indices[placement]]
         part = self._operators.gradient_power_sum(held, p, unit)
-        return _joined(part, place, largest=p == math.inf)
+        total = _over_processes(part, placement, largest=p == math.inf)
+        return total if p == math.inf else total ** (1 / p)
 
 
-def _joined(part: Tensor, place: Place, largest: bool) -> Tensor:
-    """The sums, or maxima, over the processes among which the mesh shards."""
-    if place is None:
+def _over_processes(part: Tensor, placement: Placement, largest: bool) -> Tensor:
+    """Return the sum, or the maximum, over the processes among which the mesh shards."""
+    if placement is None:
         return part
-    mesh, placements = place
-    for dimension, placement in enumerate(placements):
-        if not placement.is_replicate():
+    mesh, placements = placement
+    for dimension, each in enumerate(placements):
+        if not each.is_replicate():
             parts = [torch.empty_like(part) for _ in range(mesh.size(dimension))]
             dist.all_gather(parts, part, group=mesh.get_group(dimension))
             stacked = torch.stack(parts)

@@ -1,4 +1,7 @@
-"""Schedules of the momentum."""
+"""The schedule of the momentum that Sutskever et al. 2013 use with Nesterov momentum.
+
+mu_t = min(mu_max, 1 - 2^(-1 - log2(floor(t / 250) + 1)))
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels.optim._base import check_setting
+from rnnkernels.optim._arguments import check_setting
 
 __all__ = ["MomentumSchedule", "paper_momentum"]
 
 
 def paper_momentum(t: int, mu_max: float = 0.99) -> float:
-    """``mu_t = min(mu_max, 1 - 2^(-1 - log2(floor(t / 250) + 1)))``, the schedule of the paper's time.
+    """Return ``mu_t = min(mu_max, 1 - 2^(-1 - log2(floor(t / 250) + 1)))``.
+
+    It begins at 0.5 and grows every 250 steps: ``paper_momentum(250)`` is 0.75.
 
     Args:
-        t: The number of the step, from 0.
-        mu_max: What it grows to, in [0, 1).
+        t: Index of the step, from 0.
+        mu_max: Largest momentum, in [0, 1).
+
+    Returns:
+        The momentum, a float.
+
+    Raises:
+        ValueError: ``t`` is negative, or ``mu_max`` is outside [0, 1).
 
     Source: Sutskever, Martens, Dahl and Hinton 2013 (ICML), section 3.
     """
@@ -28,11 +39,17 @@ def paper_momentum(t: int, mu_max: float = 0.99) -> float:
 
 
 class MomentumSchedule:
-    """Sets each group's momentum to :func:`paper_momentum`; call ``step()`` after ``optimizer.step()``.
+    """Set the momentum of each group to :func:`paper_momentum`, step by step.
+
+        schedule = rnnkernels.MomentumSchedule(optimizer)
+        for batch in batches:
+            ...
+            optimizer.step()
+            schedule.step()
 
     Args:
-        optimizer: With a ``momentum`` in its groups; its momentum is that of t = 0 from here on.
-        mu_max: What the momentum grows to, in [0, 1).
+        optimizer: Has ``momentum`` in its groups. The schedule sets it to the momentum of ``t = 0`` at once.
+        mu_max: Largest momentum, in [0, 1).
 
     Raises:
         ValueError: A group has no momentum, or ``mu_max`` is outside [0, 1).
@@ -49,11 +66,11 @@ class MomentumSchedule:
         self.step()
 
     def step(self) -> None:
-        """Go on to the next t."""
+        """Set the momentum of the next ``t``; call it after ``optimizer.step()``."""
         self.t += 1
-        self._set()
+        self._set_momentum()
 
-    def _set(self) -> None:
+    def _set_momentum(self) -> None:
         momentum = paper_momentum(self.t, self.mu_max)
         for group in self.optimizer.param_groups:
             if isinstance(group["momentum"], Tensor):
@@ -62,10 +79,10 @@ class MomentumSchedule:
                 group["momentum"] = momentum
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` takes."""
+        """Return ``t`` and ``mu_max``."""
         return {"t": self.t, "mu_max": self.mu_max}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where another schedule was."""
+        """Continue from a saved ``t`` and ``mu_max``, and set the momentum accordingly."""
         self.t, self.mu_max = state_dict["t"], state_dict["mu_max"]
-        self._set()
+        self._set_momentum()
