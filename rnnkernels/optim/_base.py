@@ -60,6 +60,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
         """Return the scalars that the rule reads and writes, one per group or one per parameter."""
         raise NotImplementedError
 
+    def _init_group(self, group: dict[str, Any]) -> None:
+        """Make a new group's scalars, on the record's device."""
+
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise ValueError unless a group's settings are valid."""
         check_setting("lr", group["lr"], 0)
@@ -68,7 +71,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             check_setting("max_norm", group["max_norm"], 0, above=True)
         check_bool("maximize", group["maximize"])
 
-    # ---------------------------------------------------------------------------------------------
+    # --- The optimizer ---------------------------------------------------------------------------
 
     norm_type: float
     nonfinite: str
@@ -127,6 +130,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         except ValueError:
             del self.param_groups[index]
             raise
+        self._init_group(self.param_groups[index])
         self._move_to(device)
 
     def _move_to(self, device: torch.device) -> None:

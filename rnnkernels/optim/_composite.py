@@ -87,13 +87,14 @@ def clipped_adamw_(
 
 @torch.no_grad()
 def gradient_power_sum(grads: OptionalTensors, norm_type: float, unit: float) -> Tensor:
-    """As ``rnnkernels::gradient_power_sum``."""
+    """As ``rnnkernels::gradient_power_sum``: ``sum |g / unit|^p``, or ``max |g|`` for ``p = inf``."""
     for i, grad in enumerate(grads):
         if grad is not None:
             check_dense(f"gradient {i}", grad)
     found = [grad for grad in grads if grad is not None]
-    norms = _norms(found, norm_type, unit)
-    return norms.amax() if norm_type == math.inf else (norms**norm_type).sum()
+    if norm_type == math.inf:
+        return _norms(found, norm_type).amax()
+    return (_norms(found, norm_type, unit) ** norm_type).sum()
 
 
 # --- The norm and the decision ---------------------------------------------------------------------
@@ -141,7 +142,7 @@ def _decide(
     return _Step(settings, [c * factor for c, factor in zip(clipped, signed, strict=True)])
 
 
-def _norms(grads: Tensors, p: float, unit: float) -> Tensor:
+def _norms(grads: Tensors, p: float, unit: float = 1.0) -> Tensor:
     """Return the norm of each gradient that has elements, divided by ``unit``, and a zero."""
     device = grads[0].device if grads else torch.device("cpu")
     wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64

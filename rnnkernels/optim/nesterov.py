@@ -101,17 +101,15 @@ class ClippedNesterov(ClippedOptimizer):
         super()._check_group(group)
         check_setting("momentum", group["momentum"], 0, 1)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: D102
-        super().add_param_group(param_group)
+    def _init_group(self, group: dict[str, Any]) -> None:
         # mu_{t-1}. Its first value does not matter, because the first velocity is zero.
         zero = torch.zeros((), dtype=torch.float64, device=self._record.device)
-        self.param_groups[-1].setdefault("previous_momentum", zero)
+        group.setdefault("previous_momentum", zero)
 
     def _move_scalars(self, device: torch.device) -> None:
         super()._move_scalars(device)
         for group in self.param_groups:
-            if "previous_momentum" in group:  # a group that is just being added has none yet
-                group["previous_momentum"] = group["previous_momentum"].to(device)
+            group["previous_momentum"] = group["previous_momentum"].to(device)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(state_dict)
