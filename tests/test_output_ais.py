@@ -157,8 +157,8 @@ def test_where_all_chains_have_the_same_weight_the_estimate_is_exact():
 def test_any_leading_dimensions_rows_at_once_or_one_by_one(lead, monkeypatch):
     model = make("random")
     v, state = problem(model, *lead)
-    for values in (1, ais.CPU_VALUES):
-        monkeypatch.setattr(ais, "CPU_VALUES", values)
+    for values in (1, ais.MAX_CPU_VALUES):
+        monkeypatch.setattr(ais, "MAX_CPU_VALUES", values)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found, error = estimate(model, v, state, 11, chains=20, temperatures=50)

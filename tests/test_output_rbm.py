@@ -35,7 +35,7 @@ def joint(model, state):
 @pytest.mark.parametrize("sizes", [(5, 4), (4, 5), (1, 6), (6, 1)], ids=str)
 @pytest.mark.parametrize("block", [1, 1 << 22])
 def test_probabilities_are_the_reference_s_whichever_side_is_smaller(sizes, block, monkeypatch):
-    monkeypatch.setattr(_rbm, "MOST_VALUES", block)
+    monkeypatch.setattr(_rbm, "MAX_VALUES", block)
     model = RBM(*sizes, CONDITION, dtype=torch.float64)
     nn.init.normal_(model.weight)
     state, v = make_state(3, 2), torch.rand(3, 2, sizes[0]) < 0.5
@@ -200,6 +200,6 @@ def test_a_model_too_large_for_the_sum_points_to_the_estimate(monkeypatch):
     model = RBM(21, 22, CONDITION)
     with pytest.raises(ValueError, match="at most 20 units, got 21: estimate_log_prob estimates it"):
         model.log_prob(torch.zeros(2, 21), torch.zeros(2, CONDITION))
-    monkeypatch.setattr(rbm, "MOST_ENUMERATED", 3)
+    monkeypatch.setattr(rbm, "MAX_ENUMERATED", 3)
     with pytest.raises(ValueError, match="at most 3 units, got 4"):
         make_model("rbm").log_prob(make_frames("rbm", 2), make_state(2))

@@ -74,6 +74,7 @@ def test_a_bad_state_is_refused_everywhere(name, state, error, message):
         (torch.full((4, 5), 2), ValueError, "v must be binary"),
         (torch.full((4, 5), math.nan), ValueError, "v must be binary"),
         (torch.ones(4, 5, device="meta"), ValueError, "v must be on the device of the state, cpu, got meta"),
+        (torch.ones(4, 5).to_sparse(), ValueError, "v must be a dense tensor, got layout torch.sparse_coo"),
     ],
 )
 @pytest.mark.parametrize("name", BINARY)

@@ -208,9 +208,9 @@ def test_draws_and_estimates_have_no_gradient(name):
 def test_marginals_of_many_samples_are_worked_out_in_pieces(monkeypatch):
     for name in ("nade", "rbm"):
         model, state = make_model(name), make_state(4)
-        monkeypatch.setattr(outputs._base, "MOST_VALUES", 4 * VISIBLE * 30)
+        monkeypatch.setattr(outputs._base, "MAX_VALUES", 4 * VISIBLE * 30)
         expected = model.marginals(state, samples=2000, **SHORTER.get(name, {}))
-        monkeypatch.setattr(outputs._base, "MOST_VALUES", 1)
+        monkeypatch.setattr(outputs._base, "MAX_VALUES", 1)
         found = model.marginals(state, samples=300, **SHORTER.get(name, {}))
         assert (found - expected).abs().max() < half_width(2000) + half_width(300)
 
