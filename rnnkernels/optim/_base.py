@@ -48,7 +48,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     # --- Defined by an update rule ---------------------------------------------------------------
 
-    operator: str  # the name of its operator
+    _operator_name: str
     state_names: tuple[str, ...] = ()  # states with one value per element, keys of `optimizer.state[param]`
     scalar_state_names: tuple[str, ...] = ()  # states with one value per parameter
 
@@ -271,7 +271,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             masters = [state.get("master", param) for param, state in zip(params, states, strict=True)]
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         try:
-            getattr(self._operators, self.operator)(
+            getattr(self._operators, self._operator_name)(
                 params, grads, *([state[name] for state in states] for name in self.state_names), masters,
                 self._scalars(states), group_ends, numbers, tensors, maximize, self._record, self.norm_type,
                 self.nonfinite, scale, found_inf, norm,

@@ -56,7 +56,7 @@ class ClippedAdamW(ClippedOptimizer):
     Source: Loshchilov and Hutter 2019 (arXiv 1711.05101).
     """
 
-    operator = "clipped_adamw_"
+    _operator_name = "clipped_adamw_"
     state_names = ("exp_avg", "exp_avg_sq")
     scalar_state_names = ("step",)
 

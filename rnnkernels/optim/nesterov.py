@@ -66,7 +66,7 @@ class ClippedNesterov(ClippedOptimizer):
     Source: Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901), section 3.5.
     """
 
-    operator = "clipped_nesterov_"
+    _operator_name = "clipped_nesterov_"
     state_names = ("velocity",)
 
     def __init__(
