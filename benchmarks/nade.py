@@ -64,9 +64,9 @@ def _ours(*arguments: Tensor) -> Tensor:
 
 
 def _loop(*arguments: Tensor) -> Tensor:
-    from rnnkernels import _nade_fallback
+    from rnnkernels.outputs import _nade_composite
 
-    return _nade_fallback.nade(*arguments)[0]
+    return _nade_composite.nade(*arguments)[0]
 
 
 def _our_draws(generator: torch.Generator | None, *arguments: Tensor) -> Tensor:
@@ -76,10 +76,10 @@ def _our_draws(generator: torch.Generator | None, *arguments: Tensor) -> Tensor:
 
 
 def _loop_draws(generator: torch.Generator | None, *arguments: Tensor) -> Tensor:
-    from rnnkernels import _nade_fallback
+    from rnnkernels.outputs import _nade_composite
 
     uniform = torch.rand(arguments[0].shape, generator=generator, device=arguments[0].device)
-    return _nade_fallback.nade_sample(uniform, *arguments)[0]
+    return _nade_composite.nade_sample(uniform, *arguments)[0]
 
 
 LOG_PROB: dict[str, Function] = {

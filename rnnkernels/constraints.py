@@ -5,11 +5,11 @@
     register_parametrization(rnn, "weight_hh_l0", DaleLaw(signs))
     register_parametrization(rnn, "weight_hh_l0", no_self_connections(rnn.hidden_size))
 
-The parameter that is trained is then ``rnn.parametrizations.weight_hh_l0.original``, and
-``rnn.weight_hh_l0`` the constrained weight computed from it, which every call of the layer uses and
-through which the gradient flows. Several constraints apply in the order in which they were registered;
-:class:`LowRank`, which trains two factors, comes first. ``W[i, j]`` is the connection from unit ``j``
-to unit ``i``, so a column holds what one unit sends.
+The trained parameter is then ``rnn.parametrizations.weight_hh_l0.original``, and ``rnn.weight_hh_l0`` is the
+constrained weight computed from it. Every call of the layer uses the constrained weight, and the gradient
+flows through it. Several constraints apply in the order of registration; :class:`LowRank`, which trains two
+factors, must be the first. ``W[i, j]`` is the connection from unit ``j`` to unit ``i``, so a column holds the
+outgoing connections of one unit.
 """
 
 from __future__ import annotations
@@ -21,21 +21,27 @@ __all__ = ["DaleLaw", "LowRank", "Mask", "no_self_connections"]
 
 
 class DaleLaw(nn.Module):
-    r"""Each unit is excitatory or inhibitory: all that it sends has its sign.
+    r"""Each unit is excitatory or inhibitory: all of its outgoing connections have its sign.
 
     .. math:: W_{ij} = |V_{ij}| \, s_j
 
-    where ``V`` is trained. (Song, Yang and Wang 2016, doi 10.1371/journal.pcbi.1004792.) Magnitudes rather
-    than ReLU, so that a connection that reaches zero is not lost: it comes back.
+    where ``V`` is trained. It uses magnitudes and not a ReLU, so that a connection that crosses zero is
+    not lost: it grows again.
 
-    For recurrent weights, or an output layer's; the weight at registration keeps its magnitudes and
-    takes the signs. The signs are a buffer and in the state dict.
+    It suits recurrent weights and the weights of an output layer. At registration the weight keeps its
+    magnitudes and gets the signs. The signs are a buffer, and part of the state dict.
+
+        signs = torch.ones(100)
+        signs[80:] = -1  # 20 inhibitory units
+        register_parametrization(rnn, "weight_hh_l0", DaleLaw(signs))
 
     Args:
-        signs: ``s``, one of +1 or -1 for each sending unit, ``[H]``.
+        signs: ``s``, +1 or -1 for each sending unit, ``[H]``.
 
     Raises:
         ValueError: ``signs`` has another shape or other values.
+
+    Source: Song, Yang and Wang 2016, doi 10.1371/journal.pcbi.1004792.
     """
 
     signs: Tensor
@@ -47,11 +53,11 @@ class DaleLaw(nn.Module):
         self.register_buffer("signs", signs.detach().to(torch.get_default_dtype(), copy=True))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``W [.., H]`` from ``V [.., H]``."""
+        """Return ``W``, ``[..., H]``, for ``V``, ``[..., H]``."""
         return weight.abs() * self.signs.to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """``V`` to begin with."""
+        """Return the initial ``V`` for the weight at registration."""
         if weight.shape[-1] != len(self.signs):
             raise ValueError(
                 f"signs must be one for each of the {weight.shape[-1]} columns of the weight, "
@@ -61,15 +67,17 @@ class DaleLaw(nn.Module):
 
 
 class Mask(nn.Module):
-    r"""Some connections do not exist.
+    r"""Connections outside of a mask are zero.
 
     .. math:: W_{ij} = V_{ij} \;\text{where the mask is True, otherwise}\; 0
 
-    where ``V`` is trained; its entries outside of the mask get no gradient. The mask is a buffer and in
-    the state dict.
+    where ``V`` is trained; its entries outside of the mask get a gradient of zero. The mask is a buffer, and
+    part of the state dict.
+
+        register_parametrization(rnn, "weight_hh_l0", Mask(torch.rand(100, 100) < 0.1))
 
     Args:
-        mask: Which connections exist: bool, shaped like the weight.
+        mask: True where a connection exists: bool, shaped like the weight.
 
     Raises:
         ValueError: ``mask`` is not bool, or not shaped like the weight it is registered for.
@@ -84,11 +92,11 @@ class Mask(nn.Module):
         self.register_buffer("mask", mask.detach().clone())
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``W`` from ``V``, of the mask's shape."""
+        """Return ``W`` for ``V``, both of the mask's shape."""
         return torch.where(self.mask, weight, 0.0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """``V`` to begin with."""
+        """Return the initial ``V`` for the weight at registration."""
         if weight.shape != self.mask.shape:
             raise ValueError(
                 f"mask must be shaped like the weight, {list(weight.shape)}, got {list(self.mask.shape)}"
@@ -97,11 +105,11 @@ class Mask(nn.Module):
 
 
 def no_self_connections(hidden_size: int, device: torch.device | str | None = None) -> Mask:
-    """The mask without the diagonal: no unit sends to itself.
+    """Return the mask that is False on the diagonal, so that no unit has a connection to itself.
 
     Args:
         hidden_size: ``H``.
-        device: Where the weight is.
+        device: Device of the weight.
 
     Returns:
         A :class:`Mask` for a weight ``[H, H]``.
@@ -114,15 +122,19 @@ class LowRank(nn.Module):
 
     .. math:: W = L R \qquad L: [H, rank] \quad R: [rank, H]
 
-    Both factors are trained: ``original0`` is ``L`` and ``original1`` is ``R``. They begin at the best
-    approximation of the weight at registration (its largest singular values, shared evenly). (Mastrogiuseppe
-    and Ostojic 2018, doi 10.1016/j.neuron.2018.07.003, whose ``m n^T / N`` is ``L R``.)
+    Both factors are trained: ``original0`` is ``L`` and ``original1`` is ``R``. At registration they become
+    the best approximation of the weight: its largest singular values, with the square root of each in either
+    factor.
+
+        register_parametrization(rnn, "weight_hh_l0", LowRank(2))
 
     Args:
-        rank: At most the smaller side of the weight.
+        rank: Positive, and at most the smaller side of the weight.
 
     Raises:
-        ValueError: ``rank`` is not positive, or larger than the weight.
+        ValueError: ``rank`` is not positive, or larger than the smaller side of the weight.
+
+    Source: Mastrogiuseppe and Ostojic 2018, doi 10.1016/j.neuron.2018.07.003; their ``m n^T / N`` is ``L R``.
     """
 
     def __init__(self, rank: int) -> None:
@@ -132,11 +144,11 @@ class LowRank(nn.Module):
         self.rank = rank
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """``W`` from ``L`` and ``R``."""
+        """Return ``W``, ``[H, H]``, for ``L``, ``[H, rank]``, and ``R``, ``[rank, H]``."""
         return left @ right
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """``L`` and ``R`` to begin with."""
+        """Return the initial ``L`` and ``R`` for the weight at registration."""
         if self.rank > min(weight.shape):
             raise ValueError(
                 f"rank must be at most {min(weight.shape)} for {list(weight.shape)}, got {self.rank}"
@@ -146,5 +158,5 @@ class LowRank(nn.Module):
         return left[:, : self.rank] * roots, roots[:, None] * right[: self.rank]
 
     def extra_repr(self) -> str:
-        """The rank."""
+        """Return the rank."""
         return f"rank={self.rank}"

@@ -7,12 +7,12 @@ import numbers
 import torch
 from torch import Tensor
 
-from rnnkernels import _nade
 from rnnkernels._autograd.checkpointing import checkpointed
 from rnnkernels._autograd.forward import recurrence
 from rnnkernels._checks import autocasts, check_sizes, has_kernels
 from rnnkernels._ops import composite
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec, RecurrenceTensors
+from rnnkernels.outputs import _nade_autograd
 
 __all__ = ["leaky_recurrence", "nade_log_prob", "nade_sample", "projected_recurrence"]
 
@@ -189,7 +189,7 @@ def nade_log_prob(
         "visible_bias": visible_bias, "hidden_bias": hidden_bias, "encoder": encoder, "decoder": decoder
     }  # fmt: skip
     _check_tensors(v=v, **tensors)
-    return _nade.log_prob(v, *tensors.values())
+    return _nade_autograd.log_prob(v, *tensors.values())
 
 
 def nade_sample(
@@ -221,7 +221,7 @@ def nade_sample(
         "visible_bias": visible_bias, "hidden_bias": hidden_bias, "encoder": encoder, "decoder": decoder
     }  # fmt: skip
     _check_tensors(**tensors)
-    return _nade.sample(generator, *tensors.values())
+    return _nade_autograd.sample(generator, *tensors.values())
 
 
 def run_projected(

@@ -1,4 +1,4 @@
-"""Random trees of tensors for the optimizers' tests, and the two judges: torch and NumPy."""
+"""Random trees of tensors for the optimizers' tests, and comparisons with torch and NumPy."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.nn.utils import clip_grad_norm_
 from rnnkernels import ClippedAdamW, ClippedNesterov
 from rnnkernels import testing as reference
 
-# Relative to the largest element. A few roundings a step, over the steps of a test.
+# Relative to the largest element: a few roundings per step, over the steps of a test.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
 
 
 class Tree(NamedTuple):
-    """Shapes of groups of parameters, and which of them get no gradient at some steps."""
+    """Shapes of groups of parameters, and the probability that a parameter has no gradient at a step."""
 
     groups: list[list[tuple[int, ...]]]
     missing: float
@@ -39,7 +39,7 @@ trees = st.builds(
 
 
 def laid_out(values: Tensor, layout: str) -> Tensor:
-    """The same values, in memory otherwise."""
+    """The same values with another memory layout."""
     if layout == "transposed" and values.dim() > 1:
         return values.transpose(0, -1).contiguous().transpose(0, -1)
     if layout == "sliced" and values.dim() > 0:
@@ -49,7 +49,7 @@ def laid_out(values: Tensor, layout: str) -> Tensor:
 
 
 def make_groups(tree: Tree, *dtypes: torch.dtype, device: str = "cpu") -> list[list[torch.nn.Parameter]]:
-    """Of several dtypes each parameter has some."""
+    """Make the parameters of each group; each gets one of the dtypes at random."""
     chance = torch.Generator().manual_seed(tree.seed)
 
     def make(shape: tuple[int, ...]) -> torch.nn.Parameter:
@@ -61,7 +61,7 @@ def make_groups(tree: Tree, *dtypes: torch.dtype, device: str = "cpu") -> list[l
 
 
 def draw_gradients(tree: Tree, params: Sequence[Tensor], step: int) -> list[Tensor | None]:
-    """One for each parameter; None where one is left out."""
+    """Return a gradient for each parameter, or None where it has none at this step."""
     chance = torch.Generator().manual_seed(tree.seed + 1 + step)
     grads: list[Tensor | None] = []
     for param in params:
@@ -90,7 +90,7 @@ def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float | None, norm
 
 
 def assert_near(got: Any, wanted: Any, dtype: torch.dtype, factor: float = 1.0) -> None:
-    """As near as rounding, relative to the largest element that there is (or to 1)."""
+    """Check that values agree up to rounding, relative to the largest element (or to 1)."""
     for number, (a, b) in enumerate(zip(got, wanted, strict=True)):
         b = torch.as_tensor(b, dtype=torch.float64)
         b, a = b.detach(), a.detach().to(torch.float64)
@@ -102,9 +102,10 @@ def assert_near(got: Any, wanted: Any, dtype: torch.dtype, factor: float = 1.0) 
 
 
 class Judge:
-    """The float64 reference of an optimizer, from where its parameters are; the groups' settings are its own.
+    """The float64 reference of an optimizer: starts at its parameters, and uses its groups' settings.
 
-    Half precision without a master copy is rounded at every step, so that the reference goes on from there.
+    A half-precision parameter without a master copy is rounded at every step, and the reference continues
+    from the rounded value.
     """
 
     def __init__(self, optimizer: ClippedNesterov | ClippedAdamW) -> None:
@@ -115,12 +116,12 @@ class Judge:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         self.theta = {p: array_of(p) for p in params}
         self.states = {p: [np.zeros(p.shape)] * len(optimizer.state_names) for p in params}
-        # The largest that a number has been so far: what its roundings were relative to.
+        # The largest magnitude so far, to which rounding errors are relative.
         self.scale = dict.fromkeys(params, 1.0)
         self.state_scale = {p: [0.0] * len(optimizer.state_names) for p in params}
 
     def step(self) -> None:
-        """What the optimizer is to do next, with the gradients as they are."""
+        """Take the step that the optimizer should take next, with the current gradients."""
         grads = {p: None if p.grad is None else array_of(p.grad) for p in self.theta}
         for number, group in enumerate(self.optimizer.param_groups):
             max_norm = None if group["max_norm"] is None else float(group["max_norm"])
@@ -151,7 +152,7 @@ class Judge:
         ]
 
     def check(self, factor: float) -> None:
-        """Every parameter, master copy and state is the reference's, to ``factor`` roundings of its type."""
+        """Check that parameters, master copies and states equal the reference, up to ``factor`` roundings."""
         for param, theta in self.theta.items():
             state = self.optimizer.state.get(param, {})
             number = torch.float64 if param.dtype == torch.float64 else torch.float32
@@ -186,7 +187,7 @@ def difference(tensor: Tensor, array: Any) -> float:
 
 
 def one(shape: Any = (3, 4), dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, Any]:
-    """One parameter with a gradient, and its optimizer."""
+    """Return a parameter with a gradient, and its optimizer."""
     param = torch.nn.Parameter(torch.randn(shape).to(dtype))
     param.grad = torch.randn(shape).to(dtype)
     return param, ClippedNesterov([param], **options)
@@ -200,7 +201,7 @@ APPLY_SETTINGS = [(ClippedNesterov, {"momentum": mu}) for mu in (0.0, 0.9)] + [
 def assert_torch_applies_the_same(
     cls: Any, settings: dict[str, Any], params: list[torch.nn.Parameter], bad: float, max_norm: float | None
 ) -> None:
-    """Three steps of which the first has a bad number in a gradient, with ``nonfinite="apply"``."""
+    """Compare three steps with ``nonfinite="apply"``; the first has a nonfinite value in a gradient."""
     optimizer = cls(params, lr=0.1, nonfinite="apply", max_norm=max_norm, weight_decay=0.0, **settings)
     others = [torch.nn.Parameter(p.detach().clone()) for p in params]
     judge: torch.optim.Optimizer

@@ -34,7 +34,7 @@ NadeResult nade_sample_meta(const at::Tensor& uniform, const at::Tensor& visible
                             const at::Tensor& hidden_bias, const at::Tensor& encoder,
                             const at::Tensor& decoder);
 
-// Not defined in C++: the signature of what rnnkernels/_nade.py implements.
+// Not defined in C++: the signature of what rnnkernels/outputs/_nade_autograd.py implements.
 NadeGradients nade_vjp(const OptionalTensor& grad_log_prob, const OptionalTensor& grad_logits,
                        const at::Tensor& v, const at::Tensor& visible_bias, const at::Tensor& hidden_bias,
                        const at::Tensor& encoder, const at::Tensor& decoder, std::array<bool, 4> wanted);

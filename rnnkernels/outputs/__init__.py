@@ -1,8 +1,8 @@
-"""Distributions over the next frame, with biases from a recurrent network's state.
+"""Distributions over the next frame; their biases are linear in the state of a recurrent network.
 
 Each model is a module with ``log_prob(v, state)``, ``loss(v, state)``, ``sample(state)`` and
-``marginals(state)``. A state is ``[..., C]`` with any leading dimensions, the ``.data`` of a packed
-sequence included; ``docs/outputs.md`` tells which model suits what.
+``marginals(state)``. A state is ``[..., C]`` with any leading dimensions; the ``.data`` of a packed sequence
+is one as well. ``docs/outputs.md`` is the guide and helps to choose a model.
 """
 
 from rnnkernels.outputs.accuracy import expected_accuracy

@@ -1,4 +1,4 @@
-"""What the output models share: biases from the state, checks of what is given, draws."""
+"""Base classes of the output models, and their checks, dtype rules and random draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torc
 
 
 class OutputModel(nn.Module):
-    """A distribution over the next frame, of which the state gives the biases."""
+    """A distribution over the next frame with biases that are linear in the state: ``b = A s + a``."""
 
     def __init__(
         self,
@@ -32,24 +32,24 @@ class OutputModel(nn.Module):
         self.visible_bias = nn.Linear(condition_size, num_visible, device=device, dtype=dtype)
 
     def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
-        """The logarithm of the probability of each frame, ``[...]``."""
+        """Return the logarithm of the probability of each frame, ``[...]``."""
         raise NotImplementedError
 
     def loss(self, v: Tensor, state: Tensor) -> Tensor:
-        """What training minimizes, one number a row, ``[...]``: ``-log_prob``."""
+        """Return the training loss of each row, ``[...]``: ``-log_prob``."""
         return -self.log_prob(v, state)
 
     def forward(self, v: Tensor, state: Tensor, **options: Any) -> Tensor:
-        """The :meth:`loss`, so that hooks and wrappers for several devices see the training."""
+        """Return :meth:`loss`, so that hooks and wrappers such as DistributedDataParallel work."""
         return self.loss(v, state, **options)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         for module in self.children():
             module.reset_parameters()  # type: ignore[operator]
 
     def _check_state(self, state: Tensor) -> None:
-        """Refuse a state that is not [..., C], or not like the weights."""
+        """Raise an error unless the state is ``[..., C]`` with the dtype and device of the weights."""
         if not isinstance(state, Tensor):
             packed = " (of a PackedSequence give .data)" if isinstance(state, tuple) else ""
             raise TypeError(f"state must be a Tensor, got {type(state).__name__}{packed}")
@@ -68,13 +68,15 @@ class OutputModel(nn.Module):
             raise ValueError(f"state must have the dtype of the weights, {weight.dtype}, got {state.dtype}")
 
     def _check(self, v: Tensor, state: Tensor) -> None:
-        """Refuse a state as above, and rows that are not [..., D] of zeros and ones."""
+        """Raise an error unless the state and the frames, ``[..., D]``, are valid."""
         self._check_state(state)
+        if isinstance(v, Tensor) and v.layout is not torch.strided:
+            raise ValueError(f"v must be a dense tensor, got layout {v.layout}")
         check_binary("v", v, (*state.shape[:-1], self.num_visible), state.device)
 
 
 class ConditionalModel(OutputModel):
-    """An output model with hidden units, which have a bias of the state, too."""
+    """An output model with hidden units, whose biases are linear in the state as well."""
 
     def __init__(
         self,
@@ -90,68 +92,95 @@ class ConditionalModel(OutputModel):
         self.hidden_bias = nn.Linear(condition_size, num_hidden, device=device, dtype=dtype)
 
     def _biases(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """``[..., D]`` and ``[..., H]``."""
+        """Return ``b``, ``[..., D]``, and ``c``, ``[..., H]``."""
         return self.visible_bias(state), self.hidden_bias(state)
 
+    def reset_parameters(self) -> None:
+        """Initialize all parameters again."""
+        super().reset_parameters()
+        self._reset_weights()
+
+    def _reset_weights(self) -> None:
+        """Initialize the parameters of the model itself."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes."""
         return f"{self.num_visible}, {self.num_hidden}, condition_size={self.condition_size}"
 
 
 def check_binary(name: str, v: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """Refuse what is not zeros and ones of this shape, there. Values are looked at on the CPU only."""
+    """Raise an error unless ``v`` has zeros and ones, this shape and this device.
+
+    Values are checked on the CPU only, because reading them from another device would synchronize.
+    """
     check_tensor(name, v)
     if tuple(v.shape) != shape:
         raise ValueError(f"{name} must be [..., D] = {list(shape)}, as the state is, got {list(v.shape)}")
     if v.device != device:
         raise ValueError(f"{name} must be on the device of the state, {device}, got {v.device}")
-    if v.dtype == torch.bool or not can_look_at(v):
+    if v.dtype == torch.bool or not has_readable_values(v):
         return
     if not bool(((v == 0) | (v == 1)).all()):
         raise ValueError(f"{name} must be binary, zeros and ones, got other values")
 
 
-def can_look_at(x: Tensor) -> bool:
-    """Whether values can be compared without waiting for a device, and are there at all."""
+def has_readable_values(x: Tensor) -> bool:
+    """Return whether values exist (no tracing, no transform) and can be read without synchronizing."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not in_torch_func()
 
 
 def check_integers(name: str, x: Tensor) -> None:
-    """Refuse another dtype than one of integers."""
+    """Raise an error unless ``x`` is a tensor with an integer dtype."""
     check_tensor(name, x)
     if x.dtype not in _INTEGERS[1:]:
         raise ValueError(f"{name} must have an integer dtype, got {x.dtype}")
 
 
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype to compute in, float64 or float32; half precision is for storage only."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def wide(x: Tensor) -> Tensor:
-    """In float32 at least: half precision is storage."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    """Return ``x`` in float32 or float64."""
+    return x.to(wide_dtype(x))
 
 
 def without_autocast(like: Tensor) -> contextlib.AbstractContextManager[object]:
-    """What is worked out in it keeps the dtype of its arguments."""
+    """Return a context in which autocast is off on the device of ``like``."""
     on = autocasts(like.device)
     return torch.autocast(like.device.type, enabled=False) if on else contextlib.nullcontext()
 
 
 def uniform_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers in [0, 1) of x's shape, dtype and device."""
+    """Return uniform random values in [0, 1) with the shape, dtype and device of ``x``."""
     return torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """1 with probability ``sigmoid(logits)``, in their dtype. Of NaN it makes 0, where torch.bernoulli
-    would stop a GPU's whole context.
+    """Return 1 with probability ``sigmoid(logits)``, else 0, in the dtype of ``logits``.
+
+    A NaN gives 0, whereas it would make torch.bernoulli abort the context of a GPU.
     """
     return (uniform_like(logits, generator) < torch.sigmoid(logits)).to(logits.dtype)
 
 
-def copies_at_a_time(samples: int, state: Tensor, largest: int) -> list[int]:
-    """How many copies of all rows to work on at once, for bounded memory: they add up to samples."""
+# Most values in an intermediate tensor: 16 MB in float32.
+MAX_VALUES = 1 << 22
+
+
+def split_samples(samples: int, state: Tensor, units: int) -> list[int]:
+    """Split a number of samples per row into parts, so that intermediate tensors stay below a fixed size.
+
+    Args:
+        samples: Samples per row of the state.
+        state: ``[..., C]``.
+        units: Values per row and sample in the largest intermediate tensor.
+
+    Returns:
+        The number of samples in each part; they add up to ``samples``.
+    """
     rows = math.prod(state.shape[:-1])
-    most = max(1, MOST_VALUES // max(rows * largest, 1))
+    most = max(1, MAX_VALUES // max(rows * units, 1))
     return [min(most, samples - begin) for begin in range(0, samples, most)]
-
-
-# 16 MB of float32 in each tensor that is worked on.
-MOST_VALUES = 1 << 22

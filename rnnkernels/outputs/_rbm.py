@@ -1,8 +1,9 @@
-"""The mathematics of an RBM as torch operations, of biases that every row has for itself.
+"""The mathematics of an RBM as torch operations; each row has its own biases.
 
     F(v) = -b.v - sum_j softplus(c_j + (W v)_j)      p(v) = exp(-F(v)) / Z      Z = sum over v of exp(-F(v))
 
-v and b are [..., D], c is [..., H], W is [H, D]; all of one dtype, float32 or float64.
+``v`` and ``b`` are ``[..., D]``, ``c`` is ``[..., H]``, ``W`` is ``[H, D]``; all have one dtype, float32 or
+float64.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rnnkernels.outputs._base import MOST_VALUES, bernoulli
+from rnnkernels.outputs._base import MAX_VALUES, bernoulli
 
 
 def free_energy(v: Tensor, b: Tensor, c: Tensor, weight: Tensor) -> Tensor:
-    """``F(v)``, ``[...]``."""
+    """Return the free energy ``F(v)``, ``[...]``."""
     return -(b * v).sum(-1) - softplus(c + v @ weight.mT).sum(-1)
 
 
@@ -25,7 +26,7 @@ def free_energy(v: Tensor, b: Tensor, c: Tensor, weight: Tensor) -> Tensor:
 def gibbs(
     v: Tensor, b: Tensor, c: Tensor, weight: Tensor, steps: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Steps of a chain: hidden units of v, then v of them. Returns the last v and the logits behind it."""
+    """Run a Gibbs chain: draw h given v, then v given h. Return the last v and its logits."""
     logits = b
     for _ in range(steps):
         h = bernoulli(c + v @ weight.mT, generator)
@@ -35,21 +36,21 @@ def gibbs(
 
 
 def log_partition(b: Tensor, c: Tensor, weight: Tensor) -> Tensor:
-    """``log Z``, ``[...]``, by going through all states of the smaller side."""
+    """Return ``log Z``, ``[...]``, as a sum over all states of the smaller side."""
     hidden, visible = weight.shape
     return _sum_over(c, b, weight) if hidden <= visible else _sum_over(b, c, weight.mT)
 
 
 def _sum_over(inner: Tensor, outer: Tensor, weight: Tensor) -> Tensor:
-    """log of the sum over x of exp(inner.x) prod_i (1 + exp(outer_i + (x W)_i)), a block of x at a time."""
+    """Return ``log sum_x exp(inner.x) prod_i (1 + exp(outer_i + (x W)_i))``, summed in blocks of x."""
     units, others = weight.shape
     rows = math.prod(inner.shape[:-1])
-    block = max(1, MOST_VALUES // max(rows * others, 1))
+    block = max(1, MAX_VALUES // max(rows * others, 1))
     bits = torch.arange(units, device=weight.device)
     parts = []
     for begin in range(0, 1 << units, block):
-        numbers = torch.arange(begin, min(begin + block, 1 << units), device=weight.device)
-        x = ((numbers.unsqueeze(-1) >> bits) & 1).to(weight.dtype)
+        indices = torch.arange(begin, min(begin + block, 1 << units), device=weight.device)
+        x = ((indices.unsqueeze(-1) >> bits) & 1).to(weight.dtype)
         exponents = inner @ x.mT + softplus(outer.unsqueeze(-2) + x @ weight).sum(-1)
         parts.append(torch.logsumexp(exponents, -1))
     return torch.logsumexp(torch.stack(parts), 0)

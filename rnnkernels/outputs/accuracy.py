@@ -1,4 +1,4 @@
-"""How well marginals predict frames: the frame-level accuracy of polyphonic music.
+"""The frame-level accuracy of polyphonic music, from marginal probabilities.
 
 accuracy = TP / (TP + FP + FN),   E TP = sum v m,   E FP = sum (1-v) m,   E FN = sum v (1-m)
 """
@@ -15,26 +15,28 @@ __all__ = ["expected_accuracy"]
 
 
 def expected_accuracy(v: Tensor, marginals: Tensor) -> Tensor:
-    r"""The frame-level accuracy with the counts that are expected of draws.
+    r"""Return the frame-level accuracy, with expected counts of true and false positives.
 
     .. math::
         \text{accuracy} = \frac{TP}{TP + FP + FN} = \frac{\sum v m}{\sum v + \sum m - \sum v m}
 
-    with each sum over all units of all frames, and ``m`` the probability that a unit is on: a ratio of
-    what the counts of draws from the model would be on average. Silence that was predicted counts for
-    nothing. The measure is that of Bay, Ehmann and Downie 2009.
+    Each sum goes over all units of all frames, and ``m`` is the probability that a unit is on. The counts
+    are the averages over frames drawn from the model. Units that are correctly predicted to be off do not
+    count. The accuracy is a ratio of sums and not a mean over frames, so pass all frames of a set at once.
 
-    It is no mean over frames: give it all frames of a set at once.
+        accuracy = expected_accuracy(frames, nade.marginals(states))
 
     Args:
-        v: ``[..., D]``, bool or zeros and ones of any dtype.
-        marginals: ``m``, ``[..., D]``, as :meth:`marginals` of a model returns them.
+        v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype.
+        marginals: ``m``, ``[..., D]``, floating-point: the result of a model's ``marginals``.
 
     Returns:
-        A scalar, from 0 to 1; NaN where nothing is on and nothing is expected.
+        A scalar from 0 to 1, float64 for float64 marginals, otherwise float32; NaN if both sums are 0.
 
     Raises:
         ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+
+    Source: Bay, Ehmann and Downie 2009, "Evaluation of multiple-F0 estimation and tracking systems".
     """
     check_tensor("marginals", marginals)
     if not marginals.is_floating_point():

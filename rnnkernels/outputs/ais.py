@@ -1,18 +1,19 @@
-"""Annealed importance sampling: an estimate of an RBM's Z, and so of its probabilities (Neal 2001;
-Salakhutdinov and Murray 2008, "On the quantitative analysis of deep belief networks").
+"""Annealed importance sampling: an estimate of an RBM's partition function Z and of its log-probabilities.
 
-A chain walks from a distribution whose Z_0 is known to that of the RBM, through T distributions between them:
+A Gibbs chain goes from a base distribution, whose partition function Z_0 is known, to the RBM through T
+intermediate distributions:
 
     E_beta(v, h) = -((1-beta) b_0 + beta b).v - beta (c.h + h.W v)          beta = 0, 1/T, ..., 1
     log w = sum_k log p*_k(v_k) - log p*_{k-1}(v_k)                         Z = Z_0 E[w]
 
-with p* a distribution without its Z, h summed out, and v_k drawn by one step of the chain at beta_{k-1}. At
-beta = 0 all units are independent, the visible ones with logits b_0 = (b + sum_j W_j / 2) / 2: half of what
-drives them while each hidden unit is on every other time. Half, so that the chains begin everywhere and not
-where one part of the distribution is. With a mean field of all units instead, the error was half as large on
-RBMs trained on music; but on one that had learnt eight patterns log Z came out too low by 0.6 at an error of
-0.3. With b itself all chains went to one of two equal patterns: too low by log 2, at an error of 0.003. The
-base rates of data, which Salakhutdinov and Murray take, are as safe and no nearer.
+``p*`` is a distribution without its normalization, with h summed out; ``v_k`` is drawn by one Gibbs step at
+``beta_{k-1}``. At beta = 0 all units are independent, and the logits of the visible ones are
+``b_0 = (b + sum_j W_j / 2) / 2``: half of their mean input when each hidden unit is on with probability 1/2.
+The factor of one half makes the chains start spread out, and not concentrated in one mode. docs/outputs.md
+lists the base distributions that were compared.
+
+(Neal 2001, "Annealed importance sampling"; Salakhutdinov and Murray 2008, "On the quantitative analysis of
+deep belief networks".)
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from rnnkernels._checks import check_tensor
-from rnnkernels.outputs._base import MOST_VALUES, bernoulli, wide
+from rnnkernels.outputs._base import MAX_VALUES, bernoulli, wide
 
 __all__ = ["MeanInterval", "mean_with_interval"]
 
-# On the CPU what is worked on stays in a core's second cache.
-CPU_VALUES = 1 << 16
+# Most values in an intermediate tensor on the CPU, so that it stays in a core's L2 cache.
+MAX_CPU_VALUES = 1 << 16
 
 
 @torch.no_grad()
 def estimate_log_partition(
     b: Tensor, c: Tensor, weight: Tensor, chains: int, temperatures: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """``log Z`` of each row and its standard error, ``[N]``, of ``b [N, D]``, ``c [N, H]``, ``W [H, D]``."""
-    values = CPU_VALUES if b.device.type == "cpu" else MOST_VALUES
+    """Estimate ``log Z`` and its standard error, both ``[N]``; ``b [N, D]``, ``c [N, H]``, ``W [H, D]``."""
+    values = MAX_CPU_VALUES if b.device.type == "cpu" else MAX_VALUES
     rows = max(1, values // (chains * max(weight.shape)))
     parts = [
         _estimate(*pair, weight, chains, temperatures, generator)
@@ -51,9 +52,9 @@ def estimate_log_partition(
 def _estimate(
     b: Tensor, c: Tensor, weight: Tensor, chains: int, temperatures: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """As above, all rows at once."""
+    """As :func:`estimate_log_partition`, all rows at once."""
     base = (b + weight.sum(0) / 2) / 2
-    rise = b - base  # of the visible units' logits, from beta = 0 to 1
+    rise = b - base  # of the visible units' logits between beta = 0 and 1
     log_z0 = softplus(base).sum(-1) + weight.shape[0] * math.log(2)
     v = bernoulli(base.expand(chains, *base.shape), generator)
     log_w = torch.zeros_like(v[..., 0])
@@ -66,12 +67,12 @@ def _estimate(
             h = bernoulli(beta * field, generator)
             v = bernoulli(torch.add(base, rise + h @ weight, alpha=beta), generator)
     log_mean = torch.logsumexp(log_w, 0) - math.log(chains)
-    variance = (torch.exp(log_w - log_mean) - 1).square().sum(0) / (chains - 1)  # of w / mean of w
+    variance = (torch.exp(log_w - log_mean) - 1).square().sum(0) / (chains - 1)  # of w / its mean
     return log_z0 + log_mean, torch.sqrt(variance / chains)
 
 
 class MeanInterval(NamedTuple):
-    """The mean of a set's log-probabilities, and where it lies with a probability of 95 %."""
+    """The mean of a set's log-probabilities and its 95 % confidence interval; three scalar tensors."""
 
     mean: Tensor
     low: Tensor
@@ -79,27 +80,32 @@ class MeanInterval(NamedTuple):
 
 
 def mean_with_interval(log_prob: Tensor, standard_error: Tensor) -> MeanInterval:
-    r"""The mean of estimated log-probabilities with its 95 % interval.
+    r"""Return the mean of estimated log-probabilities and its 95 % confidence interval.
 
     .. math::
         \text{mean} = \frac{1}{N} \sum_n \Big(\ell_n - \frac{s_n^2}{2}\Big), \qquad
         \text{mean} \pm \frac{1.96}{N} \sqrt{\sum_n s_n^2}
 
-    Rows are estimated independently, so their errors average out; their bias does not, and is taken off: the
-    logarithm of a mean is too low by ``s^2 / 2`` in expectation, to second order, and so ``l`` is as much too
-    high. Among many rows that is what matters: the interval shrinks as ``1 / sqrt(N)``, and without the
-    correction the truth would leave it.
+    Rows are estimated independently, so their errors average out, but their bias does not. To second order,
+    the logarithm of a mean is too low by ``s^2 / 2`` in expectation, and so ``l`` is too high by as much; the
+    mean is corrected for it. This matters with many rows, because the interval shrinks as ``1 / sqrt(N)`` and
+    would no longer contain the true value.
 
-    The interval is that of the estimation for these rows. How far their mean lies from that of other rows of
-    the same kind is another question, and the larger uncertainty as a rule. It holds where every ``s`` is
-    small, 0.3 or less; else take more temperatures first and more chains then.
+    The interval covers the error of the estimation for these rows only. It does not cover how far their mean
+    is from that of other rows of the same kind, which usually is the larger uncertainty. It is valid if every
+    ``s`` is small (0.3 or less); otherwise use more temperatures first, and then more chains.
+
+    Example::
+
+        log_prob, error = rbm.estimate_log_prob(frames, states)
+        mean, low, high = rnnkernels.mean_with_interval(log_prob, error)
 
     Args:
-        log_prob: ``l``, as :meth:`rnnkernels.RBM.estimate_log_prob` returns it, any shape.
-        standard_error: ``s``, of the same shape.
+        log_prob: ``l``, the result of :meth:`rnnkernels.RBM.estimate_log_prob`, of any shape.
+        standard_error: ``s``, the second result, of the same shape.
 
     Returns:
-        ``mean``, ``low`` and ``high``: scalars.
+        ``mean``, ``low`` and ``high``: scalars, float64 for float64 arguments, otherwise float32.
 
     Raises:
         ValueError, TypeError: An argument has the wrong shape, dtype or type, or there is no row.

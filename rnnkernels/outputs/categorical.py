@@ -1,4 +1,4 @@
-"""One of K classes, given the state: softmax regression, for symbols such as letters.
+"""A categorical distribution over K classes, given the state: softmax regression.
 
 p(v = k) = exp(b_k) / sum_j exp(b_j),   b = visible_bias(state)
 """
@@ -10,23 +10,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from rnnkernels._checks import check_generator, check_sizes
-from rnnkernels.outputs._base import OutputModel, can_look_at, check_integers, wide
+from rnnkernels.outputs._base import OutputModel, check_integers, has_readable_values, wide
 
 __all__ = ["Categorical"]
 
 
 class Categorical(OutputModel):
-    r"""One of ``K`` classes.
+    r"""A categorical distribution over ``K`` classes, for one symbol per step, such as a letter.
 
     .. math:: p(v = k \mid s) = \frac{e^{b_k}}{\sum_j e^{b_j}}, \qquad b = A s + a
+
+    Example, with the output of a layer as the state::
+
+        model = Categorical(num_classes=27, condition_size=200)
+        loss = model.loss(letters, output).mean()  # letters [T, B], output [T, B, 200]
 
     Args:
         num_classes: ``K``.
         condition_size: ``C``, size of the state.
-        device, dtype: Of the parameters; states have the same.
+        device, dtype: Device and dtype of the parameters; the state must have the same.
 
     Raises:
-        ValueError, TypeError: An argument is out of its range or of the wrong type.
+        ValueError, TypeError: An argument has the wrong type or is out of range; the message names it.
     """
 
     def __init__(
@@ -42,14 +47,14 @@ class Categorical(OutputModel):
         self.num_classes = num_classes
 
     def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
-        """The logarithm of the probability of each row's class.
+        """Return the logarithm of the probability of each row's class.
 
         Args:
-            v: Classes, ``[...]``, of an integer dtype. On the CPU a class out of range is refused.
-            state: ``[..., C]``.
+            v: Classes, ``[...]``, of an integer dtype, from 0 to K - 1. The range is checked on the CPU only.
+            state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
-            ``[...]``; float64 for float64 and else float32.
+            ``[...]``, float64 for float64 states, otherwise float32.
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
@@ -62,30 +67,33 @@ class Categorical(OutputModel):
             )
         if v.device != state.device:
             raise ValueError(f"v must be on the device of the state, {state.device}, got {v.device}")
-        if can_look_at(v) and not bool(((v >= 0) & (v < self.num_classes)).all()):
+        if has_readable_values(v) and not bool(((v >= 0) & (v < self.num_classes)).all()):
             raise ValueError(f"v must lie in 0..{self.num_classes - 1}, got {int(v.min())}..{int(v.max())}")
         every = functional.log_softmax(wide(self.visible_bias(state)), -1)
         return every.gather(-1, v.long().unsqueeze(-1)).squeeze(-1)
 
     @torch.no_grad()
     def sample(self, state: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """A class for each row of the state, ``[...]``, int64."""
+        """Draw a class for each row of the state: ``[...]``, int64."""
         self._check_state(state)
         check_generator(generator, state.device)
         logits = wide(self.visible_bias(state))
-        # The first of K arrivals at these rates. torch.multinomial takes two dimensions and no empty batch.
+        # The first of K arrivals with these rates. torch.multinomial supports neither more than two
+        # dimensions nor empty batches.
         waits = torch.empty_like(logits).exponential_(generator=generator)
         return (logits - waits.log()).argmax(-1)
 
     def marginals(
         self, state: Tensor, *, samples: int = 1, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The probabilities of the classes, ``[..., K]``, exact: ``samples`` and ``generator``, as other
-        models take them, are not used. Float64 for float64 and else float32.
+        """Return the exact probabilities of the classes: ``[..., K]``, float64 for float64, otherwise
+        float32.
+
+        ``samples`` and ``generator`` are ignored; other models use them.
         """
         self._check_state(state)
         return torch.softmax(wide(self.visible_bias(state)), -1)
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes."""
         return f"{self.num_classes}, condition_size={self.condition_size}"

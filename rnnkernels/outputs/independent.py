@@ -1,4 +1,4 @@
-"""Each unit of the next frame by itself, given the state: logistic regressions side by side.
+"""Binary units that are independent given the state: one logistic regression per unit.
 
 p(v_i = 1) = sigmoid(b_i),   b = visible_bias(state)        log p(v) = sum_i v_i b_i - softplus(b_i)
 """
@@ -20,15 +20,21 @@ class IndependentBernoulli(OutputModel):
 
     .. math:: p(v_i = 1 \mid s) = \sigma(b_i), \qquad b = A s + a
 
-    The usual sigmoid readout with its cross-entropy. It cannot say that two notes go together.
+    This is the usual sigmoid readout with binary cross-entropy. It cannot express dependencies between units,
+    such as two notes that sound together.
+
+    Example, with the output of a layer as the state::
+
+        model = IndependentBernoulli(num_visible=88, condition_size=200)
+        loss = model.loss(frames, output).mean()  # frames [T, B, 88], output [T, B, 200]
 
     Args:
         num_visible: ``D``, units of a frame.
         condition_size: ``C``, size of the state.
-        device, dtype: Of the parameters; states have the same.
+        device, dtype: Device and dtype of the parameters; the state must have the same.
 
     Raises:
-        ValueError, TypeError: An argument is out of its range or of the wrong type.
+        ValueError, TypeError: An argument has the wrong type or is out of range; the message names it.
     """
 
     def __init__(
@@ -43,14 +49,14 @@ class IndependentBernoulli(OutputModel):
         super().__init__(num_visible, condition_size, device, dtype)
 
     def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
-        """The logarithm of the probability of each frame.
+        """Return the logarithm of the probability of each frame.
 
         Args:
-            v: ``[..., D]``, bool or zeros and ones of any dtype. No gradient flows to it.
-            state: ``[..., C]``.
+            v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype. No gradient flows to them.
+            state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
-            ``[...]``; float64 for float64 and else float32.
+            ``[...]``, float64 for float64 states, otherwise float32.
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
@@ -64,7 +70,7 @@ class IndependentBernoulli(OutputModel):
 
     @torch.no_grad()
     def sample(self, state: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """A frame for each row of the state, ``[..., D]``: zeros and ones in the dtype of the state."""
+        """Draw a frame for each row of the state: ``[..., D]``, zeros and ones in the dtype of the state."""
         self._check_state(state)
         check_generator(generator, state.device)
         return bernoulli(wide(self.visible_bias(state)), generator).to(state.dtype)
@@ -72,12 +78,13 @@ class IndependentBernoulli(OutputModel):
     def marginals(
         self, state: Tensor, *, samples: int = 1, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``p(v_i = 1)``, ``[..., D]``, exact: ``samples`` and ``generator``, as other models take them, are
-        not used. Float64 for float64 and else float32.
+        """Return the exact ``p(v_i = 1)``: ``[..., D]``, float64 for float64, otherwise float32.
+
+        ``samples`` and ``generator`` are ignored; other models use them.
         """
         self._check_state(state)
         return torch.sigmoid(wide(self.visible_bias(state)))
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes."""
         return f"{self.num_visible}, condition_size={self.condition_size}"

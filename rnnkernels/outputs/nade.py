@@ -1,4 +1,4 @@
-"""NADE: each unit given those before it, by hidden units that are shared (Larochelle and Murray 2011).
+"""NADE: the probability of each unit given the units before it (Larochelle and Murray 2011).
 
 p(v_i = 1 | v_<i) = sigmoid(b_i + V_i . h_i)      h_i = sigmoid(c + sum_{j<i} v_j W_j)
 b = visible_bias(state),   c = hidden_bias(state)
@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rnnkernels import functional
 from rnnkernels._checks import check_generator, check_sizes
-from rnnkernels.outputs._base import ConditionalModel, copies_at_a_time, wide
+from rnnkernels.outputs import _nade_autograd
+from rnnkernels.outputs._base import ConditionalModel, split_samples, wide
 
 __all__ = ["NADE"]
 
@@ -26,23 +26,29 @@ class NADE(ConditionalModel):
         p(v_i = 1 \mid v_{<i}, s) &= \sigma(b_i + V_i \cdot h_i) \qquad
         h_i = \sigma\Big(c + \sum_{j<i} v_j W_j\Big)
 
-    with ``b`` of :attr:`visible_bias` and ``c`` of :attr:`hidden_bias`, both linear in the state ``s``. Exact
-    probabilities, exact samples, and a gradient without sampling. The order of the units is that of the
-    frame. Larochelle and Murray 2011, "The neural autoregressive distribution estimator"; on a recurrent
-    network, Boulanger-Lewandowski, Bengio and Vincent 2012.
+    ``b`` is :attr:`visible_bias` and ``c`` is :attr:`hidden_bias`, both linear in the state ``s``. The units
+    are ordered as in the frame. Probabilities and samples are exact, and the gradient needs no sampling.
 
-    Parameters: ``encoder``, ``W``, ``[D, H]``; ``decoder``, ``V``, ``[D, H]``; both drawn as in Magenta's
-    RNN-NADE (magenta/common/nade.py), from a normal distribution of width ``1 / sqrt(D)``, cut off at twice
-    that.
+    The weights are ``encoder`` (``W``, ``[D, H]``) and ``decoder`` (``V``, ``[D, H]``). As in Magenta's
+    RNN-NADE (magenta/common/nade.py), they are initialized from a normal distribution with standard deviation
+    ``1 / sqrt(D)``, truncated at two standard deviations.
+
+    Example, with the output of a layer as the state::
+
+        nade = NADE(num_visible=88, num_hidden=150, condition_size=200)
+        loss = nade.loss(frames, output).mean()  # frames [T, B, 88], output [T, B, 200]
 
     Args:
         num_visible: ``D``, units of a frame.
         num_hidden: ``H``, hidden units.
         condition_size: ``C``, size of the state.
-        device, dtype: Of the parameters; states have the same.
+        device, dtype: Device and dtype of the parameters; the state must have the same.
 
     Raises:
-        ValueError, TypeError: An argument is out of its range or of the wrong type.
+        ValueError, TypeError: An argument has the wrong type or is out of range; the message names it.
+
+    Source: Larochelle and Murray 2011, "The neural autoregressive distribution estimator"; on a recurrent
+    network, Boulanger-Lewandowski, Bengio and Vincent 2012.
     """
 
     def __init__(
@@ -60,24 +66,24 @@ class NADE(ConditionalModel):
         self._reset_weights()
 
     def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
-        """The logarithm of the probability of each frame, exact.
+        """Return the exact logarithm of the probability of each frame.
 
         Args:
-            v: ``[..., D]``, bool or zeros and ones of any dtype. No gradient flows to it.
-            state: ``[..., C]``.
+            v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype. No gradient flows to them.
+            state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
-            ``[...]``; float64 for float64 and else float32.
+            ``[...]``, float64 for float64 states, otherwise float32.
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
         """
         self._check(v, state)
-        return functional.nade_log_prob(v, *self._biases(state), self.encoder, self.decoder)
+        return _nade_autograd.log_prob(v, *self._biases(state), self.encoder, self.decoder)
 
     @torch.no_grad()
     def sample(self, state: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """A frame for each row of the state, ``[..., D]``: zeros and ones in the dtype of the state."""
+        """Draw a frame for each row of the state: ``[..., D]``, zeros and ones in the dtype of the state."""
         self._check_state(state)
         check_generator(generator, state.device)
         return self._draw(*self._biases(state), generator)[0].to(state.dtype)
@@ -86,18 +92,18 @@ class NADE(ConditionalModel):
     def marginals(
         self, state: Tensor, *, samples: int = 100, generator: torch.Generator | None = None
     ) -> Tensor:
-        """An estimate of ``p(v_i = 1)``: the mean of ``p(v_i = 1 | v_<i)`` over frames that are drawn.
+        """Return an estimate of ``p(v_i = 1)``: the mean of ``p(v_i = 1 | v_<i)`` over drawn frames.
 
-        Its error is never larger than that of the mean of the frames themselves (Rao-Blackwell), and it has
-        none for the first unit.
+        Its error is at most that of the mean of the frames themselves (Rao-Blackwell), and zero for the first
+        unit.
 
         Args:
-            state: ``[..., C]``.
-            samples: Frames for each row.
-            generator: Of the draws, on the device of the state.
+            state: ``[..., C]``, of the parameters' dtype.
+            samples: Frames drawn per row.
+            generator: Random generator, on the device of the state.
 
         Returns:
-            ``[..., D]``; float64 for float64 and else float32.
+            ``[..., D]``, float64 for float64 states, otherwise float32.
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
@@ -107,20 +113,15 @@ class NADE(ConditionalModel):
         check_generator(generator, state.device)
         b, c = self._biases(state)
         total = torch.zeros_like(wide(b))
-        for n in copies_at_a_time(samples, state, self.num_visible + self.num_hidden):
+        for n in split_samples(samples, state, self.num_visible + self.num_hidden):
             _, logits = self._draw(b.expand(n, *b.shape), c.expand(n, *c.shape), generator)
             total += torch.sigmoid(logits).sum(0)
         return total / samples
 
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
-        super().reset_parameters()
-        self._reset_weights()
-
     def _reset_weights(self) -> None:
-        width = 1 / math.sqrt(self.num_visible)
+        std = 1 / math.sqrt(self.num_visible)
         for weight in (self.encoder, self.decoder):
-            nn.init.trunc_normal_(weight, std=width, a=-2 * width, b=2 * width)
+            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
     def _draw(self, b: Tensor, c: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        return functional.nade_sample(b, c, self.encoder, self.decoder, generator=generator)
+        return _nade_autograd.sample(generator, b, c, self.encoder, self.decoder)

@@ -1,4 +1,4 @@
-"""A restricted Boltzmann machine whose biases the state gives.
+"""A restricted Boltzmann machine with biases that are linear in the state.
 
 E(v, h) = -b.v - c.h - h.W v        p(v) = sum_h exp(-E(v, h)) / Z = exp(-F(v)) / Z
 b = visible_bias(state),   c = hidden_bias(state)
@@ -15,7 +15,7 @@ from rnnkernels.outputs._base import (
     ConditionalModel,
     bernoulli,
     check_binary,
-    copies_at_a_time,
+    split_samples,
     wide,
     without_autocast,
 )
@@ -23,8 +23,8 @@ from rnnkernels.outputs.ais import estimate_log_partition
 
 __all__ = ["RBM"]
 
-# Up to so many units on the smaller side, Z is a sum over all of their states.
-MOST_ENUMERATED = 20
+# Most units on the smaller side for which log_prob sums Z over all of their states.
+MAX_ENUMERATED = 20
 
 
 class RBM(ConditionalModel):
@@ -34,24 +34,32 @@ class RBM(ConditionalModel):
         p(v \mid s) = \frac{e^{-F(v)}}{Z}, \qquad
         F(v) = -b \cdot v - \sum_{j=1}^{H} \log(1 + e^{c_j + W_j \cdot v})
 
-    with ``b`` of :attr:`visible_bias` and ``c`` of :attr:`hidden_bias`, both linear in the state ``s``. Each
-    hidden unit can hold any pattern of units, in no order; the price is ``Z``, which is not known, so that
-    probabilities are estimated, gradients sampled, and samples the end of a chain. On a recurrent network it
-    is the RNN-RBM of Boulanger-Lewandowski, Bengio and Vincent 2012.
+    ``b`` is :attr:`visible_bias` and ``c`` is :attr:`hidden_bias`, both linear in the state ``s``. The model
+    has no order of the units. The partition function ``Z`` is unknown except for small models, so
+    probabilities are estimated, gradients are approximated by sampling, and a sample is the end of a Gibbs
+    chain.
 
-    Parameter: ``weight``, ``W``, ``[H, D]``, drawn from a normal distribution of width 0.01. That, and the 15
-    steps of the chain, are those of Boulanger-Lewandowski's own code (code/rnnrbm.py in the
-    DeepLearningTutorials of lisa-lab).
+    The weight is ``weight`` (``W``, ``[H, D]``), initialized from a normal distribution with standard
+    deviation 0.01. That value and the 15 Gibbs steps are those of Boulanger-Lewandowski's own code
+    (code/rnnrbm.py in the DeepLearningTutorials of lisa-lab).
+
+    Example, with the output of a layer as the state::
+
+        rbm = RBM(num_visible=88, num_hidden=150, condition_size=200)
+        loss = rbm.loss(frames, output).mean()  # frames [T, B, 88], output [T, B, 200]
 
     Args:
         num_visible: ``D``, units of a frame.
         num_hidden: ``H``, hidden units.
         condition_size: ``C``, size of the state.
-        gibbs_steps: ``k``, steps of the chain behind a gradient, where a call names no other number.
-        device, dtype: Of the parameters; states have the same.
+        gibbs_steps: ``k``, Gibbs steps per gradient, where a call does not give ``steps``.
+        device, dtype: Device and dtype of the parameters; the state must have the same.
 
     Raises:
-        ValueError, TypeError: An argument is out of its range or of the wrong type.
+        ValueError, TypeError: An argument has the wrong type or is out of range; the message names it.
+
+    Source: Boulanger-Lewandowski, Bengio and Vincent 2012, "Modeling temporal dependencies in
+    high-dimensional sequences": the RNN-RBM.
     """
 
     def __init__(
@@ -71,14 +79,14 @@ class RBM(ConditionalModel):
         self._reset_weights()
 
     def free_energy(self, v: Tensor, state: Tensor) -> Tensor:
-        """``F(v)``, ``[...]``: minus the logarithm of the probability, but for ``log Z`` of the state.
+        """Return the free energy ``F(v)``: ``-log p(v) - log Z``, where ``Z`` depends on the state only.
 
         Args:
-            v: ``[..., D]``, bool or zeros and ones of any dtype. No gradient flows to it.
-            state: ``[..., C]``.
+            v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype. No gradient flows to them.
+            state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
-            ``[...]``; float64 for float64 and else float32.
+            ``[...]``, float64 for float64 states, otherwise float32.
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
@@ -97,34 +105,37 @@ class RBM(ConditionalModel):
         chain: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        r"""Contrastive divergence: ``F(v) - F(v_k)``, whose gradient stands for that of ``-log p(v)``.
+        r"""Return ``F(v) - F(v_k)``, whose gradient approximates that of ``-log p(v)`` (contrastive
+        divergence).
 
-        ``v_k`` is where a chain of ``k`` steps from the data ended (CD-k; Hinton 2002), and is a constant to
-        the gradient. The value itself measures nothing; look at :meth:`estimate_log_prob`.
+        ``v_k`` is the end of a Gibbs chain of ``k`` steps that starts at ``v`` (CD-k), and is constant for
+        the gradient. The value of this loss does not measure the fit; :meth:`estimate_log_prob` does.
 
-        With a ``chain`` the walk goes on where the last call left it (persistent contrastive divergence,
-        Tieleman 2008). Here every row has biases of its own, and so a chain of its own: keep one for every
-        frame of the training set, beginning at the frame itself, and give those of the frames at hand.
+        With ``chain``, the Gibbs chains continue from the end of the last call (persistent contrastive
+        divergence). Each row has its own biases, and so its own chain. Keep one chain for every frame of the
+        training set, start it at the frame itself, and pass the chains of the frames in the batch:
 
-            chains = frames.clone()  # once; bool will do
+            chains = frames.clone()  # once; may be bool
             chain = chains[rows]  # the rows of this batch
             loss = rbm.loss(frames[rows], state, chain=chain).mean()
             chains[rows] = chain
 
-        Between two visits the biases change as the weights do, by a few updates of training.
+        Between two calls for the same frame, its biases change by a few updates of training.
 
         Args:
-            v: ``[..., D]``, bool or zeros and ones of any dtype. No gradient flows to it.
-            state: ``[..., C]``.
-            steps: ``k``; ``gibbs_steps`` if None.
-            chain: Where the chains stand, like ``v``; overwritten with ``v_k``. None: at ``v``.
-            generator: Of the draws, on the device of the state.
+            v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype. No gradient flows to them.
+            state: ``[..., C]``, of the parameters' dtype.
+            steps: ``k``, Gibbs steps; ``gibbs_steps`` if None.
+            chain: Start of the chains, shaped like ``v``, overwritten with ``v_k``; ``v`` if None.
+            generator: Random generator, on the device of the state.
 
         Returns:
-            ``[...]``; float64 for float64 and else float32.
+            ``[...]``, float64 for float64 states, otherwise float32.
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+
+        Source: Hinton 2002 (contrastive divergence); Tieleman 2008 (the persistent variant).
         """
         self._check(v, state)
         steps = self._checked_steps(steps)
@@ -143,28 +154,28 @@ class RBM(ConditionalModel):
             return _rbm.free_energy(rows, b, c, weight) - _rbm.free_energy(end, b, c, weight)
 
     def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
-        """The logarithm of the probability of each frame: exact, and for small models only.
+        """Return the exact logarithm of the probability of each frame; for small models only.
 
-        Each row has a ``Z`` of its own, a sum over all states of the hidden or the visible units, whichever
-        are fewer; the other side is summed in closed form. Where a gradient is asked for, memory grows with
-        the number of states.
+        ``Z`` of each row is a sum over all states of the hidden or of the visible units, whichever are fewer;
+        the other side is summed in closed form. With gradients, memory grows with the number of states.
 
         Args:
-            v: ``[..., D]``, bool or zeros and ones of any dtype. No gradient flows to it.
-            state: ``[..., C]``.
+            v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype. No gradient flows to them.
+            state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
-            ``[...]``; float64 for float64 and else float32.
+            ``[...]``, float64 for float64 states, otherwise float32.
 
         Raises:
-            ValueError: Both sides have more than 20 units; or as for :meth:`free_energy`.
-            TypeError: As for :meth:`free_energy`.
+            ValueError: Both sides have more than 20 units, or an argument has the wrong shape, dtype, device
+                or value.
+            TypeError: An argument is not a tensor.
         """
         self._check(v, state)
         fewer = min(self.num_visible, self.num_hidden)
-        if fewer > MOST_ENUMERATED:
+        if fewer > MAX_ENUMERATED:
             raise ValueError(
-                f"log_prob goes through all states of the smaller side, of at most {MOST_ENUMERATED} units, "
+                f"log_prob goes through all states of the smaller side, of at most {MAX_ENUMERATED} units, "
                 f"got {fewer}: estimate_log_prob estimates it for any size"
             )
         b, c, weight = self._parameters_for(state)
@@ -182,29 +193,35 @@ class RBM(ConditionalModel):
         temperatures: int = 1000,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        r"""An estimate of the logarithm of the probability of each frame, by annealed importance sampling.
+        r"""Estimate the logarithm of the probability of each frame by annealed importance sampling.
 
         .. math:: \ell = -F(v) - \log \hat Z, \qquad \hat Z = \frac{1}{M} \sum_{i=1}^{M} w_i Z_0
 
-        of ``M`` chains for each row, each with a weight ``w`` (Neal 2001; Salakhutdinov and Murray 2008). It
-        costs ``chains * temperatures`` steps of Gibbs sampling a row, in bounded memory.
+        There are ``M`` chains per row, each with a weight ``w``. The cost is ``chains * temperatures`` Gibbs
+        steps per row; memory is bounded.
 
-        The estimate of ``Z`` has no bias. Its logarithm has: by Jensen's inequality ``log Z`` is too low in
-        expectation, and so ``l`` too high, by about half the square of the standard error.
-        :func:`rnnkernels.mean_with_interval` takes that off. The standard error is that of the delta method,
-        :math:`s(w) / (\bar w \sqrt M)`, and knows only what the chains have seen: where the distribution has
-        parts that none of them came to, ``Z`` and the error are too small, without a sign of it. More
-        temperatures help against that, more chains against the error itself.
+        The estimate of ``Z`` is unbiased, but its logarithm is not: by Jensen's inequality ``log Z`` is too
+            low
+        in expectation, and so ``l`` too high, by about half the square of the standard error.
+        :func:`rnnkernels.mean_with_interval` corrects that. The standard error is that of the delta method,
+        :math:`s(w) / (\bar w \sqrt M)`. It does not account for regions that no chain has visited: there,
+        both ``Z`` and the error are too small, and nothing indicates it. More temperatures reduce that risk;
+        more chains reduce the error itself.
+
+        Example::
+
+            log_prob, error = rbm.estimate_log_prob(frames, states)
+            mean, low, high = rnnkernels.mean_with_interval(log_prob, error)
 
         Args:
             v: ``[..., D]``, bool or zeros and ones of any dtype.
-            state: ``[..., C]``.
+            state: ``[..., C]``, of the parameters' dtype.
             chains: ``M``, at least 2, for each row.
             temperatures: ``T``, steps from independent units to the RBM.
-            generator: Of the draws, on the device of the state.
+            generator: Random generator, on the device of the state.
 
         Returns:
-            ``l`` and its standard error, each ``[...]``; float64 for float64 and else float32.
+            ``l`` and its standard error, each ``[...]``, float64 for float64 states, otherwise float32.
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
@@ -230,16 +247,16 @@ class RBM(ConditionalModel):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Walk a chain from ``v``: draw the hidden units given the frame, then the frame given them.
+        """Run a Gibbs chain from ``v``: draw the hidden units given the frame, then the frame given them.
 
         Args:
             v: ``[..., D]``, bool or zeros and ones of any dtype.
-            state: ``[..., C]``.
-            steps: How often; ``gibbs_steps`` if None.
-            generator: Of the draws, on the device of the state.
+            state: ``[..., C]``, of the parameters' dtype.
+            steps: Number of Gibbs steps; ``gibbs_steps`` if None.
+            generator: Random generator, on the device of the state.
 
         Returns:
-            The last frame, ``[..., D]``: zeros and ones in the dtype of the state.
+            The last frame of each row, ``[..., D]``: zeros and ones in the dtype of the state.
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
@@ -253,12 +270,15 @@ class RBM(ConditionalModel):
 
     @torch.no_grad()
     def sample(self, state: Tensor, *, steps: int = 100, generator: torch.Generator | None = None) -> Tensor:
-        """A frame for each row of the state: the end of a chain that begins at units drawn by their biases.
+        """Draw a frame for each row of the state: the end of a Gibbs chain that starts at independent units.
+
+        The first frame of the chain is drawn from ``sigmoid(b)``. The longer the chain, the closer is the
+        distribution of its end to that of the model.
 
         Args:
-            state: ``[..., C]``.
-            steps: Of the chain. The more there are, the nearer are its ends to the distribution.
-            generator: Of the draws, on the device of the state.
+            state: ``[..., C]``, of the parameters' dtype.
+            steps: Number of Gibbs steps.
+            generator: Random generator, on the device of the state.
 
         Returns:
             ``[..., D]``: zeros and ones in the dtype of the state.
@@ -282,16 +302,16 @@ class RBM(ConditionalModel):
         steps: int = 100,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """An estimate of ``p(v_i = 1)``: the mean of ``p(v_i = 1 | h)`` where chains end.
+        """Return an estimate of ``p(v_i = 1)``: the mean of ``p(v_i = 1 | h)`` at the ends of Gibbs chains.
 
         Args:
-            state: ``[..., C]``.
-            samples: Chains for each row.
-            steps: Of each chain.
-            generator: Of the draws, on the device of the state.
+            state: ``[..., C]``, of the parameters' dtype.
+            samples: Chains per row.
+            steps: Number of Gibbs steps of each chain.
+            generator: Random generator, on the device of the state.
 
         Returns:
-            ``[..., D]``; float64 for float64 and else float32.
+            ``[..., D]``, float64 for float64 states, otherwise float32.
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
@@ -302,26 +322,21 @@ class RBM(ConditionalModel):
         b, c, weight = self._parameters_for(state)
         with without_autocast(state):
             total = torch.zeros_like(b)
-            for n in copies_at_a_time(samples, state, max(self.num_visible, self.num_hidden)):
+            for n in split_samples(samples, state, max(self.num_visible, self.num_hidden)):
                 start = bernoulli(b.expand(n, *b.shape), generator)
                 _, logits = _rbm.gibbs(start, b, c, weight, steps, generator)
                 total += torch.sigmoid(logits).sum(0)
         return total / samples
 
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
-        super().reset_parameters()
-        self._reset_weights()
-
     def extra_repr(self) -> str:
-        """The sizes, and the steps of the chain."""
+        """Return the sizes and the number of Gibbs steps."""
         return f"{super().extra_repr()}, gibbs_steps={self.gibbs_steps}"
 
     def _reset_weights(self) -> None:
         nn.init.normal_(self.weight, std=0.01)
 
     def _parameters_for(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``b``, ``c`` and ``W`` in float32 or float64."""
+        """Return ``b``, ``c`` and ``W`` in float32 or float64."""
         b, c = self._biases(state)
         return wide(b), wide(c), wide(self.weight)
 

@@ -1,10 +1,10 @@
-"""The activity penalty: a term of the loss that keeps states or rates small.
+"""The activity penalty: a term of the loss that keeps states or firing rates small.
 
     a_t = h_t, or f(h_t)        penalty = mean over steps, rows and units of  l1 |a| + l2 a^2
 
-Written as torch operations over everything, each of its few terms would be another tensor of the
-output's size. Here the output is walked in pieces that stay in a cache, forward and backward, so that
-the output itself is all that backward keeps and its gradient is all that backward makes.
+Written as torch operations over the whole output, each term would allocate another tensor of the output's
+size. Here, forward and backward process the output in pieces that stay in a cache. So only the output is
+saved for backward, and backward allocates only the output's gradient.
 """
 
 from __future__ import annotations
@@ -24,45 +24,48 @@ from rnnkernels._ops.nonlinearities import NONLINEARITIES
 
 __all__ = ["activity_penalty"]
 
-# A piece and what is worked out of it stay in a core's second cache.
+# Most values in a piece: it and its intermediate tensors stay in a core's L2 cache.
 PIECE = 1 << 15
 
 
 def activity_penalty(
     output: Tensor | PackedSequence, *, l1: float = 0.0, l2: float = 0.0, nonlinearity: str | None = None
 ) -> Tensor:
-    r"""What the activity of a network costs, to be added to its loss.
+    r"""Return a penalty on the activity of a network, to be added to its loss.
 
     .. math::
         \text{penalty} = \frac{1}{n} \sum_{n} \lambda_1 |a| + \lambda_2 a^2, \qquad a = h \text{ or } f(h)
 
-    over all ``n`` values of ``output``: the mean over steps, rows and units, so that the weights mean
-    the same for any T, B and H. A packed sequence has no padding, and so none is counted. The gradient
-    of ``|a|`` at 0 is 0.
+    The sum goes over all ``n`` values of ``output``. As a mean over steps, rows and units, the penalty has
+    the same scale for any T, B and H. Padding of a packed sequence does not count. The gradient of ``|a|`` at
+    0 is 0.
 
-    In the rate form the states are the rates. In the current form the rates are ``f`` of the states:
-    ``nonlinearity=rnn.nonlinearity``. The code of Song, Yang and Wang 2016 (doi
-    10.1371/journal.pcbi.1004792) has that form, and its penalty is the mean of the squared rates.
+    In the rate form, the states are the rates. In the current form, the rates are ``f`` of the states: pass
+    ``nonlinearity=rnn.nonlinearity``.
 
         output, h_n = rnn(x)
         loss = task(output) + rnnkernels.activity_penalty(output, l2=1e-3)
 
-    No further tensor of the output's size is made, but for the gradient itself. Differentiable any number
-    of times, in forward mode, under ``torch.func`` and in ``torch.compile``; there it is plain torch code.
+    The only tensor of the output's size that is allocated is its gradient. The penalty is differentiable any
+    number of times, in forward mode, under ``torch.func`` and in ``torch.compile``; in the last three it is
+    computed by plain torch operations.
 
     Args:
-        output: What a layer returned, in any layout: ``[T, B, D H]``, ``[B, T, D H]``, ``[T, D H]`` or a
+        output: Output of a layer, in any layout: ``[T, B, D H]``, ``[B, T, D H]``, ``[T, D H]`` or a
             ``PackedSequence``. float32, float64, bfloat16 or float16.
-        l1: Weight of ``|a|``, not negative.
-        l2: Weight of ``a^2``, not negative.
-        nonlinearity: ``f``, if rates are penalized and ``output`` are the states of a current form:
-            ``"relu"``, ``"tanh"``, ``"sigmoid"`` or ``"softplus"``. None: the output as it is.
+        l1: :math:`\lambda_1`, weight of ``|a|``, at least 0.
+        l2: :math:`\lambda_2`, weight of ``a^2``, at least 0.
+        nonlinearity: ``f``, to penalize the rates of the current form: ``"relu"``, ``"tanh"``,
+            ``"sigmoid"`` or ``"softplus"``. None penalizes the output itself.
 
     Returns:
-        A scalar; 0 if there is nothing to penalize. float64 for float64 and else float32.
+        A scalar, float64 for float64 outputs, otherwise float32; 0 if the output is empty.
 
     Raises:
-        ValueError, TypeError: An argument is of the wrong type or out of its range.
+        ValueError, TypeError: An argument has the wrong type or is out of range; the message names it.
+
+    Source: Song, Yang and Wang 2016 (doi 10.1371/journal.pcbi.1004792), whose code uses the current form and
+    penalizes the mean of the squared rates; with ``l1``, arXiv 1212.0901.
     """
     if isinstance(output, PackedSequence):
         output = output.data
@@ -83,7 +86,7 @@ def activity_penalty(
 
 
 class _Cost(NamedTuple):
-    """The sum over a tensor, as differentiable torch code."""
+    """The sum of the penalty over a tensor, as differentiable torch operations."""
 
     l1: float
     l2: float
@@ -100,11 +103,11 @@ class _Cost(NamedTuple):
 
 
 class _Summed(torch.autograd.Function):
-    """A cost's sum, piece by piece."""
+    """The sum of a cost, computed piece by piece."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, cost: _Cost) -> Tensor:
-        """Keep the output only; the pieces are added up in float64."""
+        """Save only the output; add the pieces in float64."""
         ctx.save_for_backward(output)
         ctx.cost = cost
         total = torch.zeros((), dtype=torch.float64, device=output.device)
@@ -114,14 +117,14 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Each piece of the gradient where it belongs; all at once if it is differentiated again."""
+        """Write the gradient piece by piece; at once where it is to be differentiated again."""
         (output,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _gradient(ctx.cost, output, grad, create_graph=True), None
         result = torch.empty_like(output)
-        for piece, place in _pieces(output, result):
+        for piece, target in _pieces(output, result):
             with torch.enable_grad():
-                place.copy_(_gradient(ctx.cost, piece.detach().requires_grad_(), grad, create_graph=False))
+                target.copy_(_gradient(ctx.cost, piece.detach().requires_grad_(), grad, create_graph=False))
         return result, None
 
 
@@ -130,8 +133,9 @@ def _gradient(cost: _Cost, h: Tensor, grad: Tensor, *, create_graph: bool) -> Te
 
 
 def _pieces(*alike: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views that make up tensors of one shape, cut alike: halves, and halves of those, of the dimension
-    in which the first tensor's steps are longest.
+    """Yield views that partition tensors of one shape in the same way.
+
+    The dimension in which the first tensor's stride is largest is halved, recursively.
     """
     first = alike[0]
     if first.numel() <= PIECE:

@@ -1,7 +1,7 @@
-"""How much of a network is silent, and how much of a gradient is zero.
+"""The fractions of active units and of nonzero gradient entries.
 
-Sparse gradients are one of the techniques of arXiv 1212.0901: rectified units, with a penalty on their
-outputs (:func:`rnnkernels.activity_penalty` with ``l1``), are off for many inputs and then pass no gradient.
+Sparse gradients are one of the techniques of arXiv 1212.0901: rectified units with a penalty on their outputs
+(:func:`rnnkernels.activity_penalty` with ``l1``) are off for many inputs, and then pass no gradient.
 """
 
 from __future__ import annotations
@@ -20,34 +20,36 @@ __all__ = ["Sparsity", "sparsity"]
 
 
 class Sparsity(NamedTuple):
-    """Shares, from 0 to 1; NaN of nothing."""
+    """Fractions from 0 to 1; NaN if there are no values."""
 
-    active: float  # values of the output that are greater than zero
-    gradient: float  # entries of the gradients that are not zero
+    active: float  # of the output's values, those greater than zero
+    gradient: float  # of the gradients' entries, those not zero
 
 
 def sparsity(output: Tensor | PackedSequence, gradients: Tensor | Iterable[Tensor] = ()) -> Sparsity:
-    """How sparse a layer's output and some gradients are.
+    """Return the fraction of active units in an output, and of nonzero entries in gradients.
 
         output, h_n = rnn(x, drive=drive)  # drive = torch.zeros(T, B, H, requires_grad=True)
         loss(output).backward()
         print(rnnkernels.sparsity(output, [drive.grad, *rnn.parameters()]))
 
-    The gradient of the ``drive`` is that of each unit's sum of inputs at each step, zero where a rectifier is
-    off.
+    The gradient of ``drive`` is the gradient of each unit's total input at each step. It is zero where a
+    rectified unit is off.
 
     Args:
-        output: What a layer returned, in any layout; of a ``PackedSequence`` every real step. In the rate
-            form with a decay a unit is active as long as anything is left of its past.
-        gradients: A tensor, or several, counted together. A parameter stands for its ``grad``; without one it
-            is left out.
+        output: Output of a layer, in any layout; padding of a ``PackedSequence`` does not count. In the rate
+            form with a decay, a unit is active as long as its past keeps its state above zero.
+        gradients: One tensor or several, counted together. For an ``nn.Parameter``, its ``grad`` is counted;
+            a parameter without one is left out.
 
     Returns:
-        ``active`` and ``gradient``: the share of values greater than zero in ``output``, and of entries that
-        are not zero in ``gradients``. NaN if there are none.
+        ``active``, the fraction of values greater than zero in ``output``, and ``gradient``, the fraction of
+        nonzero entries in ``gradients``; NaN where there are no values.
 
     Raises:
-        TypeError: An argument is no Tensor.
+        TypeError: An argument is not a Tensor.
+
+    Source: Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
     """
     if isinstance(output, PackedSequence):
         output = output.data
@@ -57,10 +59,10 @@ def sparsity(output: Tensor | PackedSequence, gradients: Tensor | Iterable[Tenso
         check_tensor("each of the gradients", gradient)
     entries = [x.grad if isinstance(x, nn.Parameter) else x for x in several]
     given = [x.detach() for x in entries if x is not None]
-    active = _share(int((output.detach() > 0).sum()), output.numel())
+    active = _fraction(int((output.detach() > 0).sum()), output.numel())
     nonzero = sum(int(torch.count_nonzero(x)) for x in given)
-    return Sparsity(active, _share(nonzero, sum(x.numel() for x in given)))
+    return Sparsity(active, _fraction(nonzero, sum(x.numel() for x in given)))
 
 
-def _share(part: int, whole: int) -> float:
+def _fraction(part: int, whole: int) -> float:
     return part / whole if whole else math.nan

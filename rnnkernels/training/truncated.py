@@ -1,7 +1,6 @@
-"""Truncated backpropagation through time: the state is carried on, its gradient is not.
+"""Truncated backpropagation through time: the state is passed on between pieces, its gradient is not.
 
-Williams and Peng 1990 (doi 10.1162/neco.1990.2.4.490), with as many steps between updates as are
-differentiated through.
+(Williams and Peng 1990, doi 10.1162/neco.1990.2.4.490, with one update per truncated sequence.)
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ __all__ = ["truncated_bptt"]
 def truncated_bptt(
     rnn: nn.Module, input: Tensor, steps: int, hx: Tensor | None = None, *, drive: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run a layer over a long sequence in pieces, each of which starts where the last one ended.
+    """Run a layer over a long sequence in pieces; each piece starts with the last state of the one before.
 
-    The outputs are those of one call over everything. Gradients stop at the start of a piece: its state
-    is detached from the piece before. Backward and the optimizer's step belong in the loop, so that one
-    piece is in memory at a time:
+    The outputs are those of one call over the whole sequence. Gradients stop at the start of a piece, because
+    its first state is detached. Call backward and the optimizer's step inside the loop, so that only one
+    piece is in memory:
 
         pieces = rnnkernels.truncated_bptt(rnn, x, 100)
         for (output, h_n), target in zip(pieces, y.split(100)):
@@ -34,22 +33,26 @@ def truncated_bptt(
     Args:
         rnn: A :class:`rnnkernels.LeakyRNN`, or an ``nn.RNN`` (without ``drive``), in one direction.
         input: ``[T, B, I]``; ``[B, T, I]`` if the layer is ``batch_first``; ``[T, I]`` unbatched.
-        steps: Steps of a piece; the last piece may be shorter.
+        steps: Steps per piece; the last piece may be shorter.
         hx: State before the first step, as for the layer.
-        drive: As for the layer, over all steps.
+        drive: As for the layer, for all steps.
 
     Returns:
-        An iterator over the pieces: of each what the layer returns.
+        An iterator over ``(output, h_n)``, the layer's results for each piece.
 
     Raises:
-        ValueError: The layer is bidirectional: its second direction has no state to carry on.
-            ``steps`` is not positive, or ``drive`` has another number of steps.
-        TypeError: ``input`` is no Tensor (a ``PackedSequence``), or ``steps`` no int.
+        ValueError: The layer is bidirectional, ``steps`` is not positive, or ``drive`` has another number of
+            steps or rows than ``input``.
+        TypeError: ``input`` is not a Tensor (a ``PackedSequence``, for example), or ``steps`` is not an int.
+
+    Source: Williams and Peng 1990 (doi 10.1162/neco.1990.2.4.490).
     """
     check_sizes(steps=steps)
     check_tensor("input", input)
     if rnn.bidirectional:
-        raise ValueError("rnn must not be bidirectional: a walk from the end has no state to carry on")
+        raise ValueError(
+            "rnn must not be bidirectional: the reverse direction has no state to pass on to the next piece"
+        )
     time = 1 if rnn.batch_first and input.dim() == 3 else 0
     pieces = torch.split(input, steps, time)
     options: list[dict[str, Tensor]] = [{}] * len(pieces)

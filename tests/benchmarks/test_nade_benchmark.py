@@ -1,4 +1,4 @@
-"""NADE's benchmark: its contenders compute the same, and a wrong one is left out. No test asserts a time."""
+"""The benchmark of NADE: contenders agree, and a wrong one is excluded. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from benchmarks import nade
 from benchmarks.__main__ import main
 
 
-def test_a_quick_run_times_all_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_run_times_all_contenders_and_writes_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["nade", "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
     (cell,) = json.loads((tmp_path / "nade.json").read_text())["cells"]
     assert list(cell["log_prob"]) == list(nade.LOG_PROB) and list(cell["draws"]) == list(nade.DRAWS)
@@ -28,7 +30,7 @@ def test_a_quick_run_times_all_and_writes(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("ones", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("name", list(nade.LOG_PROB))
-def test_contenders_are_the_loop(name: str, ones: float) -> None:
+def test_contenders_equal_the_loop(name: str, ones: float) -> None:
     for sizes in ((1, 2, 1), (5, 9, 4), (30, 40, 20)):
         v, tensors = nade.make_arguments(nade.Case(*sizes, 0.5), dtype=torch.float64)
         v = torch.rand(v.shape) < ones
@@ -37,7 +39,7 @@ def test_contenders_are_the_loop(name: str, ones: float) -> None:
             assert float((x - y).abs().max()) <= 1e-12 * max(1.0, float(y.abs().max()))
 
 
-def test_processor_time_is_that_of_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
+def test_processor_time_is_measured_on_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nade", "--quick", "--processor-time", "--threads", "2"]) == 2
     assert capsys.readouterr().err == "error: --processor-time needs --threads 1 on the CPU\n"
     rest = nade.processor_clock(lambda: time.sleep(0.2))
@@ -57,7 +59,7 @@ def test_a_wrong_answer_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "nade.json").exists()
 
 
-def test_a_peer_with_a_wrong_answer_is_left_out(
+def test_a_peer_with_a_wrong_answer_is_excluded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_gradient(v, b, c, encoder, decoder):
@@ -73,9 +75,9 @@ def test_a_peer_with_a_wrong_answer_is_left_out(
         main(["nade", "--quick", "--threads", "1", "--output", str(tmp_path)])
 
 
-def test_memory_is_measured_in_a_process_of_its_own() -> None:
+def test_memory_is_measured_in_a_separate_process() -> None:
     case = nade.Case(1000, 88, 150, 0.5)
     hidden = 4 * case.rows * case.hidden
-    # The loop keeps every unit's hidden units; rnnkernels the gradient of the first ones' and little else.
+    # The loop saves the hidden units of every unit; rnnkernels needs little more than one gradient of them.
     assert nade.measured_bytes("loop", case, "cpu") > 80 * hidden
     assert nade.measured_bytes(nade.OURS, case, "cpu") < 20 * hidden

@@ -10,8 +10,9 @@ from cuda_helpers import CAN_RUN, DEVICE, HAS_TEAMS, ON_GPU, SEED, poison, same_
 from helpers import DTYPES, distance
 from nade_helpers import TOLERANCE, arguments, by_kernels, by_the_loop
 
-from rnnkernels import _checks, _nade_fallback
+from rnnkernels import _checks
 from rnnkernels.functional import nade_log_prob, nade_sample
+from rnnkernels.outputs import _nade_composite
 
 pytestmark = pytest.mark.skipif(not CAN_RUN, reason="no GPU, or built without CUDA kernels")
 gpu_only = pytest.mark.skipif(not ON_GPU, reason="about streams, graphs and memory of a GPU")
@@ -75,7 +76,7 @@ def test_draws_have_the_logits_that_come_with_them(sizes, dtype):
             poison()
             v, logits = nade_sample(*tensors)
             assert v.dtype == torch.uint8 and v.shape == logits.shape == tensors[0].shape
-            expected = _nade_fallback.nade(v.cpu(), *(x.cpu().double() for x in tensors))[1]
+            expected = _nade_composite.nade(v.cpu(), *(x.cpu().double() for x in tensors))[1]
             assert distance(logits.cpu().double(), expected) < 5 * TOLERANCE[dtype], shape
 
 
@@ -96,7 +97,7 @@ def test_gradients_of_logits_and_of_log_prob(wanted):
     v, tensors = drawn(6, 40, 35, dtype=torch.float64)
     grads = torch.randn(6, dtype=torch.float64), torch.randn(6, 40, dtype=torch.float64)
     leaves = [x.cpu().requires_grad_() for x in tensors]
-    made = _nade_fallback.nade(v.cpu(), *leaves)[:2]
+    made = _nade_composite.nade(v.cpu(), *leaves)[:2]
     logits = made[1].detach().to(DEVICE)
     for given in ((0,), (1,), (0, 1), ()):
         expected = [torch.zeros_like(x) for x in leaves]
@@ -268,7 +269,7 @@ def test_a_graph_draws_anew_each_time():
     for _ in range(3):
         graph.replay()
         frames.append(v.clone())
-        expected = _nade_fallback.nade(v.cpu(), *(x.cpu().double() for x in tensors))[1]
+        expected = _nade_composite.nade(v.cpu(), *(x.cpu().double() for x in tensors))[1]
         assert distance(logits.cpu().double(), expected) < 5 * TOLERANCE[torch.float32]
     assert not torch.equal(frames[0], frames[1]) and not torch.equal(frames[1], frames[2])
 
@@ -315,7 +316,7 @@ def test_memory_is_a_small_part_of_the_loop_s():
     v, tensors = drawn(2048, 88, 150)
     leaves = [x.requires_grad_() for x in tensors]
     peaks = []
-    for log_prob in (nade_log_prob, lambda *x: _nade_fallback.nade(*x)[0]):
+    for log_prob in (nade_log_prob, lambda *x: _nade_composite.nade(*x)[0]):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""What two processes train, for test_optimizer_distributed.py: run by torchrun with a result folder.
+"""The training in two processes for test_optimizer_distributed.py; torchrun runs it with a result folder.
 
 torchrun --nproc-per-node 2 optimizer_ranks.py FOLDER
 """
@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from rnnkernels import ClippedAdamW, ClippedNesterov
 
 STEPS = 6
-# At a step: the parameter, and the place in it, of a gradient that is not finite, and who holds that. Both
-# ranks hold rows of parameter 0; parameter 2 has one row, so that rank 1 holds nothing of it.
+# By step: the parameter whose gradient is not finite, the index of the element, and the rank that holds it.
+# Both ranks hold rows of parameter 0; parameter 2 has one row, so rank 1 holds no part of it.
 BAD = {2: (0, (-1, 0), 1), 3: (2, (0, 3), 0), 4: (0, (0, 0), 0)}
 CASES = {
     "nesterov": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.5}),
@@ -37,7 +37,7 @@ MESHES = {"fully_shard": (2,), "fully_shard, replicated": (2, 1)}
 
 def make_model() -> nn.Module:
     torch.manual_seed(3)
-    # 7 rows do not split evenly, and one bias is smaller than a share for each.
+    # 7 rows do not split evenly, and one bias has fewer elements than there are ranks.
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)).double()
 
 
@@ -52,7 +52,7 @@ def whole(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def train(model: nn.Module, case: str, rank: int, ranks: int) -> dict[str, torch.Tensor | list[str]]:
-    """The mean over each rank's rows, averaged over the ranks: the same as over all rows at once."""
+    """Train on the mean over each rank's rows, averaged over ranks, which equals the mean over all rows."""
     cls, options = CASES[case]
     params = list(model.parameters())
     optimizer = cls(params, **options)
@@ -60,7 +60,7 @@ def train(model: nn.Module, case: str, rank: int, ranks: int) -> dict[str, torch
     for step, x in enumerate(batches()):
         optimizer.zero_grad()
         model(x.chunk(ranks)[rank]).square().sum(1).mean().backward()
-        if step in BAD:  # not finite in one place, which one rank alone holds under fully_shard
+        if step in BAD:  # one nonfinite element, which a single rank holds under fully_shard
             number, place, holder = BAD[step]
             grad = params[number].grad
             if not isinstance(grad, DTensor):

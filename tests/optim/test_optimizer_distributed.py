@@ -1,4 +1,4 @@
-"""Two processes (gloo) under torchrun end where one process does, with DDP and with fully_shard."""
+"""Training in two processes (gloo, torchrun), with DDP and fully_shard, equals training in one process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("case", optimizer_ranks.CASES)
 @pytest.mark.parametrize("how", ["ddp", *optimizer_ranks.MESHES])
-def test_two_processes_are_one(results, how, case):
+def test_two_processes_get_the_results_of_one(results, how, case):
     expected = optimizer_ranks.train(optimizer_ranks.make_model(), case, 0, 1)
     nonfinite = optimizer_ranks.CASES[case][1].get("nonfinite", "skip")
     steps, bad = optimizer_ranks.STEPS, len(optimizer_ranks.BAD)

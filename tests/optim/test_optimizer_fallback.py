@@ -1,4 +1,4 @@
-"""Optimizers on devices that the kernels do not know: torch operations, here for CPU tensors."""
+"""Optimizers on devices without kernels: the composite of torch operations, here for CPU tensors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optimizer_helpers import TOLERANCE, draw_gradients, make_groups, one, set_gradients, trees
 from test_optimizer_nonfinite import (  # noqa: F401  (the same tests, without kernels)
-    test_a_clip_coefficient_below_the_smallest_float_loses_no_digits,
+    test_a_clip_coefficient_below_the_smallest_float_keeps_all_digits,
     test_a_first_step_that_is_skipped_leaves_zeros,
     test_a_loss_scale_of_zero_is_skipped,
     test_a_norm_of_huge_gradients_does_not_overflow,
-    test_a_norm_of_tiny_gradients_does_not_vanish,
+    test_a_norm_of_tiny_gradients_does_not_underflow,
     test_a_skipped_step_changes_nothing,
     test_apply_does_what_torch_does,
     test_found_inf_always_skips,
@@ -23,73 +23,74 @@ from test_optimizer_nonfinite import (  # noqa: F401  (the same tests, without k
     test_raise_names_the_first_bad_parameter,
 )
 from test_optimizer_refusals import (  # noqa: F401
-    test_a_mode_that_is_none_any_more_is_named,
-    test_a_parameter_whose_elements_share_memory_is_refused,
-    test_a_schedule_gone_wrong_is_named_and_changes_nothing,
-    test_a_setting_that_is_no_number_any_more_is_named,
-    test_a_state_that_lacks_a_number_is_refused,
+    test_a_parameter_whose_elements_share_memory_raises_an_error,
+    test_a_setting_out_of_range_at_a_step_is_named_and_nothing_changes,
+    test_a_setting_that_is_a_string_at_a_step_is_named,
+    test_a_state_that_lacks_a_key_raises_an_error,
+    test_an_unknown_nonfinite_mode_at_a_step_is_named,
     test_max_norm_as_a_tensor,
-    test_numpy_s_numbers_are_numbers,
+    test_settings_may_be_numpy_scalars,
 )
 from test_optimizer_rules import (  # noqa: F401
+    test_adamw_with_a_first_beta_of_zero_forgets_past_gradients,
     test_half_precision_computes_in_float32,
     test_mixed_dtypes_share_one_norm,
-    test_steps_are_the_reference_s_under_schedules,
-    test_without_a_first_beta_adamw_remembers_no_gradient,
+    test_steps_equal_the_reference_under_schedules,
 )
 from test_optimizer_states import (  # noqa: F401
-    test_autograd_sees_that_a_parameter_has_changed,
+    test_autograd_detects_the_in_place_update,
     test_deep_copy_and_pickle,
-    test_from_and_to_sgd_go_on_as_sgd_would,
-    test_loading_brings_master_copies_or_drops_them_as_asked,
-    test_no_gradient_no_state_no_change,
-    test_state_dict_round_trip_goes_on_as_if_nothing_had_been,
-    test_state_of_torch_s_adamw_can_be_loaded,
+    test_loading_makes_or_drops_master_copies_as_configured,
+    test_the_state_of_torch_adamw_can_be_loaded,
+    test_training_continues_after_a_state_dict_round_trip,
+    test_training_continues_after_from_sgd_and_to_sgd,
+    test_without_a_gradient_there_is_no_state_and_no_change,
 )
 from test_optimizer_tensors import (  # noqa: F401
     test_a_float32_gradient_of_a_half_precision_parameter_keeps_its_digits,
-    test_a_gradient_that_is_negated_later_or_zero_without_memory,
-    test_another_default_device_is_not_the_optimizer_s,
-    test_layouts_change_no_bit,
-    test_nothing_but_empty_tensors,
+    test_lazily_negated_and_zero_tensor_gradients,
+    test_memory_layouts_do_not_change_results,
+    test_only_empty_tensors,
+    test_the_default_device_does_not_matter,
 )
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from rnnkernels import ClippedAdamW, ClippedNesterov, _checks, _clipping, _clipping_fallback, _ops
+from rnnkernels import ClippedAdamW, ClippedNesterov, _checks, _ops
+from rnnkernels.optim import _base, _composite
 
 CLASSES = [ClippedNesterov, ClippedAdamW]
 
 
 @pytest.fixture(autouse=True)
 def no_kernels(monkeypatch):
-    """No device has kernels, and the warning has been."""
+    """No device has kernels, and the warning has been given."""
     monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
-    monkeypatch.setattr(_clipping_fallback, "_warned", [torch.device("cpu")])
+    monkeypatch.setattr(_composite, "_warned", [torch.device("cpu")])
     for name in ("clipped_nesterov_", "clipped_adamw_", "gradient_power_sum"):
         monkeypatch.setattr(_ops, name, None)
 
 
 @pytest.fixture
 def cuda_kernels(monkeypatch):
-    """As in a build with CUDA kernels, where no graph is captured."""
+    """Pretend a build with CUDA kernels, and that no graph is captured."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ("cpu", "cuda")))
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, float("inf")])
 @given(trees, st.sampled_from([1.0, 1e3]))
-def test_the_sum_of_powers_is_the_kernel_s(p, tree, unit):
+def test_the_composite_power_sum_equals_the_kernels(p, tree, unit):
     params = [p for group in make_groups(tree, *TOLERANCE, torch.bfloat16, torch.float16) for p in group]
     grads = draw_gradients(tree, params, 0)
     if not any(grad is not None for grad in grads):
         return
-    got = _clipping_fallback.gradient_power_sum(grads, p, unit)
+    got = _composite.gradient_power_sum(grads, p, unit)
     wanted = torch.ops.rnnkernels.gradient_power_sum(grads, p, unit)
     torch.testing.assert_close(got, wanted, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["a gradient", "a state"])
-def test_what_does_not_fit_is_named_and_changes_nothing(kind):
+def test_an_invalid_tensor_is_named_and_nothing_changes(kind):
     params = [torch.nn.Parameter(torch.ones(2, 2)) for _ in "ab"]
     optimizer = ClippedNesterov(params)
     set_gradients(params, [torch.ones(2, 2), torch.ones(2, 2)])
@@ -106,8 +107,8 @@ def test_what_does_not_fit_is_named_and_changes_nothing(kind):
     assert torch.equal(params[0], before)
 
 
-def test_there_is_one_warning_and_it_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(_clipping_fallback, "_warned", [])
+def test_there_is_one_warning(monkeypatch):
+    monkeypatch.setattr(_composite, "_warned", [])
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -119,10 +120,10 @@ def test_there_is_one_warning_and_it_says_what_to_do(monkeypatch):
     ]
 
 
-# --- Pretended CUDA tensors --------------------------------------------------------------------------
+# --- Fake CUDA tensors ------------------------------------------------------------------------------
 
 
-def pretended(*devices):
+def fake_params(*devices):
     params = [torch.nn.Parameter(torch.zeros(3, device=device)) for device in devices]
     for param in params:
         param.grad = torch.ones_like(param)
@@ -130,18 +131,18 @@ def pretended(*devices):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_the_numbers_of_a_step_are_where_kernels_can_write_them(cls, cuda_kernels, monkeypatch):
+def test_the_scalars_of_a_step_are_on_the_device_of_the_kernels(cls, cuda_kernels, monkeypatch):
     calls = []
-    monkeypatch.setattr(_clipping, "_PLAIN", frozenset((FakeTensor, torch.nn.Parameter)))
+    monkeypatch.setattr(_base, "_PLAIN", frozenset((FakeTensor, torch.nn.Parameter)))
     for name in ("clipped_nesterov_", "clipped_adamw_"):
         monkeypatch.setattr(_ops, name, lambda *args: calls.append(args))
     with FakeTensorMode():
-        (param,) = pretended("cpu")
+        (param,) = fake_params("cpu")
         optimizer = cls([param], lr=0.1)
         optimizer.step()
         assert optimizer._record.device.type == "cpu"
-        (other,) = pretended("cuda")
-        optimizer.param_groups[0]["params"] = [other]  # as a model that has moved has others
+        (other,) = fake_params("cuda")
+        optimizer.param_groups[0]["params"] = [other]  # as after moving a model
         optimizer.step()
     assert optimizer._record.device.type == "cuda"
     tensors = [x for arg in calls[1] for x in (arg if isinstance(arg, list) else [arg])]
@@ -150,10 +151,10 @@ def test_the_numbers_of_a_step_are_where_kernels_can_write_them(cls, cuda_kernel
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_without_kernels_they_are_on_the_cpu(cls, monkeypatch):
+def test_without_kernels_the_scalars_are_on_the_cpu(cls, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with FakeTensorMode():
-        (param,) = pretended("cuda")
+        (param,) = fake_params("cuda")
         optimizer = cls([param])
         state = optimizer._states_of([param], [param.grad])[0]
     assert optimizer.last_grad_norm.device.type == "cpu"
@@ -161,19 +162,19 @@ def test_without_kernels_they_are_on_the_cpu(cls, monkeypatch):
     assert all(state[name].device.type == "cuda" for name in cls.state_names)
 
 
-def test_parameters_of_several_devices_are_refused():
+def test_parameters_on_several_devices_raise_an_error():
     message = r"^params\[0\] of group 1 must be on the device of the others, cpu, got cuda:0"
     with FakeTensorMode():
-        first, second = pretended("cpu", "cuda")
+        first, second = fake_params("cpu", "cuda")
         optimizer = ClippedNesterov([first])
         with pytest.raises(ValueError, match=message):
             optimizer.add_param_group({"params": [second]})
     assert len(optimizer.param_groups) == 1
 
 
-def test_the_first_step_is_not_captured(cuda_kernels, monkeypatch):
+def test_capturing_the_first_step_raises_an_error(cuda_kernels, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with FakeTensorMode():
-        optimizer = ClippedNesterov(pretended("cuda"))
+        optimizer = ClippedNesterov(fake_params("cuda"))
         with pytest.raises(RuntimeError, match="the first step must be taken before a graph is captured"):
             optimizer.step()

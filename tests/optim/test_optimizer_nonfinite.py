@@ -15,7 +15,7 @@ BAD = [math.inf, -math.inf, math.nan]
 
 
 def snapshot(optimizer):
-    """Everything that a skipped step must leave alone."""
+    """Everything that a skipped step must not change."""
     values = []
     for group in optimizer.param_groups:
         values += [x.detach().clone() for x in group["params"]]
@@ -45,7 +45,7 @@ def test_a_skipped_step_changes_nothing(cls, bad, place, norm_type):
     before = snapshot(optimizer)
     params[0].grad[place] = bad
     if cls is ClippedNesterov:
-        optimizer.param_groups[0]["momentum"] = 0.5  # not the last step taken
+        optimizer.param_groups[0]["momentum"] = 0.5  # differs from that of the last step taken
     optimizer.step()
     assert same(snapshot(optimizer), before)
     assert int(optimizer.skipped_steps) == 1
@@ -89,7 +89,7 @@ def test_raise_names_the_first_bad_parameter(cls, named):
 @pytest.mark.parametrize("max_norm", [None, 1.0])
 @pytest.mark.parametrize(("cls", "settings"), APPLY_SETTINGS)
 def test_apply_does_what_torch_does(cls, settings, bad, max_norm):
-    """Then and afterwards, too: an infinite past is none where the momentum is 0."""
+    """At that step and afterwards: with momentum 0, an infinite velocity has no effect."""
     params, _ = pair(cls)
     assert_torch_applies_the_same(cls, settings, params, bad, max_norm)
 
@@ -103,7 +103,7 @@ def test_raise_names_a_norm_beyond_float64_where_all_gradients_are_finite(cls):
     assert not param.any()
 
 
-def test_zero_gradients_are_not_divided_by():
+def test_zero_gradients_change_nothing():
     param, optimizer = one(max_norm=1e-30)
     before = param.detach().clone()
     param.grad.zero_()
@@ -129,7 +129,7 @@ def test_a_norm_of_huge_gradients_does_not_overflow(norm_type, dtype, size):
     ("norm_type", "dtype", "size"),
     [(20.0, torch.float32, 1e-20), (100.0, torch.float32, 1e-4), (2.0, torch.float64, 1e-200)],
 )
-def test_a_norm_of_tiny_gradients_does_not_vanish(norm_type, dtype, size):
+def test_a_norm_of_tiny_gradients_does_not_underflow(norm_type, dtype, size):
     param, optimizer = one((5000,), dtype=dtype, lr=1.0, momentum=0.0, norm_type=norm_type, max_norm=1e-5)
     param.detach().zero_()
     param.grad.fill_(size)
@@ -142,8 +142,8 @@ def test_a_norm_of_tiny_gradients_does_not_vanish(norm_type, dtype, size):
 
 @pytest.mark.parametrize("max_norm", [1e-3, 1e-31])
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_clip_coefficient_below_the_smallest_float_loses_no_digits(cls, max_norm):
-    """Here it is about 1e-43, which as a float would have one digit, or less than any float."""
+def test_a_clip_coefficient_below_the_smallest_float_keeps_all_digits(cls, max_norm):
+    """The coefficient is about 1e-43, which has one digit as a float, or smaller than any float."""
     param = torch.nn.Parameter(torch.zeros(5000))
     param.grad = torch.randn(5000).clamp(-3, 3) * 1e38
     wide = torch.nn.Parameter(param.detach().double())
@@ -166,8 +166,8 @@ def test_a_loss_scale_of_zero_is_skipped():
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("norm_type", [2.0, 3.0])
-def test_the_norm_is_accurate_and_the_same_on_every_run_and_any_threads(cls, norm_type):
-    """Of one large tensor among many tiny ones."""
+def test_the_norm_is_accurate_and_does_not_depend_on_runs_or_threads(cls, norm_type):
+    """The gradients are one large tensor among many tiny ones."""
     sizes = [1, 2, 3] * 20 + [300_001] + [5] * 30
     starts = [torch.randn(size) for size in sizes]
     grads = [torch.randn(size) for size in sizes]
@@ -188,7 +188,7 @@ def test_the_norm_is_accurate_and_the_same_on_every_run_and_any_threads(cls, nor
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_what_is_read_is_a_copy():
+def test_the_norm_and_the_counts_are_copies():
     param, optimizer = one()
     optimizer.step()
     first, count = optimizer.last_grad_norm, optimizer.skipped_steps
@@ -208,7 +208,7 @@ def test_what_is_read_is_a_copy():
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("unscale", [False, True])
 def test_grad_scaler(cls, unscale):
-    """The same as without a scaler; an overflow is skipped and lowers the scale."""
+    """Results are the same as without a scaler; an overflow skips the step and lowers the scale."""
     param, plain = torch.nn.Parameter(torch.randn(50)), torch.nn.Parameter(torch.empty(50))
     plain.data.copy_(param)
     optimizer, judge = cls([param], lr=0.1, max_norm=0.5), cls([plain], lr=0.1, max_norm=0.5)

@@ -1,4 +1,4 @@
-"""Settings, parameters and gradients that the optimizers refuse, each by name."""
+"""Errors for invalid settings, parameters and gradients; each names the argument."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_bad_settings_of_adamw_are_named(name, bad, message):
 
 
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5)])
-def test_numpy_s_numbers_are_numbers(number):
+def test_settings_may_be_numpy_scalars(number):
     params = [torch.nn.Parameter(torch.zeros(2)) for _ in "ab"]
     for param, lr in zip(params, (number, 0.5), strict=True):
         param.grad = torch.ones(2)
@@ -59,7 +59,7 @@ def test_numpy_s_numbers_are_numbers(number):
     assert torch.equal(*params)
 
 
-def test_what_is_no_group_or_has_no_momentum_is_refused():
+def test_a_list_as_a_group_and_a_schedule_without_momentum_raise_errors():
     _, optimizer = one()
     with pytest.raises(ValueError, match="param_group must be a dict with 'params', got list"):
         optimizer.add_param_group([torch.nn.Parameter(torch.zeros(2))])
@@ -67,7 +67,7 @@ def test_what_is_no_group_or_has_no_momentum_is_refused():
         MomentumSchedule(ClippedAdamW([torch.nn.Parameter(torch.zeros(2))]))
 
 
-def test_a_parameter_whose_elements_share_memory_is_refused():
+def test_a_parameter_whose_elements_share_memory_raises_an_error():
     param = torch.nn.Parameter(torch.zeros(1).expand(4))
     param.grad = torch.ones(4)
     with pytest.raises(ValueError, match=r"parameter 0 must have memory for each element, got strides \[0\]"):
@@ -79,7 +79,7 @@ def test_a_parameter_whose_elements_share_memory_is_refused():
     [("lr", NAN), ("lr", math.inf), ("momentum", 1.5), ("max_norm", 0.0)],
 )
 @pytest.mark.parametrize("as_tensor", [False, True])
-def test_a_schedule_gone_wrong_is_named_and_changes_nothing(name, bad, as_tensor):
+def test_a_setting_out_of_range_at_a_step_is_named_and_nothing_changes(name, bad, as_tensor):
     param, optimizer = one()
     before = param.detach().clone()
     optimizer.param_groups[0][name] = torch.tensor(bad) if as_tensor else bad
@@ -89,7 +89,7 @@ def test_a_schedule_gone_wrong_is_named_and_changes_nothing(name, bad, as_tensor
 
 
 @pytest.mark.parametrize("name", ["lr", "momentum", "max_norm", "weight_decay"])
-def test_a_setting_that_is_no_number_any_more_is_named(name):
+def test_a_setting_that_is_a_string_at_a_step_is_named(name):
     param, optimizer = one()
     before = param.detach().clone()
     optimizer.param_groups[0][name] = "0.1"
@@ -99,7 +99,7 @@ def test_a_setting_that_is_no_number_any_more_is_named(name):
 
 
 @pytest.mark.parametrize(("cls", "name"), [(ClippedNesterov, "velocity"), (ClippedAdamW, "step")])
-def test_a_state_that_lacks_a_number_is_refused(cls, name):
+def test_a_state_that_lacks_a_key_raises_an_error(cls, name):
     param, _ = one()
     optimizer = cls([param])
     optimizer.step()
@@ -111,7 +111,7 @@ def test_a_state_that_lacks_a_number_is_refused(cls, name):
     assert torch.equal(param, before)
 
 
-def test_a_mode_that_is_none_any_more_is_named():
+def test_an_unknown_nonfinite_mode_at_a_step_is_named():
     _, optimizer = one()
     optimizer.nonfinite = "ignore"
     with pytest.raises(ValueError, match="nonfinite must be 'skip', 'raise' or 'apply', got 'ignore'"):
@@ -132,7 +132,7 @@ def test_bad_parameters_are_named(tensor, message):
         ClippedNesterov([torch.zeros(2), tensor])
 
 
-def test_gradients_that_do_not_fit_are_named():
+def test_invalid_gradients_and_states_are_named():
     first, second = (torch.nn.Parameter(torch.ones(2, 2)) for _ in "ab")
     optimizer = ClippedNesterov([first, second])
     first.grad = torch.ones(2, 2)

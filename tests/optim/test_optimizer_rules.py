@@ -1,4 +1,4 @@
-"""The optimizers' rules over random trees of tensors, against torch and the float64 reference."""
+"""The update rules for random trees of tensors, compared with torch and the float64 reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEPS = 5
 
 
 def pair(tree: Tree, dtype, options, make, **torch_options):
-    """Groups for ours and for torch with the same values, the second group with its own lr."""
+    """The same groups for ours and for torch; the second group has its own lr."""
     both = []
     for cls, extra in ((make[0], options), (make[1], torch_options)):
         groups = make_groups(tree, dtype)
@@ -43,7 +43,7 @@ def pair(tree: Tree, dtype, options, make, **torch_options):
 
 
 @given(trees, DTYPES, MAX_NORMS, NORM_TYPES, st.sampled_from([0.0, 0.1]), st.booleans())
-def test_nesterov_is_clip_grad_norm_and_sgd_while_nothing_is_scheduled(
+def test_nesterov_equals_clip_grad_norm_and_sgd_with_constant_settings(
     tree, dtype, max_norm, norm_type, weight_decay, maximize
 ):
     common = {"lr": 0.1, "momentum": 0.9, "weight_decay": weight_decay, "maximize": maximize}
@@ -61,13 +61,13 @@ def test_nesterov_is_clip_grad_norm_and_sgd_while_nothing_is_scheduled(
         set_gradients(theirs[0], grads)
         ours[1].step()
         clip_and_step(theirs[1], max_norm, norm_type)
-        for param, grad in zip(ours[0], grads, strict=True):  # read, not rewritten
+        for param, grad in zip(ours[0], grads, strict=True):  # gradients are not changed
             assert grad is None or torch.equal(param.grad, grad)
     assert_near(ours[0], theirs[0], dtype, STEPS)
 
 
 @given(trees, DTYPES, MAX_NORMS, st.sampled_from([0.0, 0.1]), st.booleans())
-def test_adamw_is_clip_grad_norm_and_adamw(tree, dtype, max_norm, weight_decay, maximize):
+def test_adamw_equals_clip_grad_norm_and_torch_adamw(tree, dtype, max_norm, weight_decay, maximize):
     common = {"lr": 0.01, "betas": (0.8, 0.99), "weight_decay": weight_decay, "maximize": maximize}
     ours, theirs = pair(
         tree, dtype, {**common, "max_norm": max_norm}, (ClippedAdamW, torch.optim.AdamW), **common
@@ -78,11 +78,11 @@ def test_adamw_is_clip_grad_norm_and_adamw(tree, dtype, max_norm, weight_decay, 
         set_gradients(theirs[0], grads)
         ours[1].step()
         clip_and_step(theirs[1], max_norm)
-    # Divided by a root, roundings weigh more where all gradients of an element were small.
+    # The division by a root amplifies rounding errors where all gradients of an element are small.
     assert_near(ours[0], theirs[0], dtype, 5 * STEPS)
 
 
-# What a group may be set to at a step, besides max_norm.
+# Values of a group's settings at a step, besides max_norm.
 COMMON = {"lr": [0.0, 0.01, 0.2], "weight_decay": [0.0, 0.01]}
 SETTINGS = {
     ClippedNesterov: COMMON | {"momentum": [0.0, 0.5, 0.9, 0.99]},
@@ -106,7 +106,7 @@ def on_device(value):
 
 @pytest.mark.parametrize("cls", SETTINGS)
 @given(trees, MIXTURES, NORM_TYPES, st.booleans(), st.booleans(), st.booleans(), st.data())
-def test_steps_are_the_reference_s_under_schedules(
+def test_steps_equal_the_reference_under_schedules(
     cls, tree, dtypes, norm_type, maximize, masters, as_tensors, data
 ):
     groups = make_groups(tree, *dtypes)
@@ -124,7 +124,7 @@ def test_steps_are_the_reference_s_under_schedules(
         judge.step()
         optimizer.step()
         assert float(optimizer.last_grad_norm) == pytest.approx(judge.norm, rel=1e-12, abs=1e-300)
-        # Divided by a root, roundings weigh more where all gradients of an element were small.
+        # The division by a root amplifies rounding errors where all gradients of an element are small.
         judge.check((step + 1) * (5 if cls is ClippedAdamW else 1))
     assert int(optimizer.taken_steps) == STEPS
 
@@ -145,13 +145,13 @@ def test_torch_differs_from_the_paper_when_either_is_scheduled(scheduled):
         ours.step()
         theirs.step()
         far = difference(other, judge.theta[param])
-        # Of the first step all agree: there is no past yet.
+        # All agree at the first step, because there is no velocity yet.
         assert far < 1e-14 if step == 0 else far > 1e-2
     judge.check(1)
 
 
 def check_scheduled(name: str, settings: dict[str, object], steps: int) -> int:
-    """Steps under one of torch's schedulers are the reference's; how many settings there were."""
+    """Check steps under one of torch's schedulers; return the number of different settings."""
     param, optimizer = one((20,), dtype=torch.float64, max_norm=2.0, lr=0.1)
     judge = Judge(optimizer)
     scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **settings)
@@ -168,7 +168,7 @@ def check_scheduled(name: str, settings: dict[str, object], steps: int) -> int:
     return len(seen)
 
 
-def test_one_cycle_moves_lr_and_momentum():
+def test_one_cycle_changes_lr_and_momentum():
     assert check_scheduled("OneCycleLR", {"max_lr": 0.5, "total_steps": 12}, 12) > 6
 
 
@@ -177,22 +177,22 @@ SCHEDULERS = {
     "CosineAnnealingLR": {"T_max": 8},
     "LambdaLR": {"lr_lambda": lambda t: 1 / (1 + t)},
     "ExponentialLR": {"gamma": 0.8},
-    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.2, "step_size_up": 3},  # moves momentum too
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.2, "step_size_up": 3},  # changes momentum too
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_torch_s_schedulers_are_followed_exactly(name):
+def test_torch_schedulers_are_followed_exactly(name):
     assert check_scheduled(name, SCHEDULERS[name], 10) >= 4
 
 
 @pytest.mark.parametrize("t", [0, 1, 249, 250, 251, 499, 500, 1750, 10000, 10**6])
-def test_paper_momentum_is_its_formula(t):
+def test_paper_momentum_equals_its_formula(t):
     formula = 1 - 2 ** (-1 - math.log2(math.floor(t / 250) + 1))
     assert paper_momentum(t, 0.995) == pytest.approx(min(0.995, formula), rel=1e-15)
 
 
-def test_momentum_schedule_drives_the_groups():
+def test_momentum_schedule_sets_the_groups():
     _, optimizer = one()
     schedule = MomentumSchedule(optimizer, mu_max=0.7)
     seen = []
@@ -200,7 +200,7 @@ def test_momentum_schedule_drives_the_groups():
         seen.append(optimizer.param_groups[0]["momentum"])
         schedule.step()
     assert seen[0] == seen[249] == 0.5
-    assert seen[250] == seen[499] == 0.7  # 1 - 1/4 is more
+    assert seen[250] == seen[499] == 0.7  # mu_max, because 1 - 1/4 is more
     _, other = one()
     again = MomentumSchedule(other)
     again.load_state_dict(schedule.state_dict())
@@ -211,8 +211,8 @@ def test_momentum_schedule_drives_the_groups():
             paper_momentum(**bad)
 
 
-def test_without_a_first_beta_adamw_remembers_no_gradient():
-    """However large it was."""
+def test_adamw_with_a_first_beta_of_zero_forgets_past_gradients():
+    """A huge first gradient has no effect on later steps."""
     param, _ = one((20,))
     optimizer = ClippedAdamW([param], betas=(0.0, 0.9), max_norm=None)
     for size in (1e9, 1.0):
@@ -225,7 +225,7 @@ def test_without_a_first_beta_adamw_remembers_no_gradient():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("masters", [False, True])
 def test_half_precision_computes_in_float32(cls, dtype, masters):
-    """The parameter is rounded once a step, the states not at all."""
+    """The parameter is rounded once per step, the states are not rounded."""
     param = torch.nn.Parameter(torch.randn(700).to(dtype))
     wide = torch.nn.Parameter(param.detach().float())
     optimizer = cls([param], lr=0.01, max_norm=0.5, master_weights=masters)
@@ -248,13 +248,13 @@ def test_half_precision_computes_in_float32(cls, dtype, masters):
 
 
 def assert_kept(found, expected):
-    """All beyond the least normal number of float32; of the others x86 processors may make 0."""
+    """Check that normal float32 values are unchanged; on x86, subnormal ones may become 0."""
     normal = expected.float().abs() > torch.finfo(torch.float32).tiny
     assert torch.equal(found[normal], expected[normal])
     assert ((found == expected) | (found == 0))[~normal].all()
 
 
-def test_every_half_precision_number_is_read_and_written_as_torch_does():
+def test_every_half_precision_value_converts_as_in_torch():
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
         values = bits.view(dtype)
@@ -263,7 +263,7 @@ def test_every_half_precision_number_is_read_and_written_as_torch_does():
         param.grad = torch.zeros_like(values)
         rnnkernels.ClippedNesterov([param], lr=1.0, max_norm=None).step()
         assert_kept(param, values)
-        # Between two numbers, at ties, and beyond the largest: master copies are rounded.
+        # Master copies between two values, at ties, and above the largest value are rounded.
         wide = torch.cat([values.float() * (1 + k * 2.0**-12) for k in (-3, -1, 1, 2, 4)])
         wide = torch.cat([wide, torch.tensor([65519.0, 65520.0, 65536.0, 1e30, 3.3895e38, 1e-8, 2.0**-25])])
         rounded = torch.nn.Parameter(torch.zeros_like(wide, dtype=dtype))

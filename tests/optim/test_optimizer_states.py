@@ -1,4 +1,4 @@
-"""What makes them torch optimizers: closures, groups, hooks, saving and loading."""
+"""The interface of torch optimizers: closures, groups, hooks, saving and loading."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def through_file(state):
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    return torch.load(file)  # weights only
+    return torch.load(file)  # weights_only=True is the default
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masters", [False, True])
-def test_state_dict_round_trip_goes_on_as_if_nothing_had_been(cls, dtype, masters):
+def test_training_continues_after_a_state_dict_round_trip(cls, dtype, masters):
     net = model(dtype)
     optimizer = cls(net.parameters(), lr=0.01, master_weights=masters)
     train(net, optimizer, 3)
@@ -102,7 +102,7 @@ def test_deep_copy_and_pickle(cls, how):
     assert (optimizer2.norm_type, optimizer2.nonfinite) == (1.0, "raise")
 
 
-def test_state_of_torch_s_adamw_can_be_loaded():
+def test_the_state_of_torch_adamw_can_be_loaded():
     net, other = model(), model()
     theirs = torch.optim.AdamW(net.parameters(), lr=0.01)
     train(net, theirs, 3, clip=0.5)
@@ -116,8 +116,8 @@ def test_state_of_torch_s_adamw_can_be_loaded():
 
 
 @pytest.mark.parametrize("step", [3, 3.0, torch.tensor(3.0, dtype=torch.float64)])
-def test_a_step_count_of_another_kind_can_be_loaded(step):
-    """Old files have numbers; under a default dtype of float64 torch counts in float64."""
+def test_a_step_count_of_another_type_can_be_loaded(step):
+    """Old files have numbers; with a default dtype of float64, torch counts in float64."""
     param = torch.nn.Parameter(torch.ones(4))
     param.grad = torch.ones(4)
     theirs = torch.optim.AdamW([param])
@@ -130,7 +130,7 @@ def test_a_step_count_of_another_kind_can_be_loaded(step):
     assert float(ours.state[param]["step"]) == 4
 
 
-def test_amsgrad_is_refused():
+def test_loading_amsgrad_states_raises_an_error():
     param = torch.nn.Parameter(torch.ones(4))
     param.grad = torch.ones(4)
     theirs = torch.optim.AdamW([param], amsgrad=True)
@@ -141,7 +141,7 @@ def test_amsgrad_is_refused():
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("masters", [False, True])
-def test_loading_brings_master_copies_or_drops_them_as_asked(cls, masters):
+def test_loading_makes_or_drops_master_copies_as_configured(cls, masters):
     net = model(torch.bfloat16)
     optimizer = cls(net.parameters(), master_weights=not masters)
     train(net, optimizer, 2)
@@ -152,20 +152,20 @@ def test_loading_brings_master_copies_or_drops_them_as_asked(cls, masters):
         assert not masters or torch.equal(loaded.state[param]["master"], param.float())
 
 
-def test_another_rule_under_the_same_names_is_refused():
+def test_loading_another_rule_with_the_same_state_names_raises_an_error():
     net = model()
     adam = torch.optim.Adam(net.parameters(), weight_decay=0.1)
     train(net, adam, 1)
     with pytest.raises(ValueError, match=r"decoupled weight decay, got weight_decay=0\.1 and .* in group 0"):
         ClippedAdamW(net.parameters()).load_state_dict(adam.state_dict())
-    adam.param_groups[0]["weight_decay"] = 0.0  # and so they are the same
+    adam.param_groups[0]["weight_decay"] = 0.0  # without weight decay the rules are the same
     ClippedAdamW(net.parameters()).load_state_dict(adam.state_dict())
     adam.param_groups[0]["amsgrad"] = True
     with pytest.raises(ValueError, match="without amsgrad, got it in group 0"):
         ClippedAdamW(net.parameters()).load_state_dict(adam.state_dict())
 
 
-def test_a_hook_may_turn_another_optimizer_s_state_into_one_that_can_be_loaded():
+def test_a_hook_may_convert_the_state_of_another_optimizer():
     net = model()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     train(net, sgd, 1)
@@ -182,7 +182,7 @@ def test_a_hook_may_turn_another_optimizer_s_state_into_one_that_can_be_loaded()
 
 
 @pytest.mark.parametrize("previous", [0.9, torch.tensor([0.9])])
-def test_a_previous_momentum_of_another_kind_can_be_loaded(previous):
+def test_a_previous_momentum_of_another_type_can_be_loaded(previous):
     param, ours = one((4,), dtype=torch.float64)
     ours.step()
     state = ours.state_dict()
@@ -194,7 +194,7 @@ def test_a_previous_momentum_of_another_kind_can_be_loaded(previous):
     torch.testing.assert_close(ours.state[param]["velocity"], 0.9 * velocity, rtol=1e-7, atol=0)
 
 
-def test_a_state_of_another_optimizer_is_refused():
+def test_loading_the_state_of_another_optimizer_raises_an_error():
     net = model()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     train(net, sgd, 1)
@@ -202,8 +202,8 @@ def test_a_state_of_another_optimizer_is_refused():
         ClippedNesterov(model().parameters()).load_state_dict(sgd.state_dict())
 
 
-def test_from_and_to_sgd_go_on_as_sgd_would():
-    """Over there and back again, at a learning rate that changed before the conversion."""
+def test_training_continues_after_from_sgd_and_to_sgd():
+    """Convert from SGD and back, with a learning rate that changed before the conversion."""
     net, other = model(torch.float64), model(torch.float64)
     theirs = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
     train(net, theirs, 3, clip=1.0)
@@ -226,7 +226,7 @@ def test_from_and_to_sgd_go_on_as_sgd_would():
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)
 
 
-def test_to_sgd_makes_the_next_step_of_changed_settings():
+def test_to_sgd_takes_the_same_next_step_with_changed_settings():
     param, ours = one((20,), dtype=torch.float64, lr=0.1, max_norm=None)
     ours.step()
     ours.param_groups[0].update(lr=0.02, momentum=0.5)
@@ -241,7 +241,7 @@ def test_to_sgd_makes_the_next_step_of_changed_settings():
 
 
 def test_from_and_to_sgd_with_settings_that_are_tensors():
-    params = [torch.nn.Parameter(torch.tensor(2.0)) for _ in "ab"]  # without a dimension
+    params = [torch.nn.Parameter(torch.tensor(2.0)) for _ in "ab"]  # zero-dimensional
     theirs = torch.optim.SGD(params[:1], lr=torch.tensor([0.1]), momentum=0.9, nesterov=True)
     judge = torch.optim.SGD(params[1:], lr=0.1, momentum=0.9, nesterov=True)
     ours = None
@@ -259,13 +259,13 @@ def test_from_and_to_sgd_with_settings_that_are_tensors():
 
 
 @pytest.mark.parametrize("options", [{"nesterov": False}, {"dampening": 0.1}])
-def test_from_sgd_refuses_another_rule(options):
+def test_from_sgd_with_another_rule_raises_an_error(options):
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9, **options)
     with pytest.raises(ValueError, match="sgd must have nesterov=True and dampening=0"):
         ClippedNesterov.from_sgd(sgd)
 
 
-def test_to_sgd_refuses_lr_zero():
+def test_to_sgd_with_lr_zero_raises_an_error():
     _, optimizer = one()
     optimizer.step()
     optimizer.param_groups[0]["lr"] = 0.0
@@ -273,7 +273,7 @@ def test_to_sgd_refuses_lr_zero():
         optimizer.to_sgd()
 
 
-def test_state_that_was_replaced_or_cleared_is_seen():
+def test_a_replaced_or_cleared_state_is_used():
     param, optimizer = one((3,), lr=1.0, max_norm=None)
     optimizer.step()
     optimizer.state[param] = {"velocity": torch.zeros(3)}
@@ -287,8 +287,8 @@ def test_state_that_was_replaced_or_cleared_is_seen():
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_state_that_was_only_looked_at_is_made(cls):
-    """torch's `state` makes an empty entry of whatever is looked up."""
+def test_an_empty_state_made_by_a_lookup_is_filled(cls):
+    """A look-up in torch's `state` makes an empty entry."""
     param = torch.nn.Parameter(torch.ones(3))
     param.grad = torch.ones(3)
     optimizer = cls([param])
@@ -301,7 +301,7 @@ def test_a_state_that_was_only_looked_at_is_made(cls):
     assert int(optimizer.taken_steps) == 1
 
 
-def test_a_group_added_later_and_closures_and_hooks():
+def test_groups_added_later_closures_and_hooks():
     first, second = (torch.nn.Parameter(torch.randn(4)) for _ in "ab")
     optimizer = ClippedNesterov([first], lr=0.1)
     seen = []
@@ -325,13 +325,13 @@ def test_a_group_added_later_and_closures_and_hooks():
     assert not torch.equal(first, before[0])
     norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in (first, second)))
     assert float(optimizer.last_grad_norm) == pytest.approx(norm, rel=1e-14)
-    expected = -0.5 / (norm + 1e-6) * second.grad  # v = -lr c g, at lr 0.1 from now on
+    expected = -0.5 / (norm + 1e-6) * second.grad  # v = -lr c g with lr = 1
     optimizer.param_groups[1]["lr"] = 1.0
     optimizer.step()
     torch.testing.assert_close(optimizer.state[second]["velocity"], expected)
 
 
-def test_every_kind_of_hook_is_called_and_a_profiler_sees_the_step():
+def test_all_hooks_and_a_profiler_see_the_step():
     _, optimizer = one()
     seen = []
     hooks = [
@@ -352,8 +352,8 @@ def test_every_kind_of_hook_is_called_and_a_profiler_sees_the_step():
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_compiled_step_is_the_step(cls):
-    """Nothing is traced, so nothing is compiled again when a schedule moves."""
+def test_a_compiled_step_equals_the_step(cls):
+    """The step is not traced, so a schedule does not cause recompilation."""
     compiled = CompileCounter()
     (net, ours), (other, judge) = [(m, cls(m.parameters())) for m in (model(), model())]
     step = torch.compile(ours.step, backend=compiled)
@@ -369,7 +369,7 @@ def test_a_compiled_step_is_the_step(cls):
     assert compiled.frame_count == 0
 
 
-def test_autograd_sees_that_a_parameter_has_changed():
+def test_autograd_detects_the_in_place_update():
     param, optimizer = one((3,))
     loss = (param * param).sum()
     optimizer.step()
@@ -377,7 +377,7 @@ def test_autograd_sees_that_a_parameter_has_changed():
         loss.backward()
 
 
-def test_no_gradient_no_state_no_change():
+def test_without_a_gradient_there_is_no_state_and_no_change():
     used, unused = (torch.nn.Parameter(torch.ones(2)) for _ in "ab")
     used.grad = torch.ones(2)
     optimizer = ClippedNesterov([unused, used])
@@ -386,4 +386,4 @@ def test_no_gradient_no_state_no_change():
     assert torch.equal(unused, torch.ones(2))
     optimizer.zero_grad()
     assert used.grad is None
-    optimizer.step()  # none at all
+    optimizer.step()  # no parameter has a gradient

@@ -1,4 +1,4 @@
-"""Tensors of every kind as parameters and gradients, and where an optimizer makes its own."""
+"""Parameters and gradients of all layouts and types, and the devices of the optimizer's own tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLASSES = [ClippedNesterov, ClippedAdamW]
 
 
 class OwnParameter(torch.nn.Parameter):
-    """Any subclass takes the way of spread parameters."""
+    """Any subclass is handled like sharded parameters."""
 
 
 def channels_last(x):
@@ -35,7 +35,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("of_param", LAYOUTS)
 @pytest.mark.parametrize("of_grad", [*LAYOUTS, "expanded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layouts_change_no_bit(cls, of_param, of_grad, dtype):
+def test_memory_layouts_do_not_change_results(cls, of_param, of_grad, dtype):
     values = torch.randn(2, 3, 5, 4).to(dtype)
     grad = torch.randn(2, 3, 5, 1).to(dtype).expand(values.shape)
     if of_grad != "expanded":
@@ -54,7 +54,7 @@ def test_layouts_change_no_bit(cls, of_param, of_grad, dtype):
 
 
 @pytest.mark.parametrize("kind", [torch.nn.Parameter, OwnParameter])
-def test_a_gradient_that_is_negated_later_or_zero_without_memory(kind):
+def test_lazily_negated_and_zero_tensor_gradients(kind):
     param = kind(torch.zeros(5))
     optimizer = ClippedNesterov([param], lr=1.0, momentum=0.0, max_norm=None)
     param.grad = torch._neg_view(torch.arange(5.0))
@@ -85,7 +85,7 @@ def test_a_float32_gradient_of_a_half_precision_parameter_keeps_its_digits(cls, 
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("kind", [torch.nn.Parameter, OwnParameter])
-def test_nothing_but_empty_tensors(cls, kind):
+def test_only_empty_tensors(cls, kind):
     param = kind(torch.zeros(0, 3))
     param.grad = torch.zeros(0, 3)
     optimizer = cls([param])
@@ -97,7 +97,7 @@ def test_nothing_but_empty_tensors(cls, kind):
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("kind", [torch.nn.Parameter, OwnParameter])
 @pytest.mark.parametrize("norm_type", [2.0, float("inf")])
-def test_another_default_device_is_not_the_optimizer_s(cls, kind, norm_type):
+def test_the_default_device_does_not_matter(cls, kind, norm_type):
     param, plain = (kind(torch.ones(3)) for _ in "ab")
     optimizer, judge = cls([param], norm_type=norm_type), cls([plain], norm_type=norm_type)
     for p in (param, plain):
@@ -118,7 +118,7 @@ def test_another_default_device_is_not_the_optimizer_s(cls, kind, norm_type):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_parameter_twice_in_a_group_is_refused(cls):
+def test_a_parameter_twice_in_a_group_raises_an_error(cls):
     first, second = (torch.nn.Parameter(torch.ones(3)) for _ in "ab")
     optimizer = cls([first])
     with (
@@ -129,7 +129,7 @@ def test_a_parameter_twice_in_a_group_is_refused(cls):
     assert len(optimizer.param_groups) == 1
 
 
-def test_a_sparse_gradient_of_another_kind_of_parameter_is_refused():
+def test_a_sparse_gradient_of_a_parameter_subclass_raises_an_error():
     param = OwnParameter(torch.ones(2, 2))
     param.grad = torch.ones(2, 2).to_sparse()
     with pytest.raises(ValueError, match="must be dense, got layout Sparse"):
@@ -137,8 +137,8 @@ def test_a_sparse_gradient_of_another_kind_of_parameter_is_refused():
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_an_operator_s_lists_must_be_as_long_as_each_other(cls, monkeypatch):
-    """Whoever calls it by itself is not sent beyond their ends."""
+def test_an_operator_with_lists_of_different_lengths_raises_an_error(cls, monkeypatch):
+    """A direct call must not read past the end of a list."""
     _, optimizer = one()
     if cls is ClippedAdamW:
         param = optimizer.param_groups[0]["params"][0]

@@ -1,4 +1,4 @@
-"""What the tests of the output models share: models, states and frames to go with them."""
+"""Helpers for the tests of the output models: models, and matching states and frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels import NADE, RBM, Categorical, IndependentBernoulli
-from rnnkernels import reference_outputs as reference
+from rnnkernels.testing import outputs as reference
 
 VISIBLE, HIDDEN, CONDITION = 5, 4, 3
 MODELS = {
@@ -23,7 +23,7 @@ BINARY = tuple(name for name in MODELS if name != "categorical")
 
 
 def make_model(name: str, dtype: torch.dtype = torch.float64, scale: float = 1.0, **options) -> nn.Module:
-    """A model whose units mean something to each other: all parameters from N(0, scale)."""
+    """Make a model with dependent units: all parameters are drawn from N(0, scale^2)."""
     model = MODELS[name](dtype=dtype, **options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -46,14 +46,14 @@ def make_frames(name: str, *lead: int, dtype: torch.dtype = torch.bool, seed: in
 
 
 def every_frame(name: str) -> Tensor:
-    """All that a model has a probability for."""
+    """Return every frame (for `categorical` every class)."""
     if name == "categorical":
         return torch.arange(VISIBLE)
     return torch.from_numpy(reference.all_states(VISIBLE))
 
 
 def biases(model: nn.Module, state: Tensor) -> Iterator[np.ndarray]:
-    """b, and c where there is one, as the reference takes them."""
+    """Yield b, and c if the model has it, as the reference takes them."""
     for layer in (model.visible_bias, getattr(model, "hidden_bias", None)):
         if layer is not None:
             rows = nn.functional.linear(state.double(), layer.weight.double(), layer.bias.double())
@@ -65,20 +65,21 @@ def array(x: Tensor) -> np.ndarray:
 
 
 def frequencies(v: Tensor) -> Tensor:
-    """How often each frame came, in the order of `every_frame`."""
+    """Return the relative frequency of each frame, in the order of `every_frame`."""
     v = v.reshape(-1, v.shape[-1]).long()
     numbers = (v << torch.arange(v.shape[-1])).sum(-1)
     return torch.bincount(numbers, minlength=2 ** v.shape[-1]) / len(v)
 
 
 def assert_drawn_from(found: Tensor, expected: Tensor, draws: int) -> None:
-    """Frequencies against probabilities: within 4.5 standard deviations each, which all of 32 are with a
-    probability of 0.9998.
+    """Check that each frequency is within 4.5 standard deviations of its probability.
+
+    All of 32 frequencies are with a probability of 0.9998.
     """
     deviation = (expected * (1 - expected) / draws).sqrt()
     assert torch.all((found - expected).abs() <= 4.5 * deviation + 1 / draws), (found, expected)
 
 
 def half_width(draws: int) -> float:
-    """4.5 standard deviations of a mean of draws from [0, 1], whose own is at most 1/2."""
+    """Return 4.5 standard deviations of a mean of draws from [0, 1]; one draw has at most 1/2."""
     return 4.5 * math.sqrt(0.25 / draws)

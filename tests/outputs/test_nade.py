@@ -1,4 +1,4 @@
-"""NADE by its kernels: values and gradients of any order against the plain loop."""
+"""The kernels of NADE: values and gradients of any order, compared with the plain loop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from helpers import DTYPES, distance, run_python
 from nade_helpers import NAMES, SHAPES, TOLERANCE, arguments, by_kernels, by_the_loop
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
-from rnnkernels import _C, _nade_fallback
+from rnnkernels import _C
 from rnnkernels.functional import nade_log_prob, nade_sample
+from rnnkernels.outputs import _nade_composite
 
 FORWARD = torch.ops.rnnkernels.nade.default
 BACKWARD = torch.ops.rnnkernels.nade_backward.default
@@ -25,7 +26,7 @@ def check(v, tensors, seed=1):
 
 
 def saved_in(function):
-    """The tensors that autograd keeps of a call, each once."""
+    """Return the tensors that autograd saves in a call, each once."""
     kept = {}
 
     def keep(x):
@@ -42,7 +43,7 @@ def saved_in(function):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients_are_those_of_the_loop(shape, dtype):
+def test_values_and_gradients_equal_the_loop(shape, dtype):
     for ones in (0.0, 0.05, 0.5, 1.0):
         check(*arguments(*shape, ones=ones, dtype=dtype))
 
@@ -82,7 +83,7 @@ def test_any_strides():
         assert torch.equal(a, b)
 
 
-def test_one_bias_for_all_rows():
+def test_expanded_biases():
     v, (b, c, encoder, decoder) = arguments(6, 7, 5)
     one_b, one_c = b[0].clone().requires_grad_(), c[0].clone().requires_grad_()
     nade_log_prob(v, one_b.expand(6, 7), one_c.expand(6, 5), encoder, decoder).sum().backward()
@@ -94,7 +95,7 @@ def test_one_bias_for_all_rows():
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=4)))
-def test_only_what_needs_a_gradient_has_one(wanted):
+def test_only_tensors_that_require_gradients_get_them(wanted):
     v, tensors = arguments(6, 7, 5)
     leaves = [x.requires_grad_(want) for x, want in zip(tensors, wanted, strict=True)]
     v = v.double().requires_grad_()
@@ -111,7 +112,7 @@ def test_the_logits_have_a_gradient_too():
     leaves = [x.requires_grad_() for x in tensors]
     grads = (torch.randn(6, dtype=torch.float64), torch.randn(6, 7, dtype=torch.float64))
     for chosen in ((0,), (1,), (0, 1)):
-        made, loop = FORWARD(v, *leaves), _nade_fallback.nade(v, *leaves)
+        made, loop = FORWARD(v, *leaves), _nade_composite.nade(v, *leaves)
         found, expected = (
             torch.autograd.grad([x[i] for i in chosen], leaves, [grads[i] for i in chosen])
             for x in (made, loop)
@@ -131,12 +132,12 @@ def test_results_do_not_depend_on_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_nothing_of_size_d_h_is_kept():
+def test_no_tensor_of_size_d_h_is_saved():
     v, tensors = arguments(50, 40, 30)
     leaves = [x.requires_grad_() for x in tensors]
     kept = saved_in(lambda: nade_log_prob(v, *leaves))
     assert sum(x.numel() for x in kept) <= v.numel() + sum(x.numel() for x in tensors) + 50 * 40
-    assert sum(x.numel() for x in saved_in(lambda: _nade_fallback.nade(v, *leaves))) > 50 * 40 * 30
+    assert sum(x.numel() for x in saved_in(lambda: _nade_composite.nade(v, *leaves))) > 50 * 40 * 30
 
 
 def test_v_that_was_changed_after_the_call_raises():
@@ -147,10 +148,10 @@ def test_v_that_was_changed_after_the_call_raises():
         log_prob.sum().backward()
 
 
-# --- Numbers beyond the usual ------------------------------------------------------------------------
+# --- Extreme and nonfinite values --------------------------------------------------------------------
 
 
-def test_what_is_nearly_certain_keeps_its_digits():
+def test_nearly_certain_units_keep_their_digits():
     v, (b, c, encoder, decoder) = arguments(4, 6, 3, ones=1.0, dtype=torch.float32)
     b += 20
     log_prob, d_b, *_ = by_kernels(v, [b, c, encoder, decoder], torch.ones(4))
@@ -161,16 +162,16 @@ def test_what_is_nearly_certain_keeps_its_digits():
 
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("where", ["visible_bias", "hidden_bias"])
-def test_numbers_that_are_not_finite_stay_in_their_row(where, bad):
+def test_nonfinite_values_stay_in_their_row(where, bad):
     v, tensors = arguments(40, 9, 7)
     tensors[NAMES.index(where)][3, 2] = bad
     others = torch.arange(40) != 3
     grad = torch.ones(40, dtype=torch.float64)
     found, expected = by_kernels(v, tensors, grad), by_the_loop(v, tensors, grad)
-    for a, b in list(zip(found, expected, strict=True))[:3]:  # one row for each of v
+    for a, b in list(zip(found, expected, strict=True))[:3]:  # the results with one row per row of v
         assert torch.isfinite(a[others]).all()
         assert distance(a[others], b[others]) < 1e-13
-        # Wherever the loop has a number in that row, so has the kernel, and the same.
+        # Where the loop is finite in that row, the kernel has the same value.
         finite = torch.isfinite(b[3])
         assert torch.equal(torch.isnan(a[3]) & finite, torch.zeros_like(finite))
         assert torch.allclose(a[3][finite], b[3][finite], rtol=1e-12, atol=1e-12)
@@ -178,23 +179,23 @@ def test_numbers_that_are_not_finite_stay_in_their_row(where, bad):
     assert torch.isfinite(logits[others]).all() and set(sample.unique().tolist()) <= {0, 1}
 
 
-def test_what_a_zero_leaves_out_may_be_infinite():
+def test_weights_of_units_that_are_zero_may_be_infinite():
     v, tensors = arguments(20, 5, 4, ones=0.5)
     v[:, 2] = False
-    tensors[2][2] = torch.inf  # W of a unit that is never a one
+    tensors[2][2] = torch.inf  # the row of W of a unit that is never one
     grad = torch.ones(20, dtype=torch.float64)
     assert all(torch.isfinite(x).all() for x in by_kernels(v, tensors, grad))
     assert torch.isnan(by_the_loop(v, tensors)[0]).all()
 
 
 def test_large_weights_cost_no_digits():
-    """Backward finds the hidden units again as forward did, rather than by subtraction."""
+    """Backward recomputes the hidden units as forward does, and not by subtraction."""
     v, (b, c, encoder, decoder) = arguments(10, 8, 5, ones=0.5, dtype=torch.float32)
     encoder[3] *= 1e8
     check(v, [b, c, encoder, decoder])
 
 
-# --- Further derivatives -----------------------------------------------------------------------------
+# --- Higher derivatives ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4), (1, 1, 1), (4, 3)])
@@ -256,7 +257,7 @@ def test_transforms():
     assert many.shape == (2, 6, 7)
 
 
-def test_a_tangent():
+def test_forward_mode_returns_a_tangent():
     v, (b, *others) = arguments(6, 7, 5)
     tangent = torch.randn_like(b)
     expected = (by_the_loop(v, [b, *others], torch.ones(6))[1] * tangent).sum(-1)

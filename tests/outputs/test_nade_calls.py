@@ -1,4 +1,4 @@
-"""What is around a call of NADE: draws, dtypes and devices, bad input, registration and compiling."""
+"""Calls of NADE: samples, dtypes and devices, bad input, registration and compiling."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from helpers import DTYPES, distance
 from nade_helpers import NAMES, SHAPES, TOLERANCE, arguments, by_kernels, by_the_loop
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnnkernels import _checks, _nade_fallback
+from rnnkernels import _checks
 from rnnkernels._ops import composite as _fallback
 from rnnkernels.functional import nade_log_prob, nade_sample
+from rnnkernels.outputs import _nade_composite
 
 FORWARD = torch.ops.rnnkernels.nade.default
 BACKWARD = torch.ops.rnnkernels.nade_backward.default
@@ -22,27 +23,27 @@ SAMPLE = torch.ops.rnnkernels.nade_sample.default
 
 @pytest.fixture
 def no_kernels(monkeypatch):
-    """No device has kernels, and the warning has been."""
+    """No device has kernels, and the warning has been given."""
     monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
     monkeypatch.setattr(_fallback, "_warned", [torch.device("cpu")])
 
 
-# --- Draws -------------------------------------------------------------------------------------------
+# --- Samples -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_is_drawn_has_the_logits_that_come_with_it(shape, dtype):
+def test_samples_come_with_their_logits(shape, dtype):
     for shift in (-4.0, 0.0, 9.0):
         _, tensors = arguments(*shape, dtype=dtype)
         tensors[0] += shift
         v, logits = nade_sample(*tensors)
         assert v.dtype == torch.uint8 and v.shape == logits.shape == tensors[0].shape
-        expected = _nade_fallback.nade(v, *(x.double() for x in tensors))[1]
+        expected = _nade_composite.nade(v, *(x.double() for x in tensors))[1]
         assert distance(logits.double(), expected) < TOLERANCE[dtype]
 
 
-def test_a_unit_is_a_one_where_its_number_is_below_its_probability():
+def test_a_unit_is_one_if_its_uniform_value_is_below_its_probability():
     _, tensors = arguments(50, 30, 9, dtype=torch.float32)
     uniform = torch.rand(50, 30)
     v, logits = SAMPLE(uniform, *tensors)
@@ -51,7 +52,7 @@ def test_a_unit_is_a_one_where_its_number_is_below_its_probability():
     assert torch.equal(v.bool()[sure], (uniform < p)[sure]) and sure.float().mean() > 0.99
 
 
-def test_frequencies_are_the_probabilities():
+def test_frequencies_equal_the_probabilities():
     _, (b, c, encoder, decoder) = arguments(1, 3, 4, dtype=torch.float32)
     n = 200_000
     v, _ = nade_sample(b.expand(n, 3), c.expand(n, 4), encoder, decoder)
@@ -62,13 +63,13 @@ def test_frequencies_are_the_probabilities():
     assert bool(((found - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all())
 
 
-def test_a_bad_generator_is_refused():
+def test_a_bad_generator_raises_an_error():
     _, tensors = arguments(3, 4, 2)
     with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got int"):
         nade_sample(*tensors, generator=1)
 
 
-def test_draws_follow_the_generator_and_have_no_gradient():
+def test_samples_follow_the_generator_and_have_no_gradient():
     _, tensors = arguments(20, 9, 5)
     leaves = [x.requires_grad_() for x in tensors]
     draws = [nade_sample(*leaves, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
@@ -81,7 +82,7 @@ def test_draws_follow_the_generator_and_have_no_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_storage(dtype):
+def test_half_precision_is_for_storage_only(dtype):
     v, tensors = arguments(6, 7, 5, dtype=dtype)
     leaves = [x.requires_grad_() for x in tensors]
     log_prob = nade_log_prob(v, *leaves)
@@ -105,13 +106,13 @@ def test_autocast_mixes_dtypes(weights):
     assert distance(log_prob.double(), by_the_loop(v, tensors)[0]) < 4e-6
 
 
-def test_on_meta_there_are_shapes():
+def test_meta_tensors_give_shapes():
     v, tensors = arguments(2, 3, 7, 5, dtype=torch.float32, device="meta")
     assert nade_log_prob(v, *tensors).shape == (2, 3)
     assert [x.shape for x in nade_sample(*tensors)] == [(2, 3, 7)] * 2
 
 
-def test_without_kernels_it_is_the_loop(monkeypatch):
+def test_without_kernels_the_loop_is_used(monkeypatch):
     monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
     monkeypatch.setattr(_fallback, "_warned", [])
     v, tensors = arguments(6, 7, 5)
@@ -126,7 +127,7 @@ def test_without_kernels_it_is_the_loop(monkeypatch):
 
 
 def changed(**changes):
-    """Right arguments but for the changed ones."""
+    """Return valid arguments, except for the changed ones."""
     v, tensors = arguments(4, 6, 5, dtype=torch.float32)
     return {"v": v, **dict(zip(NAMES, tensors, strict=True)), **changes}
 
@@ -174,7 +175,7 @@ def test_bad_input_is_named(make, error, message, kernels, request):
 
 
 @pytest.mark.parametrize(("bad", "text"), [(2, "2"), (0.5, "0.5"), (-1, "-1"), (torch.nan, "-?nan")])
-def test_values_that_are_neither_zero_nor_one_are_named(bad, text):
+def test_values_other_than_zero_and_one_are_named(bad, text):
     v = torch.zeros(4, 6)
     v[2, 3] = bad
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int64):
@@ -241,11 +242,11 @@ def test_it_compiles_without_a_graph_break(dtype):
         assert all(distance(x, y) < 1e-13 for x, y in zip(found, expected, strict=True))
     sample = torch.compile(nade_sample, fullgraph=True, backend="aot_eager")
     v, logits = sample(*tensors)
-    assert distance(logits, _nade_fallback.nade(v, *tensors)[1]) < 1e-13
+    assert distance(logits, _nade_composite.nade(v, *tensors)[1]) < 1e-13
     torch._dynamo.reset()
 
 
-def test_flops_are_those_of_the_products():
+def test_flops_count_the_products():
     v, tensors = arguments(4, 6, 5)
     leaves = [x.requires_grad_() for x in tensors]
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""Annealed importance sampling against the sum over all states, and whether its intervals hold."""
+"""Annealed importance sampling compared with the exact sum, and the coverage of its intervals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNITS = 12
 
 @functools.cache
 def trained() -> dict[str, Tensor]:
-    """Parameters that fit eight patterns, of which the state says which half they are from."""
+    """Parameters that fit eight patterns; the state tells which half a pattern is from."""
     torch.manual_seed(1)
     model = RBM(UNITS, 8, CONDITION, dtype=torch.float64)
     nn.init.normal_(model.weight, std=0.3)
@@ -59,7 +59,7 @@ def test_the_trained_weights_are_not_small():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["random", "trained"])
-def test_estimates_are_as_near_to_the_sum_as_they_say(kind, dtype):
+def test_estimates_agree_with_the_exact_sum_within_their_errors(kind, dtype):
     model = make(kind, dtype)
     v, state = problem(model, 5, 6)
     exact = make(kind).log_prob(v, state.double()).detach()
@@ -83,23 +83,23 @@ def test_the_mean_is_inside_its_interval(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", ["random", "trained"])
-def test_intervals_hold_as_often_as_they_should(kind):
-    # Each row is an experiment of its own, and so is each group of ten.
+def test_intervals_have_the_right_coverage(kind):
+    # Each row is a separate experiment, and so is each group of ten.
     model, rows = make(kind), 600
     v, state = problem(model, 30)
     v, state = (x.repeat(rows // 30, 1) for x in (v, state))
     exact = model.log_prob(v, state).detach()
     found, error = estimate(model, v, state, 6, chains=40, temperatures=60 if kind == "random" else 400)
-    assert error.mean() > 0.01  # else there would be nothing to hold
+    assert error.mean() > 0.01  # otherwise the test would be trivial
     inside = ((found - exact).abs() < 1.96 * error).double().mean()
-    assert 0.91 < inside < 0.985  # 4 deviations of 600 draws around 0.95
+    assert 0.91 < inside < 0.985  # 0.95 plus or minus 4 standard deviations of 600 draws
     groups = [mean_with_interval(p, s) for p, s in zip(found.split(10), error.split(10), strict=True)]
     held = [low < m.mean() < high for (_, low, high), m in zip(groups, exact.split(10), strict=True)]
     assert sum(held) >= 51  # of 60: with a probability of 0.999
 
 
-def test_chains_come_to_both_of_two_equal_patterns():
-    # Where both sides have opposite patterns of the same energy; chains that begin at b see one and no other.
+def test_chains_reach_both_of_two_equal_patterns():
+    # Two opposite patterns have the same energy; chains that start at b reach only one of them.
     model = RBM(20, 6, CONDITION, dtype=torch.float64)
     pattern = torch.where(torch.arange(20) % 3 == 0, 1.0, -1.0).double()
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_chains_come_to_both_of_two_equal_patterns():
     assert ((found - exact).abs() < 4.5 * error).all() and (found - exact).mean().abs() < 0.1
 
 
-def test_the_bias_is_upwards_and_the_interval_takes_it_off():
+def test_the_bias_is_upwards_and_the_interval_corrects_it():
     model = make("trained")
     v, state = problem(model, 40)
     v, state = (x.repeat(50, 1) for x in (v, state))
@@ -124,17 +124,17 @@ def test_the_bias_is_upwards_and_the_interval_takes_it_off():
     assert mean == pytest.approx((found - error.square() / 2).mean())
 
 
-def test_the_estimate_of_z_itself_has_no_bias():
+def test_the_estimate_of_z_is_unbiased():
     model = make("random")
     v, state = (x.expand(4000, -1) for x in problem(model, 1))
     exact = model.log_prob(v[:1], state[:1]).detach()
     found, _ = estimate(model, v, state, 8, chains=2, temperatures=3)
-    ratio = torch.exp(exact - found)  # Z estimated over Z
+    ratio = torch.exp(exact - found)  # the estimate of Z over Z
     assert ratio.std() > 0.1
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / math.sqrt(4000)
 
 
-def test_more_temperatures_and_more_chains_make_the_error_smaller():
+def test_more_temperatures_and_more_chains_reduce_the_error():
     model = make("trained")
     v, state = problem(model, 60)
     errors = [
@@ -144,7 +144,7 @@ def test_more_temperatures_and_more_chains_make_the_error_smaller():
     assert errors[1] < errors[0] / 2 and errors[2] < errors[0] / 2
 
 
-def test_where_all_chains_have_the_same_weight_the_estimate_is_exact():
+def test_the_estimate_is_exact_if_all_chains_have_the_same_weight():
     model = make("random")
     for parameter in (model.weight, *model.visible_bias.parameters()):
         nn.init.zeros_(parameter)
@@ -154,11 +154,11 @@ def test_where_all_chains_have_the_same_weight_the_estimate_is_exact():
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,), (2, 0)], ids=str)
-def test_any_leading_dimensions_rows_at_once_or_one_by_one(lead, monkeypatch):
+def test_any_leading_dimensions_and_any_split_of_the_rows(lead, monkeypatch):
     model = make("random")
     v, state = problem(model, *lead)
-    for values in (1, ais.CPU_VALUES):
-        monkeypatch.setattr(ais, "CPU_VALUES", values)
+    for values in (1, ais.MAX_CPU_VALUES):
+        monkeypatch.setattr(ais, "MAX_CPU_VALUES", values)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found, error = estimate(model, v, state, 11, chains=20, temperatures=50)
@@ -184,7 +184,7 @@ def test_half_precision_is_estimated_in_float32():
         ({"generator": 1}, TypeError, "generator must be a torch[.]Generator, got int"),
     ],
 )
-def test_bad_options_are_refused(options, error, message):
+def test_bad_options_raise_errors(options, error, message):
     model = make("random")
     with pytest.raises(error, match=message):
         model.estimate_log_prob(*problem(model, 3), **options)
@@ -193,7 +193,7 @@ def test_bad_options_are_refused(options, error, message):
 # --- The interval -------------------------------------------------------------------------------------
 
 
-def test_the_interval_is_its_formula():
+def test_the_interval_equals_its_formula():
     log_prob, error = torch.tensor([[-1.0, -2.0], [-4.0, -5.0]]), torch.tensor([[0.1, 0.2], [0.0, 0.2]])
     mean, low, high = mean_with_interval(log_prob, error)
     assert mean.item() == pytest.approx(-3 - (0.01 + 0.04 + 0.04) / 8)
@@ -201,7 +201,7 @@ def test_the_interval_is_its_formula():
     assert (mean - low).item() == pytest.approx(1.96 * 0.3 / 4, rel=1e-5)
 
 
-def test_exact_numbers_have_an_interval_without_width():
+def test_exact_values_have_an_interval_of_width_zero():
     mean, low, high = mean_with_interval(torch.tensor([-1.0, -3.0]), torch.zeros(2))
     assert mean == low == high == -2
 
@@ -216,6 +216,6 @@ def test_exact_numbers_have_an_interval_without_width():
         ((torch.ones(0), torch.ones(0)), ValueError, "log_prob must have at least one row, got none"),
     ],
 )
-def test_bad_estimates_are_refused(arguments, error, message):
+def test_bad_estimates_raise_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         mean_with_interval(*arguments)

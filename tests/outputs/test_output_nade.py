@@ -1,4 +1,4 @@
-"""NADE: the loop over units and the module, against the reference and against brute force."""
+"""NADE: the loop over units and the module, compared with the reference and with brute force."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from output_helpers import (
     make_state,
 )
 
-from rnnkernels import NADE, _nade_fallback
-from rnnkernels import reference_outputs as reference
+from rnnkernels import NADE
+from rnnkernels.outputs import _nade_composite
+from rnnkernels.testing import outputs as reference
 
 D, H = 7, 5
 
@@ -43,17 +44,17 @@ def arrays(v, b, c, encoder, decoder):
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (4, 3), (0,), (2, 0)], ids=str)
-def test_the_loop_is_the_reference(lead):
+def test_the_loop_equals_the_reference(lead):
     arguments = problem(*lead)
-    found = _nade_fallback.nade(*arguments)
+    found = _nade_composite.nade(*arguments)
     for x, expected, shape in zip(found, reference.nade(*arrays(*arguments)), ((), (D,), (H,)), strict=True):
         assert x.shape == (*lead, *shape)
         assert distance(x.reshape(expected.shape), torch.from_numpy(expected)) < 1e-14
 
 
-def test_the_loop_s_gradients_are_the_reference_s():
+def test_the_gradients_of_the_loop_equal_the_reference():
     arguments = problem(4, 3)
-    log_prob, logits, _ = _nade_fallback.nade(*arguments)
+    log_prob, logits, _ = _nade_composite.nade(*arguments)
     grads = torch.randn_like(log_prob), torch.randn_like(logits)
     found = torch.autograd.grad([log_prob, logits], arguments[1:], grads)
     expected = reference.nade_backward(
@@ -67,16 +68,16 @@ def test_the_loop_has_derivatives_of_second_order_in_all_modes():
     v, *leaves = problem(2)
 
     def function(*leaves):
-        return _nade_fallback.nade(v, *leaves)
+        return _nade_composite.nade(v, *leaves)
 
     assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
-def test_the_loop_draws_as_the_reference_does():
+def test_samples_of_the_loop_equal_the_reference():
     _, *parameters = problem(50, 4)
     uniform = torch.rand(50, 4, D, dtype=torch.float64)
-    v, logits = _nade_fallback.nade_sample(uniform, *parameters)
+    v, logits = _nade_composite.nade_sample(uniform, *parameters)
     assert v.dtype == torch.uint8 and v.shape == logits.shape == (50, 4, D) and not logits.requires_grad
     rows, *others = arrays(uniform, *parameters)
     expected, expected_logits = reference.nade_sample(rows, *others)
@@ -84,34 +85,34 @@ def test_the_loop_draws_as_the_reference_does():
     assert distance(logits.reshape(-1, D), torch.from_numpy(expected_logits)) < 1e-14
 
 
-def test_the_logits_along_a_draw_are_those_of_the_frame():
+def test_the_logits_of_a_sample_are_those_of_its_frame():
     _, *parameters = problem(6)
-    v, logits = _nade_fallback.nade_sample(torch.rand(6, D), *parameters)
-    assert distance(logits, _nade_fallback.nade(v, *parameters)[1]) < 1e-14
+    v, logits = _nade_composite.nade_sample(torch.rand(6, D), *parameters)
+    assert distance(logits, _nade_composite.nade(v, *parameters)[1]) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_storage(dtype):
+def test_half_precision_is_for_storage_only(dtype):
     v, *leaves = problem(6, dtype=dtype)
     wide = [x.detach().float() for x in leaves]
-    for found, expected in zip(_nade_fallback.nade(v, *leaves), _nade_fallback.nade(v, *wide), strict=True):
+    for found, expected in zip(_nade_composite.nade(v, *leaves), _nade_composite.nade(v, *wide), strict=True):
         assert found.dtype == torch.float32 and torch.equal(found, expected)
     uniform = torch.rand(6, D)
-    pairs = zip(*(_nade_fallback.nade_sample(uniform, *x) for x in (leaves, wide)), strict=True)
+    pairs = zip(*(_nade_composite.nade_sample(uniform, *x) for x in (leaves, wide)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_loop_under_autocast_and_vmap():
     v, *leaves = problem(6, dtype=torch.float32)
-    expected = _nade_fallback.nade(v, *leaves)[0]
+    expected = _nade_composite.nade(v, *leaves)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(_nade_fallback.nade(v, *leaves)[0], expected)
+        assert torch.equal(_nade_composite.nade(v, *leaves)[0], expected)
     b, c, encoder, decoder = leaves
-    each = torch.func.vmap(lambda v, b, c: _nade_fallback.nade(v, b, c, encoder, decoder)[0])(v, b, c)
+    each = torch.func.vmap(lambda v, b, c: _nade_composite.nade(v, b, c, encoder, decoder)[0])(v, b, c)
     assert distance(each, expected) < 1e-6
 
 
-def test_the_module_is_the_reference():
+def test_the_module_equals_the_reference():
     model, state, v = make_model("nade"), make_state(4, 3), make_frames("nade", 4, 3)
     expected, _, _ = reference.nade(
         array(v).reshape(-1, VISIBLE), *biases(model, state), array(model.encoder), array(model.decoder)
@@ -119,7 +120,7 @@ def test_the_module_is_the_reference():
     assert distance(model.log_prob(v, state).reshape(-1), torch.from_numpy(expected)) < 1e-14
 
 
-def test_each_conditional_is_a_ratio_of_sums_over_what_follows():
+def test_each_conditional_is_a_ratio_of_sums_over_the_later_units():
     model, state = make_model("nade"), make_state(1)
     frames = every_frame("nade")
     p = model.log_prob(frames, state.expand(len(frames), -1)).exp()
@@ -132,14 +133,14 @@ def test_each_conditional_is_a_ratio_of_sums_over_what_follows():
             assert share.item() == pytest.approx(reference.sigmoid(logits[0, i]).item(), abs=1e-12)
 
 
-def test_marginals_have_no_error_in_the_first_unit():
+def test_marginals_of_the_first_unit_are_exact():
     model, state = make_model("nade"), make_state(3)
     b, c = biases(model, state)
     expected = reference.sigmoid(b[:, 0] + reference.sigmoid(c) @ array(model.decoder)[0])
     assert distance(model.marginals(state, samples=1)[:, 0], torch.from_numpy(expected)) < 1e-13
 
 
-def test_a_frame_that_cannot_be_has_a_finite_probability():
+def test_an_impossible_frame_has_a_finite_log_probability():
     model, state = make_model("nade", scale=100.0), make_state(4)
     log_prob = model.log_prob(make_frames("nade", 4), state)
     assert log_prob.isfinite().all() and log_prob.min() < -100
@@ -147,11 +148,11 @@ def test_a_frame_that_cannot_be_has_a_finite_probability():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_weights_are_drawn_with_a_width_that_suits_the_number_of_units():
+def test_initial_weights_have_the_documented_standard_deviation():
     torch.manual_seed(0)
     model = NADE(100, 400, 3)
     for weight in (model.encoder, model.decoder):
         assert weight.shape == (100, 400)
         assert weight.abs().max() <= 0.2
-        # A normal distribution cut off at twice its width has 0.88 of it.
+        # Truncation at two standard deviations reduces the standard deviation to 0.88 of it.
         assert weight.std().item() == pytest.approx(0.088, rel=0.02)

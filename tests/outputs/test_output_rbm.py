@@ -1,4 +1,4 @@
-"""The RBM against the sum over all states, and contrastive divergence against the gradient it stands for."""
+"""The RBM compared with the sum over all states, and contrastive divergence with the exact gradient."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from output_helpers import (
 from torch import nn
 
 from rnnkernels import RBM
-from rnnkernels import reference_outputs as reference
 from rnnkernels.outputs import _rbm, rbm
+from rnnkernels.testing import outputs as reference
 
 
 def joint(model, state):
-    """``p(v, h)`` of the first row."""
+    """Return ``p(v, h)`` of the first row."""
     b, c = biases(model, state)
     return torch.from_numpy(reference.rbm_joint(b[:1], c[:1], array(model.weight))[0])
 
 
 @pytest.mark.parametrize("sizes", [(5, 4), (4, 5), (1, 6), (6, 1)], ids=str)
 @pytest.mark.parametrize("block", [1, 1 << 22])
-def test_probabilities_are_the_reference_s_whichever_side_is_smaller(sizes, block, monkeypatch):
-    monkeypatch.setattr(_rbm, "MOST_VALUES", block)
+def test_probabilities_equal_the_reference_whichever_side_is_smaller(sizes, block, monkeypatch):
+    monkeypatch.setattr(_rbm, "MAX_VALUES", block)
     model = RBM(*sizes, CONDITION, dtype=torch.float64)
     nn.init.normal_(model.weight)
     state, v = make_state(3, 2), torch.rand(3, 2, sizes[0]) < 0.5
@@ -45,14 +45,14 @@ def test_probabilities_are_the_reference_s_whichever_side_is_smaller(sizes, bloc
     assert distance(model.log_prob(v, state).reshape(-1), expected) < 1e-13
 
 
-def test_the_free_energy_is_that_of_all_hidden_states():
+def test_the_free_energy_equals_the_sum_over_hidden_states():
     model, state, v = make_model("rbm"), make_state(3), make_frames("rbm", 3)
     b, c = biases(model, state)
     log_z = torch.from_numpy(reference.rbm_log_partition(b, c, array(model.weight)))
     assert distance(-model.free_energy(v, state) - log_z, model.log_prob(v, state)) < 1e-13
 
 
-def test_conditionals_of_the_chain_are_those_of_the_joint_distribution():
+def test_conditionals_of_a_gibbs_step_equal_the_joint_distribution():
     draws = 40_000
     model, state = make_model("rbm", scale=0.7), make_state(1)
     p = joint(model, state)
@@ -63,13 +63,13 @@ def test_conditionals_of_the_chain_are_those_of_the_joint_distribution():
     given_h = p / p.sum(0)  # p(v | h)
     v, logits = _rbm.gibbs(start.expand(draws, -1), b, c, model.weight, 1, torch.Generator().manual_seed(3))
     assert_drawn_from(frequencies(v), given_h @ given_start, draws)
-    on = given_h.T @ every_frame("rbm")  # p(v_i = 1 | h) of every h
+    on = given_h.T @ every_frame("rbm")  # p(v_i = 1 | h) for every h
     found = torch.sigmoid(logits)
     nearest = (found.unsqueeze(1) - on).abs().sum(-1).min(1).values
     assert nearest.max() < 1e-12
 
 
-def test_a_step_of_the_chain_leaves_the_distribution_as_it_is():
+def test_a_gibbs_step_leaves_the_distribution_invariant():
     draws = 40_000
     model, state = make_model("rbm"), make_state(1)
     p = joint(model, state).sum(1)
@@ -81,7 +81,7 @@ def test_a_step_of_the_chain_leaves_the_distribution_as_it_is():
     assert_drawn_from(frequencies(end), p, draws)
 
 
-def test_gibbs_takes_its_own_number_of_steps_if_none_is_named():
+def test_gibbs_takes_gibbs_steps_by_default():
     model, state, v = make_model("rbm", gibbs_steps=3), make_state(50), make_frames("rbm", 50)
     ends = [
         model.gibbs(v, state, *steps, generator=torch.Generator().manual_seed(1))
@@ -106,7 +106,7 @@ def test_the_loss_is_the_difference_of_free_energies():
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_long_chain_s_gradient_is_that_of_the_log_probability(persistent):
+def test_the_gradient_of_a_long_chain_is_that_of_the_log_probability(persistent):
     copies = 20_000
     model = make_model("rbm", scale=0.5)
     state, v = make_state(2).requires_grad_(), make_frames("rbm", 2)
@@ -114,7 +114,7 @@ def test_a_long_chain_s_gradient_is_that_of_the_log_probability(persistent):
     expected = torch.autograd.grad(-model.log_prob(v, state).sum(), leaves)
     many = v.expand(copies, 2, -1), state.expand(copies, 2, -1)
     options = {"generator": torch.Generator().manual_seed(8)}
-    if persistent:  # twenty visits of one step each, which the chain remembers
+    if persistent:  # twenty calls with one step each, with the same chain
         options |= {"chain": many[0].clone(), "steps": 1}
         for _ in range(19):
             model.loss(*many, **options)
@@ -122,11 +122,11 @@ def test_a_long_chain_s_gradient_is_that_of_the_log_probability(persistent):
         options |= {"steps": 20}
     found = torch.autograd.grad(model.loss(*many, **options).sum() / copies, leaves)
     for a, b in zip(found, expected, strict=True):
-        # Each is a sum over two rows of differences of a frame's and a draw's terms, times states up to 3.
+        # Each value sums, over two rows, a difference between a frame and a sample, times states up to 3.
         assert (a - b).abs().max() < 2 * 3 * half_width(copies)
 
 
-def test_a_chain_goes_on_where_it_was_left():
+def test_a_persistent_chain_continues_where_it_ended():
     model, state, v = make_model("rbm"), make_state(30), make_frames("rbm", 30)
     chain = torch.zeros(30, VISIBLE, dtype=torch.uint8)
     ends = []
@@ -139,7 +139,7 @@ def test_a_chain_goes_on_where_it_was_left():
     assert not torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
 
 
-def test_training_comes_near_to_what_exact_gradients_reach():
+def test_training_nearly_reaches_the_result_of_exact_gradients():
     generator = torch.Generator().manual_seed(11)
     patterns = torch.tensor([[1, 1, 0, 0, 1], [0, 0, 1, 1, 0], [1, 0, 1, 0, 1]]).double()
     v = patterns[torch.randint(3, (300,), generator=generator)]
@@ -161,7 +161,7 @@ def test_training_comes_near_to_what_exact_gradients_reach():
             loss.mean().backward()
             optimizer.step()
         reached[kind] = model.log_prob(v, state).mean().item()
-    assert reached["exact"] > -1.2  # log 3 is the entropy of the patterns
+    assert reached["exact"] > -1.2  # the patterns' entropy is log 3
     assert reached["cd"] > reached["exact"] - 0.5 and reached["pcd"] > reached["exact"] - 0.5
 
 
@@ -184,22 +184,22 @@ def test_training_comes_near_to_what_exact_gradients_reach():
         ({"generator": 3}, TypeError, "generator must be a torch[.]Generator, got int"),
     ],
 )
-def test_bad_options_of_the_loss_are_refused(options, error, message):
+def test_bad_options_of_the_loss_raise_errors(options, error, message):
     model = make_model("rbm")
     with pytest.raises(error, match=message):
         model.loss(make_frames("rbm", 4), make_state(4), **options)
 
 
 @pytest.mark.parametrize("method", ["sample", "marginals"])
-def test_bad_steps_are_refused(method):
+def test_bad_steps_raise_errors(method):
     with pytest.raises(ValueError, match="steps must be greater than zero, got -1"):
         getattr(make_model("rbm"), method)(make_state(4), steps=-1)
 
 
-def test_a_model_too_large_for_the_sum_points_to_the_estimate(monkeypatch):
+def test_log_prob_of_a_large_model_raises_an_error_that_names_the_estimate(monkeypatch):
     model = RBM(21, 22, CONDITION)
     with pytest.raises(ValueError, match="at most 20 units, got 21: estimate_log_prob estimates it"):
         model.log_prob(torch.zeros(2, 21), torch.zeros(2, CONDITION))
-    monkeypatch.setattr(rbm, "MOST_ENUMERATED", 3)
+    monkeypatch.setattr(rbm, "MAX_ENUMERATED", 3)
     with pytest.raises(ValueError, match="at most 3 units, got 4"):
         make_model("rbm").log_prob(make_frames("rbm", 2), make_state(2))

@@ -1,4 +1,4 @@
-"""What the output models refuse, each in a sentence that names the argument."""
+"""Errors of the output models for invalid arguments; each message names the argument."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rnnkernels import NADE, RBM, Categorical, IndependentBernoulli, expected_ac
         (lambda: Categorical(0, 3), ValueError, "num_classes must be greater than zero, got 0"),
     ],
 )
-def test_bad_sizes_are_refused_by_name(make, error, message):
+def test_bad_sizes_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -51,7 +51,7 @@ STATES = [
 
 @pytest.mark.parametrize(("state", "error", "message"), STATES)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_bad_state_is_refused_everywhere(name, state, error, message):
+def test_every_method_raises_an_error_for_a_bad_state(name, state, error, message):
     model, v = MODELS[name](), make_frames(name, 4)
     calls = [
         lambda: model.log_prob(v, state),
@@ -74,10 +74,11 @@ def test_a_bad_state_is_refused_everywhere(name, state, error, message):
         (torch.full((4, 5), 2), ValueError, "v must be binary"),
         (torch.full((4, 5), math.nan), ValueError, "v must be binary"),
         (torch.ones(4, 5, device="meta"), ValueError, "v must be on the device of the state, cpu, got meta"),
+        (torch.ones(4, 5).to_sparse(), ValueError, "v must be a dense tensor, got layout torch.sparse_coo"),
     ],
 )
 @pytest.mark.parametrize("name", BINARY)
-def test_bad_frames_are_refused(name, v, error, message):
+def test_bad_frames_raise_errors(name, v, error, message):
     model, state = MODELS[name](), torch.ones(4, 3)
     for function in (model.log_prob, model.loss):
         with pytest.raises(error, match=message):
@@ -96,24 +97,24 @@ def test_bad_frames_are_refused(name, v, error, message):
         (torch.ones(4, device="meta").long(), ValueError, "v must be on the device of the state"),
     ],
 )
-def test_bad_classes_are_refused(v, error, message):
+def test_bad_classes_raise_errors(v, error, message):
     with pytest.raises(error, match=message):
         MODELS["categorical"]().log_prob(v, torch.ones(4, 3))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_bad_generator_is_refused(name):
+def test_a_bad_generator_raises_an_error(name):
     with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got int"):
         MODELS[name]().sample(torch.ones(4, 3), generator=1)
 
 
 @pytest.mark.parametrize("name", ["nade", "rbm"])
-def test_a_bad_number_of_samples_is_refused(name):
+def test_a_bad_number_of_samples_raises_an_error(name):
     with pytest.raises(ValueError, match="samples must be greater than zero, got 0"):
         MODELS[name]().marginals(torch.ones(4, 3), samples=0)
 
 
-def test_bad_marginals_are_refused():
+def test_bad_marginals_raise_errors():
     v, m = torch.ones(4, 5), torch.ones(4, 5)
     for arguments, error, message in (
         ((v, [1.0]), TypeError, "marginals must be a Tensor, got list"),
@@ -126,7 +127,7 @@ def test_bad_marginals_are_refused():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_shapes_alone_are_worked_out_on_meta(name):
+def test_meta_tensors_give_shapes(name):
     model = MODELS[name](device="meta")
     state = torch.empty(4, 2, CONDITION, device="meta")
     assert model.log_prob(make_frames(name, 4, 2).to("meta"), state).shape == (4, 2)

@@ -1,4 +1,4 @@
-"""What all output models have in common: probabilities, draws, gradients, dtypes and layouts."""
+"""Tests of all output models: probabilities, samples, gradients, dtypes and layouts."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 import rnnkernels
 from rnnkernels import RBM, LeakyRNN, expected_accuracy, outputs
 
-SHORTER = {"rbm": {"steps": 20}}  # which is enough for chains of so few units
-EXACT = tuple(name for name in MODELS if name != "rbm")  # whose loss is -log_prob
+SHORTER = {"rbm": {"steps": 20}}  # enough for chains of so few units
+EXACT = tuple(name for name in MODELS if name != "rbm")  # their loss is -log_prob
 
 
-def test_everything_is_at_the_top_too():
+def test_all_models_are_at_the_top_of_the_package():
     for name in outputs.__all__:
         assert name == "MeanInterval" or getattr(rnnkernels, name) is getattr(outputs, name)
 
@@ -50,7 +50,7 @@ def test_probabilities_add_up_to_one_for_each_state(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_draws_have_these_probabilities(name):
+def test_sample_frequencies_equal_the_probabilities(name):
     draws = 40_000
     model, state = make_model(name), make_state(1)
     v = model.sample(
@@ -67,7 +67,7 @@ def test_draws_have_these_probabilities(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_marginals_are_those_of_the_probabilities(name):
+def test_marginals_are_sums_of_probabilities(name):
     model, state, frames = make_model(name), make_state(3), every_frame(name)
     rows = (len(frames), *state.shape)
     v = frames.unsqueeze(1).expand(len(frames), 3, *frames.shape[1:])
@@ -95,7 +95,7 @@ def test_the_loss_is_minus_the_log_probability(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_call_is_the_loss(name):
+def test_a_call_of_the_module_returns_the_loss(name):
     model, frames, state = make_model(name), make_frames(name, 6), make_state(6)
     seen = []
     model.register_forward_hook(lambda *_: seen.append(1))
@@ -115,7 +115,7 @@ def test_gradients_of_the_log_probability_are_finite_differences(name):
         changed = dict(zip(names, values, strict=True))
         return torch.func.functional_call(model, changed, (v, state), tie_weights=False)
 
-    model.forward = model.log_prob  # what functional_call calls
+    model.forward = model.log_prob  # functional_call calls forward
     assert torch.autograd.gradcheck(function, (state, *parameters))
     assert torch.autograd.gradgradcheck(function, (state, *parameters))
 
@@ -160,12 +160,12 @@ def test_no_gradient_flows_to_the_frames(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", MODELS)
-def test_lower_precision_is_near_to_float64(name, dtype):
+def test_lower_precision_is_close_to_float64(name, dtype):
     model, state, v = make_model(name, dtype, scale=0.5), make_state(4, dtype=dtype), make_frames(name, 4)
     wide = copy.deepcopy(model).double()
     found, expected = model.log_prob(v, state), wide.log_prob(v, state.double())
     assert found.dtype == model.marginals(state, samples=2).dtype == torch.float32
-    # Half precision rounds the biases, of order one, and nothing else.
+    # Half precision rounds the biases only, which are of order one.
     assert (found - expected).abs().max() < VISIBLE * 4 * torch.finfo(dtype).eps
     drawn = model.sample(state)
     assert drawn.dtype == (torch.int64 if name == "categorical" else dtype)
@@ -199,18 +199,18 @@ def test_the_same_generator_draws_the_same(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_draws_and_estimates_have_no_gradient(name):
+def test_samples_and_estimates_have_no_gradient(name):
     model, state = make_model(name), make_state(3).requires_grad_()
     assert not model.sample(state).requires_grad
     assert model.marginals(state, samples=2).requires_grad == (name in ("independent", "categorical"))
 
 
-def test_marginals_of_many_samples_are_worked_out_in_pieces(monkeypatch):
+def test_marginals_of_many_samples_are_computed_in_parts(monkeypatch):
     for name in ("nade", "rbm"):
         model, state = make_model(name), make_state(4)
-        monkeypatch.setattr(outputs._base, "MOST_VALUES", 4 * VISIBLE * 30)
+        monkeypatch.setattr(outputs._base, "MAX_VALUES", 4 * VISIBLE * 30)
         expected = model.marginals(state, samples=2000, **SHORTER.get(name, {}))
-        monkeypatch.setattr(outputs._base, "MOST_VALUES", 1)
+        monkeypatch.setattr(outputs._base, "MAX_VALUES", 1)
         found = model.marginals(state, samples=300, **SHORTER.get(name, {}))
         assert (found - expected).abs().max() < half_width(2000) + half_width(300)
 
@@ -248,7 +248,7 @@ def test_it_compiles_without_a_graph_break(name):
     leaves = [state, *model.parameters()]
     for function in (model.log_prob, model.loss):
         if name == "rbm" and function == model.loss:
-            continue  # it draws
+            continue  # its loss draws samples
         torch._dynamo.reset()
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         found, expected = (f(v, state) for f in (compiled, function))
@@ -269,7 +269,7 @@ def test_contrastive_divergence_compiles_too():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_state_dicts_go_round(name, tmp_path):
+def test_a_state_dict_round_trip(name, tmp_path):
     model, other = make_model(name), MODELS[name](dtype=torch.float64)
     state, v = make_state(3), make_frames(name, 3)
     assert not torch.equal(model.log_prob(v, state), other.log_prob(v, state))
@@ -292,7 +292,7 @@ def test_repr_shows_the_sizes(name, expected):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameters_are_drawn_anew(name):
+def test_reset_parameters_initializes_all_parameters(name):
     model = MODELS[name]()
     before = [p.detach().clone() for p in model.parameters()]
     torch.manual_seed(9)
@@ -303,7 +303,7 @@ def test_parameters_are_drawn_anew(name):
         assert torch.equal(a, b)
 
 
-def test_the_document_s_code_runs():
+def test_the_code_in_the_documentation_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "outputs.md").read_text(), re.DOTALL)
     rolls = [(torch.rand(n, 88) < 0.05).float() for n in (7, 4, 9)]
     steps, batch, hidden = 3, 2, 200
@@ -337,7 +337,7 @@ def test_the_expected_accuracy_is_a_ratio_of_expected_counts():
     assert expected_accuracy(torch.zeros(2, 3), torch.zeros(2, 3)).isnan()
 
 
-def test_the_expected_accuracy_is_what_draws_reach():
+def test_the_expected_accuracy_is_the_accuracy_of_samples():
     random = np.random.default_rng(0)
     v, m = torch.rand(50, 20) < 0.2, torch.rand(50, 20)
     drawn = torch.from_numpy(random.random((2000, 50, 20))) < m

@@ -1,4 +1,4 @@
-"""The reference of the output models, against sums over all states and finite differences."""
+"""The reference of the output models, compared with sums over all states and finite differences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from rnnkernels import reference_outputs as reference
+from rnnkernels.testing import outputs as reference
 
 D, H = 4, 3
 
@@ -22,20 +22,20 @@ def repeated(x, rows):
     return np.repeat(x, rows, 0)
 
 
-def test_all_states_are_all_and_each_is_at_its_number():
+def test_all_states_are_ordered_by_their_binary_value():
     states = reference.all_states(3)
     assert {tuple(row) for row in states} == set(itertools.product((0.0, 1.0), repeat=3))
     np.testing.assert_array_equal(states @ [1, 2, 4], np.arange(8))
 
 
-def test_nade_s_probabilities_add_up_to_one():
+def test_nade_probabilities_sum_to_one():
     b, c, encoder, decoder = problem()
     v = reference.all_states(D)
     log_prob, _, _ = reference.nade(v, repeated(b, len(v)), repeated(c, len(v)), encoder, decoder)
     assert abs(np.exp(log_prob).sum() - 1) < 1e-14
 
 
-def test_nade_written_out_for_one_row():
+def test_nade_equals_its_formula_for_one_row():
     b, c, encoder, decoder = problem(1)
     v = [1, 0, 1, 1]
     total = 0.0
@@ -51,7 +51,7 @@ def test_nade_written_out_for_one_row():
     np.testing.assert_allclose(a, c + v @ encoder, rtol=1e-14)
 
 
-def test_nade_s_gradients_are_central_differences():
+def test_nade_gradients_equal_central_differences():
     rows, eps = 3, 1e-6
     arguments = dict(zip(("b", "c", "encoder", "decoder"), problem(2, rows), strict=True))
     random = np.random.default_rng(3)
@@ -72,8 +72,9 @@ def test_nade_s_gradients_are_central_differences():
             assert abs(gradient[index] - difference) < 1e-8, (name, index)
 
 
-def test_nade_draws_each_frame_from_its_own_piece_of_the_uniform_numbers():
-    # On the grid of midpoints of 8^4 cells the share of a frame is its probability, to the grid's width.
+def test_nade_sample_frequencies_equal_the_probabilities():
+    # On a grid of 8^4 midpoints, the fraction of points with a frame is its probability, up to the grid's
+    # width.
     b, c, encoder, decoder = problem(4)
     cells = (np.arange(8) + 0.5) / 8
     uniform = np.array(list(itertools.product(cells, repeat=D)))
@@ -87,7 +88,7 @@ def test_nade_draws_each_frame_from_its_own_piece_of_the_uniform_numbers():
     np.testing.assert_allclose(counts / len(v), np.exp(log_prob[where]), atol=D / 16)
 
 
-def test_an_rbm_s_joint_probabilities_are_its_energies_and_add_up_to_one():
+def test_rbm_joint_probabilities_follow_from_energies_and_sum_to_one():
     b, c, _, _ = problem(5)
     weight = np.random.default_rng(6).standard_normal((H, D))
     joint = reference.rbm_joint(b, c, weight)[0]

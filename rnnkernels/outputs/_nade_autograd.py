@@ -1,8 +1,8 @@
-"""NADE by its operators where there are kernels, else as a loop of torch's operations.
+"""NADE with its operators if the device has kernels, otherwise as the composite loop of torch operations.
 
-First derivatives are the operator's own (csrc/binding/nade_autograd.cpp). Where they are to be differentiated
-again, under torch.func's transforms and in forward mode, the loop serves, of which torch knows all
-derivatives; it takes the time and the memory of a loop.
+The operator has first derivatives of its own (csrc/binding/nade_autograd.cpp). Higher derivatives, forward
+mode and torch.func's transforms use the loop, which torch can differentiate, in the time and the memory of a
+loop.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels import _nade_fallback, _ops
+from rnnkernels import _ops
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
 from rnnkernels._checks import autocasts, check_generator, has_kernels
-from rnnkernels._ops import composite as _fallback
+from rnnkernels._ops import composite
+from rnnkernels.outputs import _nade_composite
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # visible_bias, hidden_bias, encoder, decoder
 
@@ -26,10 +27,10 @@ def log_prob(v: Tensor, *given: Tensor) -> Tensor:
     _check_rows("v", v, *tensors[:2])
     has_kernel = has_kernels(v.device, "nade")
     if not has_kernel:
-        _fallback._warn_once(v.device)
+        composite._warn_once(v.device)
     if not has_kernel or in_torch_func() or in_forward_mode(tensors):
-        _check_for_the_loop(v, *tensors)
-        return _nade_fallback.nade(v, *tensors)[0]
+        _check_for_composite(v, *tensors)
+        return _nade_composite.nade(v, *tensors)[0]
     b, c, *weights = tensors
     rows: Tensor = _ops.nade(_rows(v), _rows(b), _rows(c), *weights)[0]
     return rows.reshape(b.shape[:-1])
@@ -40,21 +41,24 @@ def sample(generator: torch.Generator | None, *given: Tensor) -> tuple[Tensor, T
     tensors = _computed(*given)
     b, c, *weights = tensors
     check_generator(generator, b.device)
-    dtype = b.dtype if b.is_floating_point() else None  # which is refused below
+    dtype = b.dtype if b.is_floating_point() else None  # another dtype raises an error below
     uniform = torch.rand(b.shape, generator=generator, dtype=dtype, device=b.device)
     _check_rows("uniform", uniform, b, c)
     has_kernel = has_kernels(b.device, "nade_sample")
     if not has_kernel:
-        _fallback._warn_once(b.device)
+        composite._warn_once(b.device)
     if not has_kernel or in_torch_func():
-        _check_for_the_loop(uniform, *tensors)
-        return _nade_fallback.nade_sample(uniform, *tensors)
+        _check_for_composite(uniform, *tensors)
+        return _nade_composite.nade_sample(uniform, *tensors)
     v, logits = _ops.nade_sample(_rows(uniform), _rows(b), _rows(c), *weights)
     return v.reshape(b.shape), logits.reshape(b.shape)
 
 
 def _computed(*given: Tensor) -> Tensors:
-    """What the kernels compute in: half precision in float32; all alike under autocast, which mixes them."""
+    """Return the tensors as the kernels take them: half precision becomes float32.
+
+    Under autocast, which mixes dtypes, all get the encoder's.
+    """
     if autocasts(given[0].device):
         dtype = torch.promote_types(given[2].dtype, torch.float32)
         return tuple(x.to(dtype) for x in given)  # type: ignore[return-value]
@@ -62,7 +66,7 @@ def _computed(*given: Tensor) -> Tensors:
 
 
 def _check_rows(name: str, v: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> None:
-    """Refuse what does not agree before the last dimension; the operators check what does."""
+    """Raise ValueError unless the dimensions before the last one agree; the operators check the others."""
     if visible_bias.dim() == 0:
         raise ValueError("visible_bias must be [..., D], got a scalar")
     if v.shape != visible_bias.shape:
@@ -79,8 +83,8 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
 
 
-def _check_for_the_loop(first: Tensor, visible_bias: Tensor, *others: Tensor) -> None:
-    """What the operators refuse, without calling one: torch.func's transforms do not know them."""
+def _check_for_composite(first: Tensor, visible_bias: Tensor, *others: Tensor) -> None:
+    """Raise the operators' errors without calling one, which torch.func's transforms do not support."""
     if visible_bias.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"visible_bias must be float32 or float64, got {visible_bias.dtype}")
     visible, hidden = visible_bias.shape[-1], others[0].shape[-1]
@@ -107,26 +111,26 @@ def _vjp(
     grad_log_prob: Tensor | None, grad_logits: Tensor | None, v: Tensor, visible_bias: Tensor,
     hidden_bias: Tensor, encoder: Tensor, decoder: Tensor, wanted: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The gradients of the operator ``nade``, made of operations that can be differentiated."""
+    """Return the gradients of the operator ``nade``, computed by differentiable operations."""
     tensors = [visible_bias, hidden_bias, encoder, decoder]
-    places = [i for i in range(4) if wanted[i]]
+    indices = [i for i in range(4) if wanted[i]]
 
     def results(*chosen: Tensor) -> tuple[Tensor, ...]:
         full = list(tensors)
-        for i, x in zip(places, chosen, strict=True):
+        for i, x in zip(indices, chosen, strict=True):
             full[i] = x
-        return _nade_fallback.nade(v, *full)[:2]
+        return _nade_composite.nade(v, *full)[:2]
 
-    both: Any = torch.func.vjp(results, *(tensors[i] for i in places))
-    made, vjp = both
+    both: Any = torch.func.vjp(results, *(tensors[i] for i in indices))
+    values, vjp = both
     given = (grad_log_prob, grad_logits)
-    grads = vjp(tuple(torch.zeros_like(x) if g is None else g for g, x in zip(given, made, strict=True)))
+    grads = vjp(tuple(torch.zeros_like(x) if g is None else g for g, x in zip(given, values, strict=True)))
     out = [x.new_zeros(0) for x in tensors]
-    for i, grad in zip(places, grads, strict=True):
+    for i, grad in zip(indices, grads, strict=True):
         out[i] = grad
     return tuple(out)
 
 
-# Under torch.func's transforms as itself, too, before they would take it for an operator to loop over.
+# Registered for torch.func's transforms too, which would otherwise call it once per example.
 for _key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
     torch.library.impl("rnnkernels::nade_vjp", _key, _vjp)

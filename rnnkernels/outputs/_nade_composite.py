@@ -1,28 +1,26 @@
-"""NADE as a loop of torch's operations over the D units (Larochelle and Murray 2011).
+"""NADE as a loop of torch operations over the D units (Larochelle and Murray 2011).
 
     a_1 = c            l_i = b_i + V_i . sigmoid(a_i)            a_{i+1} = a_i + v_i W_i
     p(v_i = 1 | v_<i) = sigmoid(l_i)                             log p(v) = sum_i v_i l_i - softplus(l_i)
 
-torch differentiates it, in any mode and any number of times, on any device. Three operations a unit, each
-over all N rows. Half precision is storage: everything is worked out in float32 at least, results too.
-Arguments are taken as they are; whoever calls checks them.
+Each unit takes three operations over all N rows. torch differentiates the loop in any mode, any number of
+times, on any device. Half precision is a storage format only: arithmetic and results are float32. The
+functions do not check their arguments; the callers do.
 """
 
 from __future__ import annotations
-
-import contextlib
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rnnkernels._checks import autocasts
+from rnnkernels.outputs._base import wide_dtype, without_autocast
 
 
 def nade(
     v: Tensor, visible_bias: Tensor, hidden_bias: Tensor, encoder: Tensor, decoder: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a NADE makes of rows that are given.
+    """Return the log-probabilities and the logits of given rows.
 
     Args:
         v: Zeros and ones of any dtype, ``[..., D]``.
@@ -34,7 +32,7 @@ def nade(
     Returns:
         ``log p(v)``, ``[...]``; the logits ``l``, ``[..., D]``; and ``a_{D+1}``, ``[..., H]``.
     """
-    with _without_autocast(visible_bias):
+    with without_autocast(visible_bias):
         b, a, weights = _widened(visible_bias, hidden_bias, encoder, decoder)
         rows = v.detach().to(b.dtype).reshape(b.shape)
         products = []
@@ -51,19 +49,19 @@ def nade(
 def nade_sample(
     uniform: Tensor, visible_bias: Tensor, hidden_bias: Tensor, encoder: Tensor, decoder: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Draw a row, unit by unit: ``v_i`` is 1 where ``uniform_i < sigmoid(l_i)``.
+    """Draw rows, unit by unit: ``v_i`` is 1 where ``uniform_i < sigmoid(l_i)``.
 
     Args:
-        uniform: Numbers in ``[0, 1)``, ``[..., D]``.
+        uniform: Uniform random values in ``[0, 1)``, ``[..., D]``.
         visible_bias: ``b``, ``[..., D]``.
         hidden_bias: ``c``, ``[..., H]``.
         encoder: ``W``, ``[D, H]``.
         decoder: ``V``, ``[D, H]``.
 
     Returns:
-        ``v``, uint8, ``[..., D]``; and the logits ``l`` along the way, ``[..., D]``.
+        ``v``, uint8, ``[..., D]``; and the logits ``l`` that it was drawn from, ``[..., D]``.
     """
-    with _without_autocast(visible_bias):
+    with without_autocast(visible_bias):
         b, a, weights = _widened(visible_bias, hidden_bias, encoder, decoder)
         rows, logits = [], []
         uniforms = uniform.to(b.dtype).reshape(b.shape).unbind(-1)
@@ -80,12 +78,7 @@ def nade_sample(
 def _widened(
     visible_bias: Tensor, hidden_bias: Tensor, encoder: Tensor, decoder: Tensor
 ) -> tuple[Tensor, Tensor, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    """Both biases as rows of one matrix each, the weights cut into units; in float32 or float64."""
-    wide = torch.promote_types(visible_bias.dtype, torch.float32)
-    b, c = (x.to(wide).reshape(-1, x.shape[-1]) for x in (visible_bias, hidden_bias))
-    return b, c, (encoder.to(wide).unbind(), decoder.to(wide).unbind())
-
-
-def _without_autocast(like: Tensor) -> contextlib.AbstractContextManager[object]:
-    on = autocasts(like.device)
-    return torch.autocast(like.device.type, enabled=False) if on else contextlib.nullcontext()
+    """Return the biases as matrices of rows, and the weights split into units, in float32 or float64."""
+    dtype = wide_dtype(visible_bias)
+    b, c = (x.to(dtype).reshape(-1, x.shape[-1]) for x in (visible_bias, hidden_bias))
+    return b, c, (encoder.to(dtype).unbind(), decoder.to(dtype).unbind())
