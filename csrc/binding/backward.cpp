@@ -9,7 +9,7 @@
 #include <algorithm>
 
 #include "binding/blocks.h"
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"

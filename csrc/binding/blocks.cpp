@@ -2,7 +2,7 @@
 
 #include <ATen/ops/cat.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 
 namespace rnnkernels::binding {
 

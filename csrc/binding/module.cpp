@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "core/nonlinearities.h"
 #include "cpu/kernels.h"
 #include "cuda/plan.h"

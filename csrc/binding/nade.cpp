@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 
 namespace rnnkernels::binding {
 

@@ -4,7 +4,7 @@
 #include <ATen/ops/ne.h>
 #include <c10/core/DeviceGuard.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "binding/nade.h"
 #include "cuda/nade.h"
 

@@ -10,7 +10,7 @@
 #include <limits>
 
 #include "binding/arguments.h"
-#include "binding/machine.h"
+#include "binding/host.h"
 
 namespace rnnkernels::binding {
 

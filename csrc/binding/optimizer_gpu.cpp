@@ -3,7 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "binding/optimizer.h"
 #include "cuda/optimizer.h"
 

@@ -2,7 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #if defined(RNNKERNELS_GPU)
 #include "binding/cuda.h"
 #include "cuda/sweeps.h"

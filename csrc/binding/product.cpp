@@ -7,7 +7,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/sum.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "binding/problem.h"
 
 namespace rnnkernels::binding {

@@ -1,4 +1,4 @@
-#include "binding/machine.h"
+#include "binding/host.h"
 
 #include <ATen/Config.h>
 #include <ATen/Parallel.h>
