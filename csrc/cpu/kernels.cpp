@@ -7,7 +7,7 @@
 #include "cpu/nade_backward.h"
 #include "cpu/optimizer.h"
 #include "cpu/product.h"
-#include "cpu/sweeps.h"
+#include "cpu/passes.h"
 
 #if !defined(__GNUC__)
 #error "The CPU kernels need the vector extensions of GCC or Clang."
