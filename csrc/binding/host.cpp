@@ -30,8 +30,8 @@ cpu::Threads torch_threads() {
   // OpenMP starts all ranges of a region at once. Torch's own pool only queues them, and two calls at
   // the same time could wait for each other's queued halves.
   threads.may_wait = AT_PARALLEL_OPENMP;
-  threads.run = [](int shares, void (*work)(void*, int, int), void* argument) {
-    at::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
+  threads.run = [](int slices, void (*work)(void*, int, int), void* argument) {
+    at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
       work(argument, static_cast<int>(first), static_cast<int>(last));
     });
   };

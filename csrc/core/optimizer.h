@@ -29,8 +29,8 @@ struct Leaf {
 
 // The unit of sharing out and of summation: a leaf's chunks are each summed by themselves and then
 // added in order, so no number of threads changes a bit of the norm.
-constexpr int64_t kChunk = 4096;
-RNNKERNELS_INLINE int64_t chunks_of(int64_t size) { return (size + kChunk - 1) / kChunk; }
+constexpr int64_t kChunkElements = 4096;
+RNNKERNELS_INLINE int64_t chunks_of(int64_t size) { return (size + kChunkElements - 1) / kChunkElements; }
 
 // The place of the leaf that has this chunk: of those that begin with it the last, as empty ones do, too.
 RNNKERNELS_INLINE int64_t leaf_of_chunk(const Leaf* leaves, int64_t count, int64_t chunk) {

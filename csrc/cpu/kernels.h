@@ -14,12 +14,12 @@ namespace rnnkernels::cpu {
 
 // One entry a direction, filled in once for each instruction set by kernels.cpp.
 struct Kernels {
-  int64_t (*forward_workspace)(const ForwardProblem&, const Plan&);
-  void (*forward)(const ForwardProblem&, const Plan&, const Threads&, void* workspace);
-  int64_t (*backward_workspace)(const BackwardProblem&, const Plan&);
-  void (*backward)(const BackwardProblem&, const Plan&, const Threads&, void* workspace);
-  int64_t (*linear_workspace)(const LinearProblem&, const Plan&);
-  void (*linear)(const LinearProblem&, const Plan&, const Threads&, void* workspace);
+  int64_t (*forward_workspace)(const ForwardProblem&, const ThreadPlan&);
+  void (*forward)(const ForwardProblem&, const ThreadPlan&, const Threads&, void* workspace);
+  int64_t (*backward_workspace)(const BackwardProblem&, const ThreadPlan&);
+  void (*backward)(const BackwardProblem&, const ThreadPlan&, const Threads&, void* workspace);
+  int64_t (*linear_workspace)(const LinearProblem&, const ThreadPlan&);
+  void (*linear)(const LinearProblem&, const ThreadPlan&, const Threads&, void* workspace);
   int64_t (*product_workspace)(const Product&, const ProductPlan&);
   void (*product)(const Product&, const ProductPlan&, const Threads&, void* workspace);
   // out[i] = f(in[i]): what the current form multiplies with, for the caller's product over the whole

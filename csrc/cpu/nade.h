@@ -59,24 +59,24 @@ void copy_rows(const T* from, int64_t row_stride, int64_t valid, int64_t rows, i
 }
 
 // How many threads are worth starting: a row's multiply-adds are the lesser part of what it takes.
-inline int64_t nade_shares(const Nade& problem, const cpu::Threads& threads, int64_t most) {
+inline int64_t nade_slices(const Nade& problem, const cpu::Threads& threads, int64_t most) {
   const double work = 4.0 * static_cast<double>(problem.rows) * static_cast<double>(problem.visible) *
                       static_cast<double>(problem.hidden);
-  const int64_t shares = work < static_cast<double>(threads.worth_starting) ? 1 : threads.count;
-  return shares < most ? shares : most < 1 ? 1 : most;
+  const int64_t slices = work < static_cast<double>(threads.worth_starting) ? 1 : threads.count;
+  return slices < most ? slices : most < 1 ? 1 : most;
 }
 
 // A phase of a run, by all threads.
 template <class Run>
-void go(Run* run, void (Run::*phase)(int64_t first, int64_t last), int64_t shares,
+void go(Run* run, void (Run::*phase)(int64_t first, int64_t last), int64_t slices,
         const cpu::Threads& threads) {
-  if (shares == 1) return (run->*phase)(0, 1);
+  if (slices == 1) return (run->*phase)(0, 1);
   struct Call {
     Run* run;
     void (Run::*phase)(int64_t first, int64_t last);
   } call{run, phase};
   threads.run(
-      static_cast<int>(shares),
+      static_cast<int>(slices),
       [](void* argument, int first, int last) {
         const Call& call = *static_cast<Call*>(argument);
         (call.run->*call.phase)(first, last);
@@ -97,19 +97,19 @@ class NadeRun {
   NadeRun(const NadeForward& problem, const cpu::Threads& threads, void* workspace)
       : problem_(problem), threads_(threads) {
     width_ = (problem.hidden + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-    shares_ = nade_shares(problem, threads, (problem.rows + kRowsAtOnce - 1) / kRowsAtOnce);
+    slices_ = nade_slices(problem, threads, (problem.rows + kRowsAtOnce - 1) / kRowsAtOnce);
     encoder_ = static_cast<T*>(workspace);
     decoder_ = encoder_ + problem.visible * width_;
     states_ = decoder_ + problem.visible * width_;
   }
 
   int64_t workspace_bytes() const {
-    return (2 * problem_.visible + shares_ * kRowsAtOnce * 2) * width_ * static_cast<int64_t>(sizeof(T));
+    return (2 * problem_.visible + slices_ * kRowsAtOnce * 2) * width_ * static_cast<int64_t>(sizeof(T));
   }
 
   void run() {
-    go(this, &NadeRun::copy_weights, shares_, threads_);
-    go(this, &NadeRun::walk, shares_, threads_);
+    go(this, &NadeRun::copy_weights, slices_, threads_);
+    go(this, &NadeRun::run_row_groups, slices_, threads_);
   }
 
  private:
@@ -123,27 +123,27 @@ class NadeRun {
 
   const NadeForward& problem_;
   const cpu::Threads& threads_;
-  int64_t width_, shares_;
+  int64_t width_, slices_;
   T *encoder_, *decoder_, *states_;  // rows of `width`
 
   void copy_weights(int64_t first, int64_t last) {
-    const int64_t hidden = problem_.hidden, begin = part_of(problem_.visible, first, shares_).first,
-                  rows = part_of(problem_.visible, last - 1, shares_).last - begin;
+    const int64_t hidden = problem_.hidden, begin = part_of(problem_.visible, first, slices_).first,
+                  rows = part_of(problem_.visible, last - 1, slices_).last - begin;
     copy_rows(static_cast<const T*>(problem_.encoder) + begin * hidden, hidden, hidden, rows, width_,
               encoder_ + begin * width_);
     copy_rows(static_cast<const T*>(problem_.decoder) + begin * hidden, hidden, hidden, rows, width_,
               decoder_ + begin * width_);
   }
 
-  void walk(int64_t first, int64_t last) {
-    const int64_t end = part_of(problem_.rows, last - 1, shares_).last;
+  void run_row_groups(int64_t first, int64_t last) {
+    const int64_t end = part_of(problem_.rows, last - 1, slices_).last;
     T* const states = states_ + first * kRowsAtOnce * 2 * width_;
-    for (int64_t row = part_of(problem_.rows, first, shares_).first; row < end; row += kRowsAtOnce) {
-      walk_rows({row, least(row + kRowsAtOnce, end)}, states);
+    for (int64_t row = part_of(problem_.rows, first, slices_).first; row < end; row += kRowsAtOnce) {
+      run_rows({row, least(row + kRowsAtOnce, end)}, states);
     }
   }
 
-  void walk_rows(const Range& rows, T* states) const {
+  void run_rows(const Range& rows, T* states) const {
     const int64_t visible = problem_.visible, hidden = problem_.hidden;
     for (int64_t row = rows.first; row < rows.last; ++row) {
       const Row at = row_at(row, states + (row - rows.first) * 2 * width_);
@@ -152,8 +152,8 @@ class NadeRun {
     }
     for (int64_t unit = 0; unit < visible; unit += kUnits<T>) {
       for (int64_t row = rows.first; row < rows.last; ++row) {
-        walk_units(row_at(row, states + (row - rows.first) * 2 * width_), unit,
-                   least(unit + kUnits<T>, visible));
+        run_units(row_at(row, states + (row - rows.first) * 2 * width_), unit,
+                  least(unit + kUnits<T>, visible));
       }
     }
     if (!problem_.log_prob) return;
@@ -174,7 +174,7 @@ class NadeRun {
   }
 
   // No more units than kUnits.
-  void walk_units(const Row& row, int64_t unit, int64_t end) const {
+  void run_units(const Row& row, int64_t unit, int64_t end) const {
     while (unit < end) {
       uint64_t ones;
       if constexpr (kDrawn) {

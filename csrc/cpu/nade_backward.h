@@ -27,24 +27,24 @@ class NadeBackwardRun {
     panel_ = problem.visible * kWidth;
     parts_ = least((problem.rows + kLeastRows - 1) / kLeastRows, kMostParts);
     if (parts_ < 1) parts_ = 1;
-    shares_ = nade_shares(problem, threads, parts_ * blocks_);
+    slices_ = nade_slices(problem, threads, parts_ * blocks_);
     encoder_ = static_cast<T*>(workspace);
     decoder_ = encoder_ + blocks_ * panel_;
     sums_ = decoder_ + blocks_ * panel_;
     segments_ = sums_ + parts_ * blocks_ * 2 * panel_;
-    ones_ = reinterpret_cast<int64_t*>(segments_ + shares_ * panel_);
+    ones_ = reinterpret_cast<int64_t*>(segments_ + slices_ * panel_);
   }
 
   int64_t workspace_bytes() const {
-    return (2 * blocks_ * (1 + parts_) + shares_) * panel_ * static_cast<int64_t>(sizeof(T)) +
-           shares_ * problem_.visible * static_cast<int64_t>(sizeof(int64_t));
+    return (2 * blocks_ * (1 + parts_) + slices_) * panel_ * static_cast<int64_t>(sizeof(T)) +
+           slices_ * problem_.visible * static_cast<int64_t>(sizeof(int64_t));
   }
 
   void run() {
-    go(this, &NadeBackwardRun::prepare, shares_, threads_);
+    go(this, &NadeBackwardRun::prepare, slices_, threads_);
     if (!problem_.d_encoder) return;
-    go(this, &NadeBackwardRun::walk, shares_, threads_);
-    go(this, &NadeBackwardRun::join, shares_, threads_);
+    go(this, &NadeBackwardRun::run_blocks, slices_, threads_);
+    go(this, &NadeBackwardRun::add_parts, slices_, threads_);
   }
 
  private:
@@ -64,18 +64,18 @@ class NadeBackwardRun {
 
   const NadeBackward& problem_;
   const cpu::Threads& threads_;
-  int64_t blocks_, panel_, parts_, shares_;
+  int64_t blocks_, panel_, parts_, slices_;
   T *encoder_, *decoder_;  // [blocks][D][kWidth]
   T* sums_;                // of d_encoder and d_decoder, [parts][blocks][2][D][kWidth]
-  T* segments_;            // [shares][D][kWidth]
-  int64_t* ones_;          // [shares][D]
+  T* segments_;            // [slices][D][kWidth]
+  int64_t* ones_;          // [slices][D]
 
-  Range share_of(int64_t total, int64_t first, int64_t last) const {
-    return {part_of(total, first, shares_).first, part_of(total, last - 1, shares_).last};
+  Range slice_of(int64_t total, int64_t first, int64_t last) const {
+    return {part_of(total, first, slices_).first, part_of(total, last - 1, slices_).last};
   }
 
   void prepare(int64_t first, int64_t last) {
-    const Range rows = share_of(problem_.rows, first, last), blocks = share_of(blocks_, first, last);
+    const Range rows = slice_of(problem_.rows, first, last), blocks = slice_of(blocks_, first, last);
     for (int64_t row = rows.first; row < rows.last; ++row) make_d_visible_bias(row);
     if (!problem_.d_encoder) return;
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
@@ -105,8 +105,8 @@ class NadeBackwardRun {
     }
   }
 
-  void walk(int64_t first, int64_t last) {
-    const Range tasks = share_of(parts_ * blocks_, first, last);
+  void run_blocks(int64_t first, int64_t last) {
+    const Range tasks = slice_of(parts_ * blocks_, first, last);
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       T* const sums = sums_ + task * 2 * panel_;
       const int64_t block = task % blocks_;
@@ -114,17 +114,17 @@ class NadeBackwardRun {
       std::memset(sums, 0, 2 * panel_ * sizeof(T));
       const Block at{block * kWidth, encoder_ + block * panel_,  decoder_ + block * panel_,       sums,
                      sums + panel_,  segments_ + first * panel_, ones_ + first * problem_.visible};
-      for (int64_t row = rows.first; row < rows.last; ++row) walk_row(at, row);
+      for (int64_t row = rows.first; row < rows.last; ++row) run_row(at, row);
     }
   }
 
-  void walk_row(const Block& at, int64_t row) const {
+  void run_row(const Block& at, int64_t row) const {
     const T* const dl = static_cast<const T*>(problem_.d_visible_bias) + row * problem_.visible;
     int64_t end = problem_.visible;
     Vec<T> da[kVectors] = {};
     for (int64_t segment = make_segments(at, row); segment > 0; --segment) {
       const int64_t one = at.ones[segment - 1];
-      walk_segment(at, at.segments + segment * kWidth, dl, one + 1, end, da);
+      run_segment(at, at.segments + segment * kWidth, dl, one + 1, end, da);
       T* const d_encoder = at.d_encoder + one * kWidth;
       for (int k = 0; k < kVectors; ++k) {
         T* const to = d_encoder + k * kLanes<T>;
@@ -132,7 +132,7 @@ class NadeBackwardRun {
       }
       end = one + 1;
     }
-    walk_segment(at, at.segments, dl, 0, end, da);
+    run_segment(at, at.segments, dl, 0, end, da);
     const int64_t valid = problem_.hidden - at.first;
     T* const d_hidden_bias = static_cast<T*>(problem_.d_hidden_bias) + row * problem_.hidden + at.first;
     for (int k = 0; k < kVectors && k * kLanes<T> < valid; ++k) {
@@ -166,8 +166,8 @@ class NadeBackwardRun {
   }
 
   // Units begin .. end-1, which all see the same h.
-  static RNNKERNELS_INLINE void walk_segment(const Block& at, const T* segment, const T* dl, int64_t begin,
-                                             int64_t end, Vec<T> (&da)[kVectors]) {
+  static RNNKERNELS_INLINE void run_segment(const Block& at, const T* segment, const T* dl, int64_t begin,
+                                            int64_t end, Vec<T> (&da)[kVectors]) {
     Vec<T> h[kVectors], s[kVectors] = {};
     for (int k = 0; k < kVectors; ++k) h[k] = load(segment + k * kLanes<T>);
     const T* decoder = at.decoder + begin * kWidth;
@@ -183,8 +183,8 @@ class NadeBackwardRun {
     for (int k = 0; k < kVectors; ++k) da[k] += s[k] * (h[k] * (1 - h[k]));
   }
 
-  void join(int64_t first, int64_t last) {
-    const Range blocks = share_of(blocks_, first, last);
+  void add_parts(int64_t first, int64_t last) {
+    const Range blocks = slice_of(blocks_, first, last);
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
       for (int which = 0; which < 2; ++which) {
         T* const to = static_cast<T*>(which == 0 ? problem_.d_encoder : problem_.d_decoder) + block * kWidth;

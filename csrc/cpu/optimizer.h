@@ -17,20 +17,20 @@ namespace rnnkernels {
 namespace {
 
 // About as many elements as an update handles in the time that starting the threads takes.
-constexpr int64_t kChunksWorthSharing = 8;
+constexpr int64_t kLeastParallelChunks = 8;
 
 // The chunks first .. last-1 of all leaves, in either direction: calls visit(leaf, begin, n, chunk).
 template <class Visit>
-RNNKERNELS_INLINE void walk_chunks(const Leaf* leaves, int64_t count, int64_t first, int64_t last,
-                                   bool backwards, const Visit& visit) {
+RNNKERNELS_INLINE void for_chunks(const Leaf* leaves, int64_t count, int64_t first, int64_t last,
+                                  bool backwards, const Visit& visit) {
   if (first >= last) return;
   const int step = backwards ? -1 : 1;
   int64_t chunk = backwards ? last - 1 : first;
   int64_t place = leaf_of_chunk(leaves, count, chunk);
   for (int64_t left = last - first; left > 0; --left) {
     const Leaf& leaf = leaves[place];
-    const int64_t begin = (chunk - leaf.first_chunk) * kChunk;
-    const int64_t n = leaf.size - begin < kChunk ? leaf.size - begin : kChunk;
+    const int64_t begin = (chunk - leaf.first_chunk) * kChunkElements;
+    const int64_t n = leaf.size - begin < kChunkElements ? leaf.size - begin : kChunkElements;
     visit(leaf, begin, n, chunk);
     const bool at_end = chunk == (backwards ? leaf.first_chunk : leaf.first_chunk + chunks_of(leaf.size) - 1);
     chunk += step;
@@ -43,13 +43,13 @@ RNNKERNELS_INLINE void walk_chunks(const Leaf* leaves, int64_t count, int64_t fi
 
 void sum_chunks(const Leaf* leaves, int64_t count, int64_t first, int64_t last, double p, double unit,
                 double* partial) {
-  walk_chunks(leaves, count, first, last, false,
-              [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t chunk) {
-                with_element(leaf.grad_type, [&](auto element) {
-                  const auto* from = static_cast<const decltype(element)*>(leaf.grad) + begin;
-                  partial[chunk] = chunk_power_sum(from, n, p, unit);
-                });
-              });
+  for_chunks(leaves, count, first, last, false,
+             [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t chunk) {
+               with_element(leaf.grad_type, [&](auto element) {
+                 const auto* from = static_cast<const decltype(element)*>(leaf.grad) + begin;
+                 partial[chunk] = chunk_power_sum(from, n, p, unit);
+               });
+             });
 }
 
 double join_chunks(const double* partial, int64_t chunks, double p) {
@@ -110,7 +110,7 @@ template <class Rule>
 class StepRun {
  public:
   StepRun(const OptimizerStep<Rule>& step, const cpu::Threads& threads) : step_(step), threads_(threads) {
-    shares_ = step.chunks < kChunksWorthSharing ? 1 : threads.count;
+    slices_ = step.chunks < kLeastParallelChunks ? 1 : threads.count;
     barrier_.reset();
   }
 
@@ -119,7 +119,7 @@ class StepRun {
     if (step_.norm) {
       norm_ = *step_.norm / step_.scale;
     } else {
-      const bool at_once = !step_.found_inf && (threads_.may_wait || shares_ == 1);
+      const bool at_once = !step_.found_inf && (threads_.may_wait || slices_ == 1);
       go(at_once ? &StepRun::both_passes : &StepRun::norm_pass);
       const double sum = join_chunks(step_.partial, step_.chunks, step_.norm_type);
       updated = at_once && settled(sum);
@@ -137,13 +137,13 @@ class StepRun {
   double norm(double sum, double unit) const { return norm_of(sum, step_.norm_type, unit) / step_.scale; }
   // Whether this sum decides that there is an update, and with which norm.
   bool settled(double sum) const { return in_range(sum, step_.norm_type) && is_finite(norm(sum, 1.0)); }
-  int64_t begin_of(int share) const { return step_.chunks * share / shares_; }
+  int64_t begin_of(int slice) const { return step_.chunks * slice / slices_; }
 
   void go(Pass pass) {
-    if (shares_ == 1) return (this->*pass)(0, 1);
+    if (slices_ == 1) return (this->*pass)(0, 1);
     pass_ = pass;
     threads_.run(
-        shares_,
+        slices_,
         [](void* self, int first, int last) {
           auto* run = static_cast<StepRun*>(self);
           (run->*run->pass_)(first, last);
@@ -159,17 +159,17 @@ class StepRun {
   // Every thread adds up all chunks' sums by itself, in the same order, rather than wait once more.
   void both_passes(int first, int last) {
     norm_pass(first, last);
-    barrier_.wait(last - first, shares_, 1);
+    barrier_.wait(last - first, slices_, 1);
     const double sum = join_chunks(step_.partial, step_.chunks, step_.norm_type);
     if (settled(sum)) update(first, last, norm(sum, 1.0));
   }
 
   void update(int first, int last, double norm) {
     const unsigned mode = flush_subnormals();  // a velocity without gradients would round to itself for good
-    walk_chunks(step_.leaves, step_.count, begin_of(first), begin_of(last), true,
-                [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t) {
-                  update_chunk(step_, norm, leaf, begin, n);
-                });
+    for_chunks(step_.leaves, step_.count, begin_of(first), begin_of(last), true,
+               [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t) {
+                 update_chunk(step_, norm, leaf, begin, n);
+               });
     set_mode(mode);
   }
 
@@ -188,7 +188,7 @@ class StepRun {
   const OptimizerStep<Rule>& step_;
   const cpu::Threads& threads_;
   cpu::Barrier barrier_;
-  int shares_ = 1;
+  int slices_ = 1;
   Pass pass_ = nullptr;
   bool search_ = false;  // for the largest gradient
   double unit_ = 1;
@@ -201,20 +201,20 @@ Verdict optimizer_step(const OptimizerStep<Rule>& step, const cpu::Threads& thre
 }
 
 double power_sum(const PowerSum& sum, const cpu::Threads& threads) {
-  const int shares = sum.chunks < kChunksWorthSharing ? 1 : threads.count;
+  const int slices = sum.chunks < kLeastParallelChunks ? 1 : threads.count;
   struct Shared {
     const PowerSum& sum;
-    int shares;
-  } shared{sum, shares};
+    int slices;
+  } shared{sum, slices};
   const auto work = [](void* argument, int first, int last) {
-    const auto& [sum, shares] = *static_cast<Shared*>(argument);
-    sum_chunks(sum.leaves, sum.count, sum.chunks * first / shares, sum.chunks * last / shares, sum.norm_type,
+    const auto& [sum, slices] = *static_cast<Shared*>(argument);
+    sum_chunks(sum.leaves, sum.count, sum.chunks * first / slices, sum.chunks * last / slices, sum.norm_type,
                sum.unit, sum.partial);
   };
-  if (shares == 1) {
+  if (slices == 1) {
     work(&shared, 0, 1);
   } else {
-    threads.run(shares, work, &shared);
+    threads.run(slices, work, &shared);
   }
   return join_chunks(sum.partial, sum.chunks, sum.norm_type);
 }

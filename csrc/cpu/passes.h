@@ -1,7 +1,7 @@
 // The walks as pointwise work on one block of 16 units of one row: what is read from and written
 // to the sequences around the cell. The engine owns the order of steps, the state and the product.
 //
-// A sweep provides
+// A pass provides
 //   kBackward                              whether it visits the steps in the forward walk's reverse
 //   enter(network)                         take the pointers of one network
 //   at(t)                                  the rows that belong to step t
@@ -90,9 +90,9 @@ RNNKERNELS_INLINE void prefetch_block(const StepRows<S>& rows, int64_t row, int6
   }
 }
 
-// What the sweeps share: sizes, decay, and how saved things are found. S is what is stored.
+// What the passes share: sizes, decay, and how saved things are found. S is what is stored.
 template <class S>
-struct SweepBase {
+struct PassBase {
   using T = Number<S>;
   const Recurrence& problem;
   const T* decay;  // [G][blocks * 16], padded with zeros
@@ -100,7 +100,7 @@ struct SweepBase {
   int64_t blocks;
   int64_t network = 0;
 
-  SweepBase(const Recurrence& recurrence, const T* padded_decay)
+  PassBase(const Recurrence& recurrence, const T* padded_decay)
       : problem(recurrence),
         decay(padded_decay),
         hidden(recurrence.hidden),
@@ -129,9 +129,9 @@ struct SweepBase {
 };
 
 template <class S, class Cell>
-struct ForwardSweep : SweepBase<S> {
+struct ForwardPass : PassBase<S> {
   static constexpr bool kBackward = false;
-  using Base = SweepBase<S>;
+  using Base = PassBase<S>;
   using typename Base::T;
   const ForwardProblem& forward;
 
@@ -143,7 +143,7 @@ struct ForwardSweep : SweepBase<S> {
     StepBits bits;
   };
 
-  ForwardSweep(const ForwardProblem& problem, const T* padded_decay)
+  ForwardPass(const ForwardProblem& problem, const T* padded_decay)
       : Base(problem, padded_decay), forward(problem) {}
 
   bool wants_last_update() const { return true; }
@@ -206,9 +206,9 @@ struct ForwardSweep : SweepBase<S> {
 };
 
 template <class S, class Cell>
-struct BackwardSweep : SweepBase<S> {
+struct BackwardPass : PassBase<S> {
   static constexpr bool kBackward = true;
-  using Base = SweepBase<S>;
+  using Base = PassBase<S>;
   using typename Base::T;
   const BackwardProblem& backward;
 
@@ -228,7 +228,7 @@ struct BackwardSweep : SweepBase<S> {
     }
   };
 
-  BackwardSweep(const BackwardProblem& problem, const T* padded_decay)
+  BackwardPass(const BackwardProblem& problem, const T* padded_decay)
       : Base(problem, padded_decay), backward(problem) {}
 
   // The last update only makes d_h0.
@@ -329,9 +329,9 @@ struct BackwardSweep : SweepBase<S> {
 
 // See LinearProblem: alpha and beta belong to the step that is being made, with the rows of that step.
 template <class S>
-struct LinearSweep : SweepBase<S> {
+struct LinearPass : PassBase<S> {
   static constexpr bool kBackward = false;
-  using Base = SweepBase<S>;
+  using Base = PassBase<S>;
   using typename Base::T;
   const LinearProblem& linear;
 
@@ -343,7 +343,7 @@ struct LinearSweep : SweepBase<S> {
     StepRows<S> output;
   };
 
-  LinearSweep(const LinearProblem& problem, const T* padded_decay)
+  LinearPass(const LinearProblem& problem, const T* padded_decay)
       : Base(problem, padded_decay), linear(problem) {}
 
   bool wants_last_update() const { return true; }

@@ -37,13 +37,13 @@ class ProductRun {
     panel_size_ = panel_blocks_ * deepest * kBlock;
   }
 
-  int64_t workspace_bytes() const { return plan_.shares * panel_size_ * static_cast<int64_t>(sizeof(T)); }
+  int64_t workspace_bytes() const { return plan_.slices * panel_size_ * static_cast<int64_t>(sizeof(T)); }
 
   void run(const cpu::Threads& threads) {
-    if (plan_.shares == 1) {
+    if (plan_.slices == 1) {
       work(this, 0, 1);
     } else {
-      threads.run(plan_.shares, &ProductRun::work, this);
+      threads.run(plan_.slices, &ProductRun::work, this);
     }
   }
 
@@ -58,18 +58,18 @@ class ProductRun {
     Range rows, blocks;
   };
 
-  static void work(void* self, int first_share, int last_share) {
+  static void work(void* self, int first_slice, int last_slice) {
     ProductRun& run = *static_cast<ProductRun*>(self);
     const int64_t grid = run.plan_.row_parts * run.plan_.column_parts;
     const int64_t jobs = run.product_.networks * grid;
-    const Range mine{part_of(jobs, first_share, run.plan_.shares).first,
-                     part_of(jobs, last_share - 1, run.plan_.shares).last};
+    const Range mine{part_of(jobs, first_slice, run.plan_.slices).first,
+                     part_of(jobs, last_slice - 1, run.plan_.slices).last};
     for (int64_t job = mine.first; job < mine.last; ++job) {
       const int64_t row_part = job % grid / run.plan_.column_parts,
                     column_part = job % run.plan_.column_parts;
       run.rectangle({job / grid, part_of(run.product_.rows, row_part, run.plan_.row_parts),
                      part_of(run.blocks_, column_part, run.plan_.column_parts)},
-                    run.workspace_ + first_share * run.panel_size_);
+                    run.workspace_ + first_slice * run.panel_size_);
     }
   }
 

@@ -16,7 +16,7 @@ void pause() {
 }
 
 // About what a meeting costs in multiply-adds, so that sharing out fewer than these cannot pay.
-constexpr int64_t kWorthMeeting = 24 * 1024;
+constexpr int64_t kBarrierCost = 24 * 1024;
 // Rows a thread needs so that its register tiles are full enough to live off the matrix in cache.
 constexpr int64_t kEnoughRows = 4;
 
@@ -24,9 +24,9 @@ constexpr int64_t kEnoughRows = 4;
 
 // The rule, in this order: one thread if there is too little to do at all; whole networks and batch
 // rows to each thread, because they need no meeting; then the units of a step, if a step is worth it.
-Plan make_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden, int64_t element_size,
-               const Threads& threads) {
-  Plan plan;
+ThreadPlan make_thread_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden,
+                            int64_t element_size, const Threads& threads) {
+  ThreadPlan plan;
   const int64_t step_work = batch * hidden * hidden * element_size / 4;
   if (threads.count <= 1 || networks * steps * step_work < threads.worth_starting) return plan;
 
@@ -34,7 +34,7 @@ Plan make_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden, i
   plan.row_groups = std::max<int64_t>(1, std::min(wanted, batch / kEnoughRows));
   const int64_t teams = networks * plan.row_groups;
   plan.slots = static_cast<int>(std::min<int64_t>(teams, threads.count));
-  if (threads.may_wait && steps > 1 && step_work / plan.row_groups >= kWorthMeeting) {
+  if (threads.may_wait && steps > 1 && step_work / plan.row_groups >= kBarrierCost) {
     const int64_t blocks = (hidden + 15) / 16;
     plan.members = static_cast<int>(std::min<int64_t>(threads.count / plan.slots, blocks));
   }
@@ -61,7 +61,7 @@ ProductPlan make_product_plan(int64_t networks, int64_t rows, int64_t depth, int
     plan.row_parts = row_parts;
     plan.column_parts = parts;
   }
-  plan.shares =
+  plan.slices =
       static_cast<int>(std::min<int64_t>(threads.count, networks * plan.row_parts * plan.column_parts));
   return plan;
 }

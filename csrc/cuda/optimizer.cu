@@ -51,10 +51,10 @@ constexpr int64_t kSumsAt = 0, kLastAt = kWarps * sizeof(Sums), kSharedBytes = k
 // --- What both passes read ----------------------------------------------------------------------------
 
 RNNKERNELS_DEVICE int64_t begin_of(const Leaf& leaf, int64_t chunk) {
-  return (chunk - leaf.first_chunk) * kChunk;
+  return (chunk - leaf.first_chunk) * kChunkElements;
 }
 RNNKERNELS_DEVICE int64_t end_of(const Leaf& leaf, int64_t chunk) {
-  const int64_t end = begin_of(leaf, chunk) + kChunk;
+  const int64_t end = begin_of(leaf, chunk) + kChunkElements;
   return end < leaf.size ? end : leaf.size;
 }
 

@@ -57,11 +57,11 @@ class Cases {
 
 int real_threads = 1;  // how many turn up, which may be fewer than promised
 
-[[maybe_unused]] void run_threads(int shares, void (*work)(void*, int, int), void* argument) {
-  const int each = (shares + real_threads - 1) / real_threads;
+[[maybe_unused]] void run_threads(int slices, void (*work)(void*, int, int), void* argument) {
+  const int each = (slices + real_threads - 1) / real_threads;
   std::vector<std::thread> pool;
-  for (int first = 0; first < shares; first += each) {
-    pool.emplace_back(work, argument, first, std::min(shares, first + each));
+  for (int first = 0; first < slices; first += each) {
+    pool.emplace_back(work, argument, first, std::min(slices, first + each));
   }
   for (auto& thread : pool) thread.join();
 }

@@ -170,8 +170,8 @@ Model make_model(const Case& c, int64_t largest, unsigned seed) {
     model.push_back(std::move(t));
   };
   // Less than a vector, a chunk, a little more than one, and several; nothing first, in between and last.
-  for (const int64_t size :
-       {int64_t{0}, int64_t{1}, int64_t{37}, kChunk, int64_t{0}, int64_t{0}, kChunk + 1, largest}) {
+  for (const int64_t size : {int64_t{0}, int64_t{1}, int64_t{37}, kChunkElements, int64_t{0}, int64_t{0},
+                             kChunkElements + 1, largest}) {
     for (const ElementType type : c.types) {
       add(type, type, size);
       if (is_half(type)) add(type, ElementType::kFloat32, size == 0 ? 0 : size / 2 + 1);

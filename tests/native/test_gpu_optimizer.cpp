@@ -132,7 +132,7 @@ void check_outcome(const Case& c, const Model& before, double norm, double unit,
 
 template <class Rule>
 void check(const Case& c, unsigned seed, int orders, const typename Rule::Settings* settings) {
-  const Model before = make_model(c, 2 * kChunk + 77, seed);
+  const Model before = make_model(c, 2 * kChunkElements + 77, seed);
   const double norm = plain_norm(before, c.p),
                unit = c.magnitude == 1 || c.magnitude == 0 ? 1 : 3 * c.magnitude;
   Outcome first;

@@ -48,7 +48,7 @@ template <class Rule>
 void check(const Case& c, unsigned seed, const cpu::InstructionSet& set,
            Verdict (*kernel)(const OptimizerStep<Rule>&, const cpu::Threads&),
            const typename Rule::Settings* settings) {
-  const Model before = make_model(c, 9 * kChunk + 77, seed);
+  const Model before = make_model(c, 9 * kChunkElements + 77, seed);
   const double norm = plain_norm(before, c.p),
                unit = c.magnitude == 1 || c.magnitude == 0 ? 1 : 3 * c.magnitude;
   const bool finite = std::isfinite(norm);
