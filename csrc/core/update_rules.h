@@ -63,6 +63,7 @@ struct Momentum {
 };
 
 struct NesterovRule {
+  static constexpr const char* kName = "Nesterov";
   static constexpr int kStates = 1;  // velocity
 
   struct Settings {
@@ -102,6 +103,7 @@ struct NesterovRule {
 };
 
 struct AdamWRule {
+  static constexpr const char* kName = "AdamW";
   static constexpr int kStates = 2;  // m and s, torch's exp_avg and exp_avg_sq
 
   struct Settings {

@@ -1,5 +1,5 @@
-// The kernels for one instruction set. CMake compiles this file once for each, with the set's flags
-// and its name in RNNKERNELS_ISA_NAME; all of the code it includes is in anonymous namespaces.
+// The kernels for one instruction set. CMake compiles this file once per set, with the set's flags and with
+// its name in RNNKERNELS_ISA_NAME. All code that it includes is in anonymous namespaces.
 #include "cpu/kernels.h"
 
 #include "cpu/engine.h"
@@ -16,7 +16,7 @@
 namespace rnnkernels {
 namespace {
 
-// Calls f with a number of a type that is computed in.
+// Calls fn(zero) with a zero of the type that elements of this type are computed in.
 template <class Fn>
 void with_compute_type(ElementType type, Fn&& fn) {
   if (type == ElementType::kFloat64) {
@@ -35,7 +35,7 @@ int64_t workspace_bytes(const Problem& problem, const ThreadPlan& plan) {
   return bytes;
 }
 
-// Walks with a pass over what is stored as S.
+// Runs a pass over sequences whose elements are stored as S.
 template <class S, class Pass, class Problem>
 void run_pass(const Problem& problem, const ThreadPlan& plan, const Threads& threads, void* memory) {
   using E = typename FactorOf<S>::type;
@@ -107,7 +107,7 @@ void run_nade_backward(const NadeBackward& problem, const cpu::Threads& threads,
 }
 
 float read(const float* data, int64_t n, int64_t times) {
-  constexpr int kChains = 8;  // more than an addition takes cycles
+  constexpr int kChains = 8;  // more than the latency of an addition in cycles
   Vec<float> sums[kChains] = {};
   for (int64_t t = 0; t < times; ++t) {
     for (int64_t i = 0; i + kChains * kLanes<float> <= n; i += kChains * kLanes<float>) {

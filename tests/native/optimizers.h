@@ -2,12 +2,14 @@
 // come of them.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/optimizer.h"
@@ -267,6 +269,34 @@ void check_update(const Model& before, const Model& after, const Case& c, double
   }
 }
 
+// --- One step ----------------------------------------------------------------------------------------
+
+// A group's settings as callers list them, by SettingIndex.
+std::vector<double> listed(const NesterovRule::Settings& s, double max_norm) {
+  return {s.lr, max_norm, s.weight_decay, s.momentum};
+}
+std::vector<double> listed(const AdamWRule::Settings& s, double max_norm) {
+  return {s.lr, max_norm, s.weight_decay, s.beta1, s.beta2, s.epsilon};
+}
+
+template <class Rule>
+constexpr bool kHasMomentum = std::is_same_v<Rule, NesterovRule>;
+double previous_momentum(const NesterovRule::Settings& s) { return s.previous_momentum; }
+double previous_momentum(const AdamWRule::Settings&) { return 0; }
+
+// Everything that a step and a sum of powers write.
+struct Outcome {
+  Model model;
+  double record[kRecordFields] = {-1, 3, 5, -1};
+  double previous[2] = {};
+  double sum = 0;
+  bool operator==(const Outcome& o) const {
+    return model == o.model && std::memcmp(record, o.record, sizeof(record)) == 0 &&
+           std::memcmp(previous, o.previous, sizeof(previous)) == 0 &&
+           std::bit_cast<uint64_t>(sum) == std::bit_cast<uint64_t>(o.sum);
+  }
+};
+
 std::vector<Leaf> leaves_of(Model& model, int64_t* chunks) {
   std::vector<Leaf> leaves;
   *chunks = 0;
@@ -286,6 +316,76 @@ std::vector<Leaf> leaves_of(Model& model, int64_t* chunks) {
     *chunks += chunks_of(t.size);
   }
   return leaves;
+}
+
+// Calls run(problem) with one step over the model of `outcome`. scalar(x, type) makes a Scalar of x.
+template <class Rule, class MakeScalar, class Run>
+void with_step(const Case& c, double norm, const typename Rule::Settings* settings, Outcome& outcome,
+               MakeScalar&& scalar, Run&& run) {
+  StepProblem problem;
+  const std::vector<Leaf> leaves = leaves_of(outcome.model, &problem.chunks);
+  GroupProblem groups[2];
+  for (int i = 0; i < 2; ++i) {
+    int n = 0;
+    for (const double x : listed(settings[i], c.limit(i))) {
+      groups[i].settings[n++] = scalar(x, ElementType::kFloat64);
+    }
+    outcome.previous[i] = previous_momentum(settings[i]);
+    if (kHasMomentum<Rule>) groups[i].previous_momentum = outcome.previous + i;
+    groups[i].maximize = i == 1;
+  }
+  problem.leaves = leaves.data();
+  problem.count = leaves.size();
+  problem.groups = groups;
+  problem.group_count = 2;
+  problem.norm_type = c.p;
+  problem.grad_scale = scalar(c.scale, ElementType::kFloat32);
+  problem.found_inf = scalar(c.found_inf, ElementType::kBFloat16);
+  problem.norm_is_known = c.norm_is_known;
+  problem.norm = scalar(norm, ElementType::kFloat64);
+  problem.nonfinite = c.nonfinite;
+  problem.record = outcome.record;
+  run(problem);
+}
+
+// Calls run(problem) with the sum of powers over the gradients of a model.
+template <class Run>
+void with_power_sum(const Case& c, double unit, Model& model, Run&& run) {
+  PowerSum problem;
+  const std::vector<Leaf> leaves = leaves_of(model, &problem.chunks);
+  problem.leaves = leaves.data();
+  problem.count = leaves.size();
+  problem.norm_type = c.p;
+  problem.unit = unit;
+  run(problem);
+}
+
+// Whether a step is skipped, from its norm.
+bool is_skipped(const Case& c, double norm) {
+  return c.found_inf || (!std::isfinite(norm) && c.nonfinite != NonFinite::kApply);
+}
+
+template <class Rule>
+void check_outcome(const Case& c, const Model& before, double norm, double unit, const Outcome& o,
+                   const typename Rule::Settings* settings, const std::string& where) {
+  const bool finite = std::isfinite(norm), skipped = is_skipped(c, norm);
+  const bool raises = skipped && !c.found_inf && c.nonfinite == NonFinite::kRaise;
+  const double got = o.record[kNorm] * c.scale, of_sum = c.p == kInf ? o.sum : norm_of(o.sum, c.p, unit);
+  expect(finite ? std::abs(got - norm) <= 1e-13 * norm : !std::isfinite(got), where + "norm");
+  expect(finite ? std::abs(of_sum - norm) <= 1e-13 * norm : !std::isfinite(of_sum), where + "sum of powers");
+  expect(o.record[kSkipped] == 3 + (skipped && !raises), where + "steps skipped");
+  expect(o.record[kTaken] == 5 + !skipped, where + "steps taken");
+  expect(o.record[kRaises] == raises, where + "whether to raise");
+  for (int i = 0; i < 2 && kHasMomentum<Rule>; ++i) {
+    const double wanted = skipped ? previous_momentum(settings[i]) : listed(settings[i], 0).back();
+    expect(o.previous[i] == wanted, where + "previous momentum for the next step");
+  }
+  for (const Tensors& t : o.model) expect(t.step_count == kStep - skipped, where + "count of steps");
+  if (skipped) {
+    expect(o.model == before, where + "nothing written");
+  } else {
+    check_update<Rule>(before, o.model, c, norm, settings, where);
+  }
 }
 
 std::vector<Case> make_cases() {
