@@ -1,26 +1,28 @@
-// What the kernels run on: the instruction set in use, and PyTorch's own threads; the GPUs.
+// What the binding asks its host: the instruction set in use, torch's threads, and the GPUs.
 #pragma once
 
 #include "cpu/kernels.h"
 #include "cuda/recurrence.h"
 
 namespace c10 {
-struct Device;  // not included: the module that pybind11 makes knows nothing of torch
+struct Device;  // only declared, because module.cpp includes this file and none of torch's
 }
 
 namespace rnnkernels::binding {
 
-// Raises where RNNKERNELS_ISA names a set that is not there.
+// The kernels of the instruction set in use. Raises RuntimeError if RNNKERNELS_ISA names a set that was not
+// built or does not run here.
 const cpu::Kernels& active_kernels();
 
-// As many as torch.get_num_threads() says; one inside another parallel region.
+// torch's own threads, torch.get_num_threads() of them; one inside a parallel region of torch.
 cpu::Threads torch_threads();
 
-// PyTorch's GPU of this number; null if there is none, or no kernels for it.
+// The GPU with this torch device index; null if there is none or if there are no kernels for GPUs. Raises
+// RuntimeError if the kernels cannot use it.
 const cuda::Device* gpu(int index);
 
-// Where there are kernels for a GPU: torch's current stream of a device, and what becomes of a launch that
-// failed.
+// In builds with kernels for a GPU: torch's current stream of a device, and a RuntimeError unless a launch
+// succeeded.
 cuda::Stream current_stream(const c10::Device& device);
 void check_launched(cuda::Status status);
 

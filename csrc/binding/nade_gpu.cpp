@@ -1,5 +1,4 @@
-// NADE's kernels of csrc/cuda under the binding, on torch's current stream. Nothing here waits for the
-// device.
+// Runs the NADE kernels of csrc/cuda on torch's current stream. Nothing here synchronizes with the device.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ne.h>
 #include <c10/core/DeviceGuard.h>
@@ -13,7 +12,7 @@ namespace rnnkernels::binding {
 namespace {
 
 #if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kMostBlocks = 3;  // each has its threads for as long as the launch takes
+constexpr int64_t kMostBlocks = 3;  // the emulator keeps the threads of all blocks until the launch ends
 #else
 constexpr int64_t kMostBlocks = 1 << 16;
 #endif

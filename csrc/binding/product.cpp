@@ -1,4 +1,4 @@
-// From tensors to the plain struct of a product, and a workspace of torch's memory.
+// Turns tensors into the plain struct of a product and runs it with torch's threads and memory.
 #include "binding/product.h"
 
 #include <ATen/ops/add.h>
@@ -24,7 +24,8 @@ Rows rows_of(const at::Tensor& tensor, int64_t dimensions) {
           dimensions > 2 ? tensor.stride(-2) : 0};
 }
 
-// The register tile has columns in blocks of 16 and rows one by one, so a narrow result is made lying down.
+// A result with fewer columns is computed transposed: the register tile divides columns into blocks of 16,
+// but rows one by one.
 constexpr int64_t kFewColumns = 9;
 
 }  // namespace
