@@ -1,15 +1,16 @@
-// The engine: walks the steps, owns the matrix and the state, and knows nothing of f.
+// The engine: the time loop of a pass, with the matrix, the state and the threads. It knows nothing of f.
 //
-// One call is one parallel region. Its threads pack the matrix into blocks of 16 columns, meet once,
-// and then each team of threads walks all steps for its own batch rows of its own network:
+// One call is one parallel region. Its threads pack the matrix into blocks of 16 columns and wait for each
+// other once. Then each team of threads runs all steps for its own batch rows of its own network:
 //
 //   for each step:  wait for the team's operand
 //                   for each group of column blocks, for each few rows:
 //                     register tile -> product;  pass.update;  pass.operand of the next step
 //
-// The operand has two buffers, so one meeting a step is enough. Rows join and leave as the layout
-// says: in a packed sequence a later step has fewer rows, so the forward walk loses and the backward
-// walk gains them.
+// The operand has two buffers, so that one barrier per step is enough: while some threads still read the
+// operand of a step, others can already write that of the next one. Rows begin and end as the layout says: in
+// a packed sequence a later step has fewer rows, so the forward pass loses rows and the backward pass gains
+// them.
 #pragma once
 
 #include "core/problem.h"
@@ -26,8 +27,9 @@ using cpu::Barrier;
 using cpu::ThreadPlan;
 using cpu::Threads;
 
-// Part `index` of `parts` of the batch rows, with nearly equal numbers of steps. Rows of a packed sequence
-// differ in length, the longest first, and equal numbers of rows would leave the later threads idle.
+// Part `index` of `parts` of the batch rows, so that all parts have nearly the same sum of their rows' steps.
+// Rows of a packed sequence differ in length, the longest first, so equal numbers of rows would leave the
+// later threads idle.
 Range rows_of_team(const Layout& layout, int64_t index, int64_t parts) {
   int64_t total = 0;
   for (int64_t t = 0; layout.rows && t < layout.steps; ++t) total += layout.rows[t];
@@ -43,16 +45,16 @@ Range rows_of_team(const Layout& layout, int64_t index, int64_t parts) {
   return range;
 }
 
-// About as much of a sequence as stays near a team from one pass over it to the next.
+// Sequences with more bytes per team are prefetched, because they do not stay in L2 between two uses.
 constexpr int64_t kPrefetchBytes = 512 * 1024;
 
-// The engine's memory (E: an element of the product's factors, a number or a pair of bfloat16), cut out of
-// the caller's one piece. All row strides are padded by a block, so that the rows of a tile do not all fall
-// into the same cache set.
+// The engine's arrays, one after another in memory of the caller. E is an element of the product's factors:
+// one value, or a pair of bfloat16. All row strides are one block larger than needed, so that the rows of a
+// tile do not fall into the same cache set.
 template <class E>
 struct Workspace {
   using T = typename SumOf<E>::type;
-  Barrier* barriers = nullptr;  // [slots + 1], the last one for everybody
+  Barrier* barriers = nullptr;  // [slots + 1]; the last one is for all threads of the call
   E* packed = nullptr;          // [G][blocks][depth][16]
   T* decay = nullptr;           // [G][blocks * 16]
   E* operand = nullptr;         // [2][G * B][operand_stride]
@@ -98,11 +100,7 @@ class Engine {
 
   void run(const Threads& threads) {
     for (int i = 0; i <= plan_.slots; ++i) workspace_.barriers[i].reset();
-    if (plan_.slices() == 1) {
-      work(this, 0, 1);
-    } else {
-      threads.run(plan_.slices(), &Engine::work, this);
-    }
+    run_slices(threads, plan_.slices(), this, &Engine::work);
   }
 
  private:
@@ -110,24 +108,25 @@ class Engine {
   const ThreadPlan& plan_;
   const Workspace<E>& workspace_;
   const Pass& pass_;
-  bool prefetches_;  // whether a sequence is larger than the caches near a team
+  bool prefetches_;  // whether a sequence is larger than kPrefetchBytes per team
 
-  // What one thread does of one team's work.
+  // The part of one team's work that one thread does.
   struct Assignment {
-    int64_t first_row, last_row;      // of the batch
-    int64_t first_block, last_block;  // of the columns
-    int64_t weight;                   // how many members of the team this thread is
+    Range rows;       // of the batch
+    Range blocks;     // of the columns
+    int64_t members;  // how many members of the team this thread stands for
     Barrier* barrier;
-    int64_t* round;  // meetings that this slot has had
+    int64_t* round;  // how often the team has waited so far
   };
 
-  static void work(void* self, int first_slice, int last_slice) {
+  void work(int64_t first_slice, int64_t last_slice) {
     const unsigned mode = flush_subnormals();
-    static_cast<Engine*>(self)->work_on(first_slice, last_slice);
+    run_teams(first_slice, last_slice);
     set_mode(mode);
   }
 
-  void work_on(int64_t first_slice, int64_t last_slice) {
+  // All that one thread does: it is members first_slice .. last_slice-1, counted through all running teams.
+  void run_teams(int64_t first_slice, int64_t last_slice) {
     const int64_t slices = plan_.slices(), members = plan_.members;
     prepare(first_slice, last_slice);
     workspace_.barriers[plan_.slots].wait(last_slice - first_slice, slices, 1);
@@ -139,13 +138,8 @@ class Engine {
       int64_t round = 0;
       for (int64_t team = slot; team < teams; team += plan_.slots) {
         const Range rows = rows_of_team(problem_.layout, team % plan_.row_groups, plan_.row_groups);
-        const Assignment mine{rows.first,
-                              rows.last,
-                              part_of(workspace_.blocks, first_member, members).first,
-                              part_of(workspace_.blocks, last_member - 1, members).last,
-                              last_member - first_member,
-                              &workspace_.barriers[slot],
-                              &round};
+        const Range blocks = parts_of(workspace_.blocks, first_member, last_member, members);
+        const Assignment mine{rows, blocks, last_member - first_member, &workspace_.barriers[slot], &round};
         Pass pass = pass_;
         pass.network = team / plan_.row_groups;
         run_time_loop(pass, mine);
@@ -154,13 +148,12 @@ class Engine {
     }
   }
 
-  // This thread's slice of packing the matrix, transposed for the backward walk, and of the decays.
+  // Packs this thread's slices of the matrix, transposed for the backward pass, and of the decays.
   void prepare(int64_t first_slice, int64_t last_slice) {
     const Matrix& w = problem_.weight;
-    const int64_t blocks = workspace_.blocks, slices = plan_.slices(), hidden = problem_.hidden;
-    const int64_t first = part_of(problem_.networks * blocks, first_slice, slices).first;
-    const int64_t last = part_of(problem_.networks * blocks, last_slice - 1, slices).last;
-    for (int64_t i = first; i < last; ++i) {
+    const int64_t blocks = workspace_.blocks, hidden = problem_.hidden;
+    const Range mine = parts_of(problem_.networks * blocks, first_slice, last_slice, plan_.slices());
+    for (int64_t i = mine.first; i < mine.last; ++i) {
       const int64_t network = i / blocks, block = i % blocks;
       const int64_t n_stride = Pass::kBackward ? w.column_stride : w.row_stride;
       const int64_t k_stride = Pass::kBackward ? w.row_stride : w.column_stride;
@@ -176,8 +169,9 @@ class Engine {
     }
   }
 
+  // Waits for the other members of the team.
   void synchronize(const Assignment& mine) const {
-    mine.barrier->wait(mine.weight, plan_.members, ++*mine.round);
+    mine.barrier->wait(mine.members, plan_.members, ++*mine.round);
   }
 
   T* state_of(const Pass& pass, int64_t row) const {
@@ -189,7 +183,7 @@ class Engine {
            (buffer * rows + pass.network * problem_.layout.batch + row) * workspace_.operand_stride;
   }
 
-  // One block of the operand of a step, into the row of a buffer.
+  // Writes one block of the operand of a step into the row of a buffer.
   static RNNKERNELS_INLINE void form_operand(const Pass& pass, const typename Pass::Step& step, int64_t row,
                                              int64_t column, Block<T>& state, E* operand) {
     if constexpr (kNumbers<E> == 1) {
@@ -201,9 +195,9 @@ class Engine {
     }
   }
 
-  // The rows of the assignment that belong to a step end here.
+  // The end of those rows of the assignment that belong to a step.
   static int64_t end_of_rows(const typename Pass::Step& step, const Assignment& mine) {
-    return step.rows < mine.first_row ? mine.first_row : least(step.rows, mine.last_row);
+    return step.rows < mine.rows.first ? mine.rows.first : least(step.rows, mine.rows.last);
   }
 
   // Calls fn(row, column, state) for every block of some rows.
@@ -211,7 +205,7 @@ class Engine {
   void for_blocks(const Pass& pass, const Assignment& mine, int64_t first_row, int64_t last_row,
                   Fn&& fn) const {
     for (int64_t row = first_row; row < last_row; ++row) {
-      for (int64_t block = mine.first_block; block < mine.last_block; ++block) {
+      for (int64_t block = mine.blocks.first; block < mine.blocks.last; ++block) {
         T* at = state_of(pass, row) + block * kBlock;
         Block<T> state = load_block(at);
         fn(row, block * kBlock, state);
@@ -220,14 +214,14 @@ class Engine {
     }
   }
 
-  // All steps for one assignment: the time loop.
+  // The time loop: all steps for one assignment.
   void run_time_loop(Pass& pass, const Assignment& mine) {
     const int64_t steps = problem_.layout.steps;
-    const bool down = problem_.layout.reverse != Pass::kBackward;
+    const bool descending = problem_.layout.reverse != Pass::kBackward;
     const auto step_at = [&](int64_t s) {
-      return s < steps ? pass.at(down ? steps - 1 - s : s) : typename Pass::Step{};
+      return s < steps ? pass.at(descending ? steps - 1 - s : s) : typename Pass::Step{};
     };
-    for_blocks(pass, mine, mine.first_row, mine.last_row,
+    for_blocks(pass, mine, mine.rows.first, mine.rows.last,
                [&](int64_t row, int64_t column, Block<T>& state) { pass.begin(row, column, state); });
     typename Pass::Step step{}, next = step_at(0);
     form_new_operands(pass, mine, step, next, 0);
@@ -239,11 +233,12 @@ class Engine {
       multiply_and_update(pass, mine, step, next, s);
       form_new_operands(pass, mine, step, next, s + 1);
     }
-    for_blocks(pass, mine, mine.first_row, mine.last_row,
+    for_blocks(pass, mine, mine.rows.first, mine.rows.last,
                [&](int64_t row, int64_t column, Block<T>& state) { pass.end(row, column, state); });
   }
 
-  // Forms the operand of the rows that step `s` has and the step before had not.
+  // Forms the operand of the rows that begin with a step, the s-th of the time loop: the step `before` it has
+  // fewer.
   void form_new_operands(const Pass& pass, const Assignment& mine, const typename Pass::Step& before,
                          const typename Pass::Step& step, int64_t s) const {
     for_blocks(pass, mine, end_of_rows(before, mine), end_of_rows(step, mine),
@@ -252,10 +247,11 @@ class Engine {
                });
   }
 
+  // All tiles of one step for one assignment.
   void multiply_and_update(const Pass& pass, const Assignment& mine, const typename Pass::Step& step,
                            const typename Pass::Step& next, int64_t s) const {
-    const int64_t rows = end_of_rows(step, mine) - mine.first_row;
-    const int64_t blocks = mine.last_block - mine.first_block;
+    const int64_t rows = end_of_rows(step, mine) - mine.rows.first;
+    const int64_t blocks = mine.blocks.last - mine.blocks.first;
     if (rows <= 0 || blocks <= 0) return;
     const int64_t row_tiles = (rows + kTileRows<E> - 1) / kTileRows<E>;
     const int64_t most_blocks = tile_blocks<E>(static_cast<int>((rows + row_tiles - 1) / row_tiles));
@@ -264,13 +260,13 @@ class Engine {
       const Range columns = part_of(blocks, group, groups);
       for (int64_t tile = 0; tile < row_tiles; ++tile) {
         const Range tile_rows = part_of(rows, tile, row_tiles);
-        finish_tile(pass, step, next, s, mine.first_row + tile_rows.first, mine.first_row + tile_rows.last,
-                    mine.first_block + columns.first, mine.first_block + columns.last);
+        finish_tile(pass, step, next, s, mine.rows.first + tile_rows.first, mine.rows.first + tile_rows.last,
+                    mine.blocks.first + columns.first, mine.blocks.first + columns.last);
       }
     }
   }
 
-  // One register tile of the product, and what the cell makes of it while it is in the first cache.
+  // One register tile of the product, and the cell's work on it while it is in L1.
   void finish_tile(const Pass& pass, const typename Pass::Step& step, const typename Pass::Step& next,
                    int64_t s, int64_t first_row, int64_t last_row, int64_t first_block,
                    int64_t last_block) const {
@@ -285,7 +281,8 @@ class Engine {
     update_tile(pass, step, next, s, first_row, last_row, first_block, blocks, product);
   }
 
-  // Pass and steps by value: they then stay in registers, whatever is stored.
+  // The pass and the steps are arguments by value, so that they stay in registers whatever is written to
+  // memory.
   RNNKERNELS_INLINE void update_tile(const Pass pass, const typename Pass::Step step,
                                      const typename Pass::Step next, int64_t s, int64_t first_row,
                                      int64_t last_row, int64_t first_block, int64_t blocks,

@@ -1,16 +1,17 @@
-// NADE backward (core/nade.h has the equations), cut by hidden units: once dl is known, no unit meets
-// another, so a block of them is walked through all rows with its columns of both weights and of their
-// gradients in a cache.
+// NADE backward (core/nade.h has the equations), divided by hidden units: once dl is known, hidden units do
+// not depend on each other. So a block of hidden units goes through all rows, with its columns of both
+// weights and of their gradients in a cache.
 //
-//   dl, for all rows;  both weights' columns, block by block
+//   dl for all rows;  copies of both weights' columns, block by block
 //   for each part of the rows, for each block of hidden units, for each row:
-//     a = c;  h of each segment = sigmoid(a), a += W_i at each one, as forward did it to the bit
-//     for each segment, from the last one down:
-//       s = sum_i dl_i V_i,  dV_i += dl_i h;   da += s h (1 - h);   dW of the one before it += da
+//     a = c;  h of each segment = sigmoid(a), with a += W_i at each one, in the same bits as forward
+//     for each segment, from the last to the first:
+//       s = sum_i dl_i V_i,  dV_i += dl_i h;   da += s h (1 - h);   dW of the one before the segment += da
 //     dc = da
-//   dW, dV = the parts' sums, added up in order
+//   dW, dV = the sums of the parts, added in order
 //
-// How many parts there are depends on the number of rows alone, so results do not depend on the threads.
+// A segment is a run of visible units that see the same h: it ends with a one, or with the last unit. The
+// number of parts depends on the number of rows alone, so results do not depend on the number of threads.
 #pragma once
 
 #include "cpu/nade.h"
@@ -41,37 +42,37 @@ class NadeBackwardRun {
   }
 
   void run() {
-    go(this, &NadeBackwardRun::prepare, slices_, threads_);
+    run_slices(threads_, slices_, this, &NadeBackwardRun::prepare);
     if (!problem_.d_encoder) return;
-    go(this, &NadeBackwardRun::run_blocks, slices_, threads_);
-    go(this, &NadeBackwardRun::add_parts, slices_, threads_);
+    run_slices(threads_, slices_, this, &NadeBackwardRun::run_blocks);
+    run_slices(threads_, slices_, this, &NadeBackwardRun::add_parts);
   }
 
  private:
   static constexpr int kVectors = 2;
   static constexpr int64_t kWidth = kVectors * kLanes<T>;  // hidden units of a block
-  // Parts of rows: enough for many threads, and each with more to do than to add up its sums.
+  // Enough parts for many threads, each with so many rows that adding its sums takes little of the time.
   static constexpr int64_t kLeastRows = 256, kMostParts = 16;
 
-  // One block's columns, [D][kWidth], and what a row needs on the way.
+  // One block of hidden units: its columns, [D][kWidth], and memory for one row.
   struct Block {
     int64_t first;  // hidden unit
     const T *encoder, *decoder;
     T *d_encoder, *d_decoder;
-    T* segments;    // h of each, [D][kWidth]
-    int64_t* ones;  // [D]
+    T* segments;    // [D][kWidth], h of each segment
+    int64_t* ones;  // [D], the unit with which each segment ends
   };
 
   const NadeBackward& problem_;
   const cpu::Threads& threads_;
   int64_t blocks_, panel_, parts_, slices_;
   T *encoder_, *decoder_;  // [blocks][D][kWidth]
-  T* sums_;                // of d_encoder and d_decoder, [parts][blocks][2][D][kWidth]
+  T* sums_;                // [parts][blocks][d_encoder, d_decoder][D][kWidth]
   T* segments_;            // [slices][D][kWidth]
   int64_t* ones_;          // [slices][D]
 
   Range slice_of(int64_t total, int64_t first, int64_t last) const {
-    return {part_of(total, first, slices_).first, part_of(total, last - 1, slices_).last};
+    return parts_of(total, first, last, slices_);
   }
 
   void prepare(int64_t first, int64_t last) {
@@ -87,7 +88,7 @@ class NadeBackwardRun {
     }
   }
 
-  // v - sigmoid(l) = sigmoid(-l) at a one, which cancels nothing.
+  // At a one v - sigmoid(l) is computed as sigmoid(-l), in which nothing cancels.
   void make_d_visible_bias(int64_t row) const {
     const auto* g = static_cast<const T*>(problem_.grad_log_prob);
     const auto* q = static_cast<const T*>(problem_.grad_logits);
@@ -140,7 +141,8 @@ class NadeBackwardRun {
     }
   }
 
-  // h of each segment, and the ones between them; how many there are. A one at the last unit ends none.
+  // Computes h of each segment and the ones between segments. Returns the number of those ones; a one at the
+  // last unit has no segment behind it and does not count.
   int64_t make_segments(const Block& at, int64_t row) const {
     const int64_t last = problem_.visible - 1;
     const uint8_t* const v = problem_.v + row * problem_.visible;
@@ -165,7 +167,7 @@ class NadeBackwardRun {
     return count;
   }
 
-  // Units begin .. end-1, which all see the same h.
+  // Units begin .. end-1 of one segment.
   static RNNKERNELS_INLINE void run_segment(const Block& at, const T* segment, const T* dl, int64_t begin,
                                             int64_t end, Vec<T> (&da)[kVectors]) {
     Vec<T> h[kVectors], s[kVectors] = {};
