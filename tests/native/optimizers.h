@@ -1,5 +1,5 @@
-// What both tests of the optimizers share: cases, their tensors, and plain loops in double for what is to
-// come of them.
+// The parts that both tests of the optimizers use: cases, their tensors, and plain loops in double as the
+// reference.
 #pragma once
 
 #include <bit>
@@ -22,7 +22,7 @@ namespace {
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// --- Numbers of every type, by their definition -------------------------------------------------------
+// --- Values of every element type, by the type's definition ------------------------------------------
 
 struct Format {
   ElementType type;
@@ -36,7 +36,7 @@ constexpr Format kFormats[] = {{ElementType::kFloat32, "float32", 4, 23, -126},
 const Format& format_of(ElementType type) { return kFormats[static_cast<int>(type)]; }
 bool is_half(ElementType type) { return format_of(type).bytes == 2; }
 
-// To the nearest, ties to even, and beyond the largest number to infinity.
+// Rounds to nearest, ties to even; beyond the largest number to infinity.
 uint16_t half_bits(ElementType type, double x) {
   const Format& f = format_of(type);
   const int width = 15 - f.fraction_bits, infinity = ((1 << width) - 1) << f.fraction_bits;
@@ -46,7 +46,7 @@ uint16_t half_bits(ElementType type, double x) {
   int exponent = 0;
   std::frexp(x, &exponent);
   exponent = std::max(exponent - 1, f.least_exponent);
-  // An infinite x ends up here, too: it is more than the largest.
+  // An infinite x needs no case of its own: it is beyond the largest number.
   const double steps =
       std::isinf(x) ? 1e9 : std::nearbyint(std::ldexp(std::abs(x), f.fraction_bits - exponent));
   const double place = std::ldexp(double(exponent - f.least_exponent), f.fraction_bits) + steps;
@@ -63,7 +63,8 @@ double half_value(ElementType type, uint16_t bits) {
          std::ldexp(double(whole + fraction), std::max(place, 1) - 1 + f.least_exponent - f.fraction_bits);
 }
 
-// An array of some type, by itself on the heap; the first element may be some way into its memory.
+// An array of any element type in memory of its own. `moved` returns a copy that begins some elements later
+// in its memory, so that it is aligned differently.
 class Array {
  public:
   Array() = default;
@@ -105,7 +106,7 @@ class Array {
   int64_t skipped_ = 0;
 };
 
-constexpr double kStep = 3;  // t of AdamW
+constexpr double kStep = 3;  // AdamW's t
 
 // --- One case ----------------------------------------------------------------------------------------
 
@@ -128,11 +129,12 @@ struct Case {
   double magnitude = 1;  // of the gradients
   double scale = 1;
   bool masters = false;
-  double bad = 0;  // put into one gradient where it is not 0
+  double bad = 0;  // if not 0, the value of one element of one gradient
   NonFinite nonfinite = NonFinite::kSkip;
   bool found_inf = false, norm_is_known = false;
   std::vector<ElementType> types;
-  // The second group does not clip, unless its gradients' squares are too large for a float.
+  // max_norm of a group. The second group does not clip, unless its gradients' squares are too large for a
+  // float.
   double limit(int group) const { return group == 0 || magnitude > 1e15 ? max_norm : kInf; }
   std::string text() const {
     char line[160];
@@ -149,29 +151,30 @@ Model make_model(const Case& c, int64_t largest, unsigned seed) {
   std::normal_distribution<double> normal;
   Model model;
   const auto add = [&](ElementType type, ElementType grad_type, int64_t size) {
-    const auto number = type == ElementType::kFloat64 ? type : ElementType::kFloat32;
-    const bool has_master = c.masters && type != number;
+    const auto computed = type == ElementType::kFloat64 ? type : ElementType::kFloat32;
+    const bool has_master = c.masters && type != computed;
     Tensors t{type,
               grad_type,
               size,
               int(model.size() % 2),
               Array(type, size),
               Array(grad_type, size),
-              {Array(number, size), Array(number, size)},
-              Array(number, has_master ? size : 0),
+              {Array(computed, size), Array(computed, size)},
+              Array(computed, has_master ? size : 0),
               has_master};
     for (int64_t i = 0; i < size; ++i) {
       const double theta = normal(random);
       t.param.set(i, theta);
       if (has_master) t.master.set(i, theta);
       t.grad.set(i, c.magnitude * std::clamp(normal(random), -3.0, 3.0));
-      // None yet where gradients are huge, so that what is left of them after clipping is all there is.
+      // Zero where gradients are huge, so that the clipped gradients are not negligible beside the states.
       t.state[0].set(i, c.magnitude > 1e15 ? 0 : 0.1 * normal(random));
       t.state[1].set(i, c.magnitude > 1e15 ? 0 : std::abs(normal(random)));
     }
     model.push_back(std::move(t));
   };
-  // Less than a vector, a chunk, a little more than one, and several; nothing first, in between and last.
+  // Sizes below a vector, of a chunk, of one more, and of several chunks; empty tensors first, in between and
+  // last.
   for (const int64_t size : {int64_t{0}, int64_t{1}, int64_t{37}, kChunkElements, int64_t{0}, int64_t{0},
                              kChunkElements + 1, largest}) {
     for (const ElementType type : c.types) {
@@ -193,7 +196,7 @@ double plain_norm(const Model& model, double p) {
       const long double g = std::abs(t.grad.get(i));
       if (std::isnan(g)) return kNaN;
       largest = std::max(largest, g);
-      sum += p == kInf ? 0 : std::pow(g, static_cast<long double>(p));  // with an exponent of 15 bits
+      sum += p == kInf ? 0 : std::pow(g, static_cast<long double>(p));  // its exponent has 15 bits
     }
   }
   return double(p == kInf || std::isinf(largest) ? largest : std::pow(sum, 1 / static_cast<long double>(p)));
@@ -202,7 +205,8 @@ double plain_norm(const Model& model, double p) {
 constexpr NesterovRule::Settings kNesterov[2] = {{0.1, 0.9, 0.5, 0.01}, {0.05, 0.7, 0.0, 0.0}};
 constexpr AdamWRule::Settings kAdamW[2] = {{0.1, 0.9, 0.99, 1e-8, 0.1}, {0.05, 0.5, 0.9, 1e-6, 0.0}};
 
-// `summand` becomes the largest of what state[0] is the sum of.
+// The rules for one element: return the new theta and change the states. `summand` becomes the largest
+// magnitude of the terms that state[0] is the sum of.
 double plain_rule(const NesterovRule::Settings& s, double theta, double g, double* state, double* summand) {
   const double before = state[0];
   *summand = std::max(
@@ -219,8 +223,8 @@ double plain_rule(const AdamWRule::Settings& s, double theta, double g, double* 
   return (1 - s.lr * s.weight_decay) * theta - s.lr * state[0] / (1 - std::pow(s.beta1, kStep)) / root;
 }
 
-// How far numbers are from what is wanted, relative to the largest of those and of their summands: the only
-// element of a tensor may be the small difference of two.
+// The largest error of some values, relative to the largest of the expected values and of the terms that they
+// are sums of: the only element of a tensor may be the small difference of two terms.
 struct Comparison {
   double error = 0, largest = 0;
   bool same_infinities = true;
@@ -403,7 +407,7 @@ std::vector<Case> make_cases() {
         cases.push_back({.p = p, .masters = true, .bad = bad, .nonfinite = what, .types = all});
       }
     }
-    // Powers beyond float64's range on either side; clip coefficients below float's.
+    // Powers beyond float64's range on both sides; clip coefficients below float's range.
     cases.push_back({.p = p, .max_norm = 1, .magnitude = 1e290, .types = {kFloat64}});
     cases.push_back({.p = p, .max_norm = 1e-210, .magnitude = 1e-200, .types = {kFloat64}});
     cases.push_back({.p = p, .magnitude = 1e38, .types = {kFloat32, kBFloat16}});

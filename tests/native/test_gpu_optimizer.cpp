@@ -100,9 +100,9 @@ int main(int argc, char** argv) {
     for (const bool nesterov : {true, false}) {
       if (!cases.takes_next()) continue;
       if (nesterov) {
-        check<NesterovRule>(c, cases.number(), cases.orders, kNesterov);
+        check<NesterovRule>(c, cases.index(), cases.orders, kNesterov);
       } else {
-        check<AdamWRule>(c, cases.number(), cases.orders, kAdamW);
+        check<AdamWRule>(c, cases.index(), cases.orders, kAdamW);
       }
     }
   }

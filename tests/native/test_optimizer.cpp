@@ -57,8 +57,8 @@ int main(int argc, char** argv) {
     if (!cases.takes_next()) continue;
     for (int s = 0; s < sets; ++s) {
       if (!set[s].runs_here()) continue;
-      check<NesterovRule>(c, cases.number(), set[s], set[s].kernels->nesterov, kNesterov);
-      check<AdamWRule>(c, cases.number(), set[s], set[s].kernels->adamw, kAdamW);
+      check<NesterovRule>(c, cases.index(), set[s], set[s].kernels->nesterov, kNesterov);
+      check<AdamWRule>(c, cases.index(), set[s], set[s].kernels->adamw, kAdamW);
     }
   }
   return cases.finish();
