@@ -3,6 +3,8 @@
 
 #include <ATen/Config.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 #if defined(RNNKERNELS_CUDA)
 #include <c10/core/DeviceGuard.h>
@@ -37,6 +39,10 @@ cpu::Threads torch_threads() {
     });
   };
   return threads;
+}
+
+at::Tensor empty_bytes(int64_t bytes, const c10::Device& device) {
+  return at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));
 }
 
 #if defined(RNNKERNELS_EMULATED)

@@ -1,11 +1,15 @@
-// What the binding asks its host: the instruction set in use, torch's threads, and the GPUs.
+// What the kernels get from torch and the host: the instruction set, threads, memory, and GPUs.
 #pragma once
 
 #include "cpu/kernels.h"
 #include "cuda/recurrence.h"
 
+// Only declared, because module.cpp includes this file and none of torch's.
 namespace c10 {
-struct Device;  // only declared, because module.cpp includes this file and none of torch's
+struct Device;
+}
+namespace at {
+class Tensor;
 }
 
 namespace rnnkernels::binding {
@@ -16,6 +20,9 @@ const cpu::Kernels& active_kernels();
 
 // torch's own threads, torch.get_num_threads() of them; one inside a parallel region of torch.
 cpu::Threads torch_threads();
+
+// A workspace for a kernel, with undefined values; aligned to 64 bytes.
+at::Tensor empty_bytes(int64_t bytes, const c10::Device& device);
 
 // The GPU with this torch device index; null if there is none or if there are no kernels for GPUs. Raises
 // RuntimeError if the kernels cannot use it.

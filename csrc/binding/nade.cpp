@@ -106,8 +106,7 @@ void run(const NadeForward& problem, const at::Tensor& like) {
 #endif
   const cpu::Kernels& kernels = active_kernels();
   const cpu::Threads threads = torch_threads();
-  const at::Tensor workspace =
-      at::empty({kernels.nade_workspace(problem, threads)}, like.options().dtype(at::kByte));
+  const at::Tensor workspace = empty_bytes(kernels.nade_workspace(problem, threads), like.device());
   kernels.nade(problem, threads, workspace.data_ptr());
 }
 
@@ -117,8 +116,7 @@ void run(const NadeBackward& problem, const at::Tensor& like) {
 #endif
   const cpu::Kernels& kernels = active_kernels();
   const cpu::Threads threads = torch_threads();
-  const at::Tensor workspace =
-      at::empty({kernels.nade_backward_workspace(problem, threads)}, like.options().dtype(at::kByte));
+  const at::Tensor workspace = empty_bytes(kernels.nade_backward_workspace(problem, threads), like.device());
   kernels.nade_backward(problem, threads, workspace.data_ptr());
 }
 

@@ -1,5 +1,4 @@
 // Runs the NADE kernels of csrc/cuda on torch's current stream. Nothing here synchronizes with the device.
-#include <ATen/ops/empty.h>
 #include <ATen/ops/ne.h>
 #include <c10/core/DeviceGuard.h>
 
@@ -16,10 +15,6 @@ constexpr int64_t kMostBlocks = 3;  // the emulator keeps the threads of all blo
 #else
 constexpr int64_t kMostBlocks = 1 << 16;
 #endif
-
-at::Tensor empty_bytes(int64_t bytes, const at::Device& device) {
-  return at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));
-}
 
 }  // namespace
 

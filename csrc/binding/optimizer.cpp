@@ -25,9 +25,9 @@ struct Setting {
   double below = kNoLimit, least = 0;
 };
 // The settings of each rule, by SettingIndex.
-constexpr Setting kOfNesterov[] = {{"lr"}, {"max_norm"}, {"weight_decay"}, {"momentum", 1}};
-constexpr Setting kOfAdamW[] = {{"lr"},          {"max_norm"},    {"weight_decay"},
-                                {"betas[0]", 1}, {"betas[1]", 1}, {"eps"}};
+constexpr Setting kNesterovSettings[] = {{"lr"}, {"max_norm"}, {"weight_decay"}, {"momentum", 1}};
+constexpr Setting kAdamWSettings[] = {{"lr"},          {"max_norm"},    {"weight_decay"},
+                                      {"betas[0]", 1}, {"betas[1]", 1}, {"eps"}};
 
 void check_count(const char* name, size_t got, const char* like, size_t wanted) {
   TORCH_CHECK_VALUE(got == wanted, name, " must be as many as ", like, ", ", wanted, ", got ", got);
@@ -83,7 +83,7 @@ class Step {
         const int64_t at = group * kSettings + i;
         const std::optional<at::Tensor> tensor = on_device.empty() ? std::nullopt : on_device.get(at);
         const Scalar scalar = scalar_of(settings[i].name, tensor, numbers[at]);
-        if (!scalar.on_device) check_setting(settings[i], scalar.number, i == kMaxNorm, group);
+        if (!scalar.on_device) check_setting(settings[i], scalar.value, i == kMaxNorm, group);
         groups_[group].settings[i] = scalar;
       }
     }
@@ -175,7 +175,7 @@ void clipped_nesterov(at::TensorList params, const OptionalTensors& grads, at::T
   check_count("previous_momentum", previous_momentum.size(), "groups", count);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;  // for the copies of Leaves
   Step step(params, record);
-  step.add_groups(kOfNesterov, numbers, on_device, maximize, count);
+  step.add_groups(kNesterovSettings, numbers, on_device, maximize, count);
   for (int64_t i = 0; i < count; ++i) {
     step.group(i).previous_momentum =
         elements_of<double>(previous_momentum[i], "previous_momentum", 1, step.device());
@@ -200,7 +200,7 @@ void clipped_adamw(at::TensorList params, const OptionalTensors& grads, at::Tens
   check_count("steps", steps.size(), "params", params.size());
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   Step step(params, record);
-  step.add_groups(kOfAdamW, numbers, on_device, maximize, group_ends.size());
+  step.add_groups(kAdamWSettings, numbers, on_device, maximize, group_ends.size());
   step.set_norm(norm_type, nonfinite, grad_scale, found_inf, norm);
   step.add_leaves(
       params.size(), group_ends, grads, [&](Leaves& leaves, int64_t i, int group, const at::Tensor& grad) {

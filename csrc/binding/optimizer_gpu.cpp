@@ -17,10 +17,6 @@ constexpr int64_t kMostBlocks = 3;  // the emulator keeps the threads of all blo
 constexpr int64_t kMostBlocks = INT32_MAX;  // the GPU starts a block when another one ends
 #endif
 
-at::Tensor empty_bytes(int64_t bytes, const at::Device& device) {
-  return at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));
-}
-
 void run_step(decltype(cuda::nesterov_step)* step, const StepProblem& problem, const at::Device& device) {
   const c10::DeviceGuard guard(device);
   const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem), device);

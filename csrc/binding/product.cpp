@@ -66,8 +66,7 @@ void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& r
   const cpu::Threads threads = torch_threads();
   const cpu::ProductPlan plan =
       cpu::make_product_plan(product.networks, product.rows, product.depth, product.columns, threads);
-  const at::Tensor workspace =
-      at::empty({kernels.product_workspace(product, plan)}, out.options().dtype(at::kByte));
+  const at::Tensor workspace = empty_bytes(kernels.product_workspace(product, plan), out.device());
   kernels.product(product, plan, threads, workspace.data_ptr());
 }
 

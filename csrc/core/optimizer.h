@@ -66,7 +66,7 @@ RNNKERNELS_INLINE double norm_of(double sum, double p, double unit) {
 
 // A value that the host knows, or one in device memory that only kernels read.
 struct Scalar {
-  double number = 0;                // the value, where `on_device` is null
+  double value = 0;                 // where `on_device` is null
   const void* on_device = nullptr;  // one element of `type`; null for kernels on the CPU
   ElementType type = ElementType::kFloat64;
 };
@@ -115,8 +115,8 @@ struct PowerSum {
 namespace {
 
 RNNKERNELS_INLINE double value_of(const Scalar& scalar) {
-  double value = scalar.number;
-  if (!scalar.on_device) return value;
+  if (!scalar.on_device) return scalar.value;
+  double value = 0;
   with_element(scalar.type, [&](auto element) {
     value = number(*static_cast<const decltype(element)*>(scalar.on_device));
   });
