@@ -136,21 +136,28 @@ RNNKERNELS_INLINE bool record_step(const StepProblem& problem, double norm) {
   return skipped;
 }
 
-// The factors of a leaf's elements in this step, in the arithmetic of T.
-template <class Rule, class T>
-RNNKERNELS_INLINE typename Rule::template Factors<T> factors_of(const Leaf& leaf, const GroupProblem& group,
-                                                                double norm, double scale) {
-  double settings[kMostSettings];
-  RNNKERNELS_UNROLL
-  for (int i = 0; i < kMostSettings; ++i) settings[i] = value_of(group.settings[i]);
-  const double previous = group.previous_momentum ? *group.previous_momentum : 0.0;
-  const double c = clip_coefficient(norm, settings[kMaxNorm]) / (group.maximize ? -scale : scale);
-  const double t = leaf.step_count ? *leaf.step_count + 1.0 : 0.0;
-  return Rule::template factors<T>(Rule::settings_of(settings, previous), c, t);
-}
+// The arguments of a rule for one leaf in this step: the settings of its group, c, and t.
+template <class Rule>
+struct LeafStep {
+  typename Rule::Settings settings;
+  double c, t;
 
-// Prepares a leaf and a group for the next step, after all factors of this one have been made; only if it is
-// not skipped.
+  RNNKERNELS_INLINE LeafStep(const Leaf& leaf, const GroupProblem& group, double norm, double scale) {
+    double list[kMostSettings];
+    RNNKERNELS_UNROLL
+    for (int i = 0; i < kMostSettings; ++i) list[i] = value_of(group.settings[i]);
+    settings = Rule::settings_of(list, group.previous_momentum ? *group.previous_momentum : 0.0);
+    c = clip_coefficient(norm, list[kMaxNorm]) / (group.maximize ? -scale : scale);
+    t = leaf.step_count ? *leaf.step_count + 1.0 : 0.0;
+  }
+  template <class T>
+  RNNKERNELS_INLINE typename Rule::template Factors<T> factors() const {
+    return Rule::template factors<T>(settings, c, t);
+  }
+};
+
+// Prepare a leaf and a group for the next step. Only for a step that is not skipped, and after every LeafStep
+// of it has been made.
 RNNKERNELS_INLINE void count_step(const Leaf& leaf) {
   if (leaf.step_count) *leaf.step_count += 1;
 }

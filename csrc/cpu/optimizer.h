@@ -102,9 +102,10 @@ void update_run(const Leaf& leaf, int64_t begin, int64_t n,
 template <class Rule>
 void update_chunk(const Leaf& leaf, const GroupProblem& group, double norm, double scale, int64_t begin,
                   int64_t n) {
+  const LeafStep<Rule> step(leaf, group, norm, scale);
   with_element(leaf.type, [&](auto element) {
     using P = decltype(element);
-    const auto factors = factors_of<Rule, typename NumberOf<P>::type>(leaf, group, norm, scale);
+    const auto factors = step.template factors<typename NumberOf<P>::type>();
     if (leaf.grad_type == leaf.type) {
       update_run<Rule, P, P>(leaf, begin, n, factors);
     } else {

@@ -165,11 +165,11 @@ RNNKERNELS_DEVICE typename Rule::template Factors<T>* factors_in(FactorsOfLeaf* 
 template <class Rule>
 RNNKERNELS_DEVICE void make_factors(const Pass& pass, double norm, double scale, int64_t i) {
   const Leaf& leaf = pass.leaves[i];
-  const GroupProblem& group = pass.groups[leaf.group];
+  const LeafStep<Rule> step(leaf, pass.groups[leaf.group], norm, scale);
   if (leaf.type == ElementType::kFloat64) {
-    *factors_in<Rule, double>(pass.factors + i) = factors_of<Rule, double>(leaf, group, norm, scale);
+    *factors_in<Rule, double>(pass.factors + i) = step.template factors<double>();
   } else {
-    *factors_in<Rule, float>(pass.factors + i) = factors_of<Rule, float>(leaf, group, norm, scale);
+    *factors_in<Rule, float>(pass.factors + i) = step.template factors<float>();
   }
 }
 
