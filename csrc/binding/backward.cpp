@@ -9,7 +9,7 @@
 #include <algorithm>
 
 #include "binding/blocks.h"
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"
@@ -159,10 +159,10 @@ class WeightGradient {
   // Copies the state before step t to the rows of x from `at` on.
   void copy_previous(int64_t t, const at::Tensor& h, at::Tensor& x, int64_t at) const {
     const int64_t dim = step_dim(), rows = layout_.rows_at(t);
-    const int64_t before = layout_.reverse ? t + 1 : t - 1;
-    const bool exists = before >= 0 && before < layout_.steps;
-    const int64_t carried = exists ? std::min(rows, layout_.rows_at(before)) : 0;
-    if (carried > 0) x.narrow(dim, at, carried).copy_(h.narrow(dim, layout_.first_row(before), carried));
+    const int64_t carried = layout_.carried_rows(t);
+    if (carried > 0) {
+      x.narrow(dim, at, carried).copy_(h.narrow(dim, layout_.first_row(layout_.previous_step(t)), carried));
+    }
     if (carried == rows) return;
     at::Tensor fresh = x.narrow(dim, at + carried, rows - carried);
     if (h0_.defined()) {

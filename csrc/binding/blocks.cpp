@@ -2,7 +2,7 @@
 
 #include <ATen/ops/cat.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 
 namespace rnnkernels::binding {
 
@@ -56,12 +56,12 @@ at::Tensor StepBlocks::of(const at::Tensor& sequence, const Block& steps) const 
 
 OptionalTensor StepBlocks::state_before(const Block& steps, const at::Tensor& output,
                                         const OptionalTensor& h0) const {
-  const int64_t before = layout_.reverse ? steps.last : steps.first - 1, rows = batch(steps);
-  const bool exists = before >= 0 && before < layout_.steps;
-  const int64_t carried = exists ? std::min(rows, layout_.rows_at(before)) : 0;
+  const int64_t first = layout_.reverse ? steps.last - 1 : steps.first;  // of the forward pass
+  const int64_t rows = batch(steps), carried = layout_.carried_rows(first);
   if (carried == 0) return h0 ? OptionalTensor(h0->narrow(-2, 0, rows)) : h0;
+  const int64_t previous = layout_.previous_step(first);
   const at::Tensor states =
-      packed_ ? output.narrow(dim_, offset(before), carried) : output.select(dim_, before);
+      packed_ ? output.narrow(dim_, offset(previous), carried) : output.select(dim_, previous);
   if (carried == rows) return states;
   return at::cat({states, h0->narrow(-2, carried, rows - carried)}, -2);
 }

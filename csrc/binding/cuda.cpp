@@ -12,7 +12,7 @@
 #include <string>
 #include <type_traits>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "cuda/layout.h"
 #include "cuda/recurrence.h"
 #include "cuda/steps.h"

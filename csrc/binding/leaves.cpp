@@ -1,4 +1,4 @@
-// Tensors of an optimizer step as runs of memory: checks, and copies where the layouts differ.
+// Tensors of an optimizer step as leaves: checks, and copies of the tensors whose layouts differ.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
@@ -11,21 +11,23 @@ namespace rnnkernels::binding {
 
 namespace {
 
-ElementType type_of(int64_t index, const char* what, const at::Tensor& tensor) {
+ElementType type_of(int64_t index, const char* name, const at::Tensor& tensor) {
   const std::optional<ElementType> type = element_type(tensor.scalar_type());
-  TORCH_CHECK_VALUE(type, what, " ", index, " must be float32, float64, bfloat16 or float16, got ",
+  TORCH_CHECK_VALUE(type, name, " ", index, " must be float32, float64, bfloat16 or float16, got ",
                     tensor.scalar_type());
   return *type;
 }
 
-// What is written must not be an expanded tensor, whose elements share memory.
-void check_apart(int64_t index, const char* what, const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, what, " ", index,
+// Raises ValueError if elements of a tensor that the step writes share memory, as those of an expanded one
+// do.
+void check_apart(int64_t index, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name, " ", index,
                     " must have memory for each element, got strides ", tensor.strides(), " for shape ",
                     tensor.sizes());
 }
 
-// Whether element by element both lie in the same order; a dimension of size 1 has no order.
+// Whether two tensors of the same shape have their elements at the same places; the stride of a dimension of
+// size 1 does not matter.
 bool same_order(const at::Tensor& a, const at::Tensor& b) {
   const auto sizes = a.sizes(), of_a = a.strides(), of_b = b.strides();
   for (size_t i = 0; i < sizes.size(); ++i) {
@@ -34,11 +36,12 @@ bool same_order(const at::Tensor& a, const at::Tensor& b) {
   return true;
 }
 
-// Whether its elements stand in memory: torch may only remember that they are to be negated, or are zero.
+// Whether the values of a tensor are in its memory. torch may instead have noted that they are to be negated,
+// or that all are zero.
 bool is_literal(const at::Tensor& tensor) { return !tensor.is_neg() && !tensor._is_zerotensor(); }
 
-// A tensor whose strides are the order of a leaf: the given one's if they leave no gaps, else that of its
-// indices. The latter has no memory.
+// A tensor whose strides give the order of a leaf's elements: the parameter itself if it has no gaps, else a
+// contiguous tensor of its shape, without memory.
 at::Tensor order_of(const at::Tensor& tensor) {
   if (tensor.is_non_overlapping_and_dense()) return tensor;
   return at::empty(tensor.sizes(), tensor.options().device(at::kMeta));
@@ -46,25 +49,25 @@ at::Tensor order_of(const at::Tensor& tensor) {
 
 }  // namespace
 
-void Leaves::check_dense(int64_t index, const char* what, const at::Tensor& tensor) const {
-  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, what, " ", index, " must be dense, got layout ",
+void Leaves::check_dense(int64_t index, const char* name, const at::Tensor& tensor) const {
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, name, " ", index, " must be dense, got layout ",
                     tensor.layout());
-  TORCH_CHECK_VALUE(tensor.device() == device_, what, " ", index, " must be on the device of the others, ",
+  TORCH_CHECK_VALUE(tensor.device() == device_, name, " ", index, " must be on the device of the others, ",
                     device_, ", got ", tensor.device());
 }
 
-void Leaves::check_like(int64_t index, const char* what, const at::Tensor& tensor,
+void Leaves::check_like(int64_t index, const char* name, const at::Tensor& tensor,
                         const at::Tensor& param) const {
-  check_dense(index, what, tensor);
-  TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), what, " ", index,
+  check_dense(index, name, tensor);
+  TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), name, " ", index,
                     " must have the shape of its parameter, ", param.sizes(), ", got ", tensor.sizes());
 }
 
-// Only called where neither `order` nor anything else is empty.
+// Only called for tensors with elements.
 const at::Tensor& Leaves::flat(const at::Tensor& tensor, const at::Tensor& order, bool written) {
   if (same_order(tensor, order) && is_literal(tensor)) return tensor;
   const at::Tensor copy = at::empty_strided(tensor.sizes(), order.strides(), tensor.options()).copy_(tensor);
-  if (written) back_.push_back({tensor, copy});
+  if (written) copied_back_.push_back({tensor, copy});
   copies_.push_back(copy);
   return copies_.back();
 }
@@ -89,13 +92,13 @@ void Leaves::add(int64_t index, int group, const at::Tensor& param, const at::Te
                         (leaf.grad_type == ElementType::kFloat32 && leaf.type != ElementType::kFloat64),
                     "the gradient of parameter ", index, " must have its dtype, ", param.scalar_type(),
                     ", got ", grad.scalar_type());
-  const auto number = param.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto state_dtype = param.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const bool has_master = !master.is_same(param);
-  const auto check_state = [&](const char* what, const at::Tensor& state) {
-    check_like(index, what, state, param);
-    TORCH_CHECK_VALUE(state.scalar_type() == number, what, " ", index, " must be ", number, ", got ",
-                      state.scalar_type());
-    check_apart(index, what, state);
+  const auto check_state = [&](const char* name, const at::Tensor& state) {
+    check_like(index, name, state, param);
+    TORCH_CHECK_VALUE(state.scalar_type() == state_dtype, name, " ", index, " must be ", state_dtype,
+                      ", got ", state.scalar_type());
+    check_apart(index, name, state);
   };
   for (const at::Tensor& state : states) check_state("the state of parameter", state);
   if (has_master) check_state("the master copy of parameter", master);
@@ -123,7 +126,7 @@ void Leaves::add_gradient(int64_t index, const at::Tensor& grad) {
 
 void Leaves::finish(bool written) {
   if (!written) return;
-  for (const Back& back : back_) back.to.copy_(back.from);
+  for (const auto& [original, copy] : copied_back_) original.copy_(copy);
   for (const at::Tensor& param : changed_) {
     if (!param.is_inference()) param.unsafeGetTensorImpl()->bump_version();
   }

@@ -1,4 +1,5 @@
-// The Python module: what was built, and what a GPU would do. Loading it registers the operators, too.
+// The Python module _C: what was built, and which plan the CUDA kernels would follow. Loading it also
+// registers the operators.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "core/nonlinearities.h"
 #include "cpu/kernels.h"
 #include "cuda/plan.h"
@@ -40,7 +41,7 @@ py::object active_instruction_set() {
   return set ? py::object(py::str(set->name)) : py::object(py::none());
 }
 
-// Seconds.
+// Seconds that one thread takes to read `bytes` bytes `times` times.
 double read_memory(int64_t bytes, int64_t times) {
   const auto* set = rnnkernels::cpu::active_instruction_set();
   if (!set) throw std::runtime_error("RNNKERNELS_ISA names a set that was not built or does not run here");
@@ -49,16 +50,17 @@ double read_memory(int64_t bytes, int64_t times) {
   constexpr size_t kLine = 64;
   std::vector<float> memory(bytes / sizeof(float) + kLine / sizeof(float), 1.0F);
   const auto begin = (reinterpret_cast<uintptr_t>(memory.data()) + kLine - 1) / kLine * kLine;
-  const auto* numbers = reinterpret_cast<const float*>(begin);
+  const auto* values = reinterpret_cast<const float*>(begin);
   const auto count = static_cast<int64_t>(bytes / sizeof(float));
-  volatile float sum = set->kernels->read(numbers, count, 1);
+  volatile float sum = set->kernels->read(values, count, 1);
   const auto start = std::chrono::steady_clock::now();
-  sum = set->kernels->read(numbers, count, times);
+  sum = set->kernels->read(values, count, times);
   (void)sum;
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The GPUs to plan for: by name the known ones, and as cuda:0 and so on what is here.
+// Device properties to plan with: built-in ones by the name of the GPU, and as cuda:0 and so on those of the
+// GPUs of this host.
 std::vector<std::pair<std::string, const rnnkernels::cuda::Device*>> devices() {
   std::vector<std::pair<std::string, const rnnkernels::cuda::Device*>> all;
   for (int i = 0; const auto* device = rnnkernels::cuda::known_device(i); ++i) {
@@ -68,7 +70,7 @@ std::vector<std::pair<std::string, const rnnkernels::cuda::Device*>> devices() {
     for (int i = 0; const auto* device = rnnkernels::binding::gpu(i); ++i) {
       all.emplace_back("cuda:" + std::to_string(i), device);
     }
-  } catch (const std::exception&) {  // one that the kernels cannot run on
+  } catch (const std::exception&) {  // a GPU that the kernels cannot use ends the list
   }
   return all;
 }
@@ -104,17 +106,17 @@ const rnnkernels::cuda::Device& device_of(const std::string& name) {
 }
 
 py::dict plan(int64_t hidden, int64_t batch, const std::string& dtype, int64_t networks,
-              const std::string& device, const std::string& wish) {
+              const std::string& device, const std::string& team) {
   namespace cuda = rnnkernels::cuda;
   if (hidden < 1 || batch < 1 || networks < 1) {
     throw py::value_error("hidden, batch and networks must be at least 1, got " + std::to_string(hidden) +
                           ", " + std::to_string(batch) + " and " + std::to_string(networks));
   }
   cuda::Plan plan;
-  std::string sentence;
-  if (!cuda::make_plan({element_type_of(dtype), networks, batch, hidden}, device_of(device), wish, &plan,
-                       &sentence)) {
-    throw py::value_error("wish " + sentence);
+  std::string message;
+  if (!cuda::make_plan({element_type_of(dtype), networks, batch, hidden}, device_of(device), team, &plan,
+                       &message)) {
+    throw py::value_error("team " + message);
   }
   constexpr const char* kTeams[] = {"block", "cluster", "grid", "steps"};
   const int slices = std::min(plan.part_slices, cuda::register_slices(plan.shape));
@@ -134,24 +136,33 @@ py::dict plan(int64_t hidden, int64_t batch, const std::string& dtype, int64_t n
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "What rnnkernels was built with; importing it registers the torch.ops.rnnkernels operators.";
+  m.doc() = "What rnnkernels was built with. Importing it registers the torch.ops.rnnkernels operators.";
   m.attr("version") = RNNKERNELS_VERSION;
   m.attr("compiler") = RNNKERNELS_COMPILER;
   m.attr("torch_version") = RNNKERNELS_TORCH_VERSION;
   m.attr("cuda_architectures") = py::tuple(py::str(RNNKERNELS_CUDA_ARCHITECTURES).attr("split")());
   m.def("nonlinearities", &nonlinearities, "Names of the nonlinearities, in the order of the C++ list.");
   m.def("instruction_sets", &instruction_sets,
-        "The CPU instruction sets that were built, fastest first, and whether each runs here.");
+        "The CPU instruction sets that were built, fastest first, with whether each runs here.");
   m.def("active_instruction_set", &active_instruction_set,
-        "The one in use, or None if RNNKERNELS_ISA names one that was not built or does not run here.");
+        "The CPU instruction set in use, or None if RNNKERNELS_ISA names one that was not built or does not "
+        "run "
+        "here.");
   m.def("known_devices", &known_devices,
-        "The GPUs that plan() knows, by name: some from afar, and cuda:0 and so on, which are here.");
-  m.def("plan", &plan, py::arg("hidden"), py::arg("batch"), py::arg("dtype"), py::arg("networks"),
-        py::arg("device"), py::arg("wish"),
-        "Who walks a recurrence of this size on a device: the team of blocks that has W_hh, how much of it a "
-        "thread has in registers, the memory of a block and of a launch, and the model's cycles for a step. "
-        "wish: a team, as for RNNKERNELS_TIER, or the empty string for the fastest by the model.");
+        "The devices that plan() accepts, by name: built-in device properties, usable without a GPU, and "
+        "cuda:0 "
+        "and so on, the GPUs of this host.");
   m.def(
-      "read_memory", &read_memory, py::arg("bytes"), py::arg("times"),
-      "Seconds to read that much memory so many times with one thread: what the cache that holds it gives.");
+      "plan", &plan, py::arg("hidden"), py::arg("batch"), py::arg("dtype"), py::arg("networks"),
+      py::arg("device"), py::arg("team"),
+      "The launch plan of a recurrence of this size on a device: the team of blocks that holds W_hh, how "
+      "many "
+      "registers per thread hold it, the memory of a block and of a launch, and the model's cycles per step. "
+      "team: the requested team, one of block, cluster2 to cluster16, grid and steps, or the empty string "
+      "for "
+      "the fastest one by the model. Raises ValueError if the recurrence does not fit the requested team.");
+  m.def("read_memory", &read_memory, py::arg("bytes"), py::arg("times"),
+        "Seconds that one thread takes to read `bytes` bytes of memory `times` times: the rate of the cache "
+        "that "
+        "holds them.");
 }

@@ -1,4 +1,4 @@
-// rnnkernels::nade, nade_backward and nade_sample: check, allocate, run.
+// rnnkernels::nade, nade_backward and nade_sample: check the arguments, allocate the results, run a kernel.
 #include "binding/nade.h"
 
 #include <ATen/Dispatch.h>
@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 
 namespace rnnkernels::binding {
 
@@ -17,7 +17,7 @@ struct NadeSizes {
   c10::SymInt rows, visible, hidden;
 };
 
-// `name` is what sentences call what has the shape of the logits.
+// `logits` is any argument with the shape of the logits, and `name` is its name in error messages.
 NadeSizes check_nade(const char* name, const at::Tensor& logits, const at::Tensor& hidden_bias,
                      const at::Tensor& encoder, const at::Tensor& decoder) {
   check_layout(name, logits);
@@ -47,7 +47,7 @@ void check_v(const at::Tensor& v, const NadeSizes& sizes, const at::Tensor& like
                     like.device(), ", got ", v.device());
 }
 
-// v as the kernels read it: bytes that are 0 or 1.
+// v as the kernels read it: bytes that are 0 or 1. Raises ValueError unless all values are 0 or 1.
 at::Tensor bytes_of(const at::Tensor& v) {
 #if defined(RNNKERNELS_GPU)
   if (on_gpu(v)) return bytes_on_gpu(v);
@@ -56,23 +56,23 @@ at::Tensor bytes_of(const at::Tensor& v) {
   uint8_t* const bytes = to.mutable_data_ptr<uint8_t>();
   const int64_t n = from.numel();
   AT_DISPATCH_ALL_TYPES_AND3(at::kBool, at::kHalf, at::kBFloat16, from.scalar_type(), "v", [&] {
-    const scalar_t* const numbers = from.const_data_ptr<scalar_t>();
-    bool good = true;
+    const scalar_t* const values = from.const_data_ptr<scalar_t>();
+    bool valid = true;
     for (int64_t i = 0; i < n; ++i) {
-      const bool one = numbers[i] == scalar_t(1);
+      const bool one = values[i] == scalar_t(1);
       bytes[i] = one;
-      good &= one | (numbers[i] == scalar_t(0));
+      valid &= one | (values[i] == scalar_t(0));
     }
-    if (good) return;
+    if (valid) return;
     int64_t bad = 0;
-    while (numbers[bad] == scalar_t(0) || numbers[bad] == scalar_t(1)) ++bad;
-    TORCH_CHECK_VALUE(false, "v must hold zeros and ones, got ", +numbers[bad], " at row ", bad / v.size(1),
+    while (values[bad] == scalar_t(0) || values[bad] == scalar_t(1)) ++bad;
+    TORCH_CHECK_VALUE(false, "v must hold zeros and ones, got ", +values[bad], " at row ", bad / v.size(1),
                       ", unit ", bad % v.size(1));
   });
   return to;
 }
 
-// What the struct of a call points to, as the kernels read it.
+// Fills in the part of a problem that all calls have, and owns the dense copies that its pointers lead to.
 class Arguments {
  public:
   Arguments(Nade& problem, const at::Tensor& like, const at::Tensor& hidden_bias, const at::Tensor& encoder,
@@ -106,8 +106,7 @@ void run(const NadeForward& problem, const at::Tensor& like) {
 #endif
   const cpu::Kernels& kernels = active_kernels();
   const cpu::Threads threads = torch_threads();
-  const at::Tensor workspace =
-      at::empty({kernels.nade_workspace(problem, threads)}, like.options().dtype(at::kByte));
+  const at::Tensor workspace = empty_bytes(kernels.nade_workspace(problem, threads), like.device());
   kernels.nade(problem, threads, workspace.data_ptr());
 }
 
@@ -117,8 +116,7 @@ void run(const NadeBackward& problem, const at::Tensor& like) {
 #endif
   const cpu::Kernels& kernels = active_kernels();
   const cpu::Threads threads = torch_threads();
-  const at::Tensor workspace =
-      at::empty({kernels.nade_backward_workspace(problem, threads)}, like.options().dtype(at::kByte));
+  const at::Tensor workspace = empty_bytes(kernels.nade_backward_workspace(problem, threads), like.device());
   kernels.nade_backward(problem, threads, workspace.data_ptr());
 }
 
@@ -144,10 +142,10 @@ NadeSizes check_backward(const OptionalTensor& grad_log_prob, const OptionalTens
   return sizes;
 }
 
-// d_visible_bias, and all of the others or none: the walk makes them together.
+// d_visible_bias, and all or none of the other gradients, because one kernel computes them together.
 NadeGradients empty_gradients(const NadeSizes& sizes, const at::Tensor& like, bool others) {
-  const auto make = [&](bool made, const c10::SymInt& rows, const c10::SymInt& units) {
-    return made ? at::empty_symint({rows, units}, like.options()) : at::empty({0}, like.options());
+  const auto make = [&](bool computed, const c10::SymInt& rows, const c10::SymInt& units) {
+    return computed ? at::empty_symint({rows, units}, like.options()) : at::empty({0}, like.options());
   };
   return {make(true, sizes.rows, sizes.visible), make(others, sizes.rows, sizes.hidden),
           make(others, sizes.visible, sizes.hidden), make(others, sizes.visible, sizes.hidden)};

@@ -1,5 +1,5 @@
-// The operators of NADE as C++ functions: log p(v) and logits, their backward, and draws. Their schemas, and
-// what each argument means, stand in operators.cpp.
+// The operators of NADE as C++ functions: log p(v) and the logits, their gradients, and samples.
+// operators.cpp has their schemas and describes the arguments.
 #pragma once
 
 #include <array>
@@ -34,14 +34,17 @@ NadeResult nade_sample_meta(const at::Tensor& uniform, const at::Tensor& visible
                             const at::Tensor& hidden_bias, const at::Tensor& encoder,
                             const at::Tensor& decoder);
 
-// Not defined in C++: the signature of what rnnkernels/outputs/_nade_autograd.py implements.
+// Not defined in C++: the signature of an operator that rnnkernels/outputs/_nade_autograd.py implements.
 NadeGradients nade_vjp(const OptionalTensor& grad_log_prob, const OptionalTensor& grad_logits,
                        const at::Tensor& v, const at::Tensor& visible_bias, const at::Tensor& hidden_bias,
                        const at::Tensor& encoder, const at::Tensor& decoder, std::array<bool, 4> wanted);
 
 // --- Between the files of NADE -----------------------------------------------------------------------
 
-// Where there are kernels for a GPU: nade_gpu.cpp. Whatever is not zero in v is a one there.
+// In builds with kernels for a GPU, defined in nade_gpu.cpp.
+//
+// v as bytes, with a 1 for each element that is not zero; the values are not checked, because checking would
+// synchronize.
 at::Tensor bytes_on_gpu(const at::Tensor& v);
 void run_on_gpu(const NadeForward& problem, const at::Device& device);
 void run_on_gpu(const NadeBackward& problem, const at::Device& device);

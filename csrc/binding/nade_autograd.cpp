@@ -1,5 +1,5 @@
-// The backward formula of rnnkernels::nade: its backward operator, or, where gradients are to be
-// differentiated again, rnnkernels::nade_vjp, which is Python's.
+// The backward formula of rnnkernels::nade: its backward operator, or rnnkernels::nade_vjp, which is
+// implemented in Python, where the gradients themselves have to be differentiable.
 #include "binding/autograd.h"
 #include "binding/nade.h"
 
@@ -25,7 +25,7 @@ class NadeFormula : public torch::autograd::Function<NadeFormula> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     variable_list result(6);
     if (!grads[0].defined() && !grads[1].defined()) return result;
-    std::array<bool, 4> wanted;  // v, the first of the arguments, has no gradient
+    std::array<bool, 4> wanted;  // v, the first argument, has no gradient
     for (int i = 0; i < 4; ++i) wanted[i] = context->needs_input_grad(i + 1);
     const variable_list kept = context->get_saved_variables();
     const auto [d_visible_bias, d_hidden_bias, d_encoder, d_decoder] = gradients(kept, grads, wanted);
@@ -39,15 +39,15 @@ class NadeFormula : public torch::autograd::Function<NadeFormula> {
  private:
   static NadeGradients gradients(const variable_list& kept, const variable_list& grads,
                                  const std::array<bool, 4>& wanted) {
-    const OptionalTensor of_log_prob = if_defined(grads[0]), of_logits = if_defined(grads[1]);
+    const OptionalTensor grad_log_prob = if_defined(grads[0]), grad_logits = if_defined(grads[1]);
     if (at::GradMode::is_enabled() || is_transformed(grads) || is_transformed(kept)) {
       static const auto op = find_operator<decltype(nade_vjp)>("rnnkernels::nade_vjp");
-      return op.call(of_log_prob, of_logits, kept[kV], kept[kVisibleBias], kept[kHiddenBias], kept[kEncoder],
-                     kept[kDecoder], wanted);
+      return op.call(grad_log_prob, grad_logits, kept[kV], kept[kVisibleBias], kept[kHiddenBias],
+                     kept[kEncoder], kept[kDecoder], wanted);
     }
     static const auto op = find_operator<decltype(nade_backward)>("rnnkernels::nade_backward");
-    return call(op, false, of_log_prob, of_logits, kept[kV], kept[kLogits], kept[kHiddenBias], kept[kEncoder],
-                kept[kDecoder], wanted);
+    return call(op, false, grad_log_prob, grad_logits, kept[kV], kept[kLogits], kept[kHiddenBias],
+                kept[kEncoder], kept[kDecoder], wanted);
   }
 };
 

@@ -1,10 +1,8 @@
-// NADE's kernels of csrc/cuda under the binding, on torch's current stream. Nothing here waits for the
-// device.
-#include <ATen/ops/empty.h>
+// Runs the NADE kernels of csrc/cuda on torch's current stream. Nothing here synchronizes with the device.
 #include <ATen/ops/ne.h>
 #include <c10/core/DeviceGuard.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "binding/nade.h"
 #include "cuda/nade.h"
 
@@ -13,14 +11,10 @@ namespace rnnkernels::binding {
 namespace {
 
 #if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kMostBlocks = 3;  // each has its threads for as long as the launch takes
+constexpr int64_t kMostBlocks = 3;  // the emulator keeps the threads of all blocks until the launch ends
 #else
 constexpr int64_t kMostBlocks = 1 << 16;
 #endif
-
-at::Tensor empty_bytes(int64_t bytes, const at::Device& device) {
-  return at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));
-}
 
 }  // namespace
 

@@ -1,5 +1,6 @@
-// rnnkernels::clipped_nesterov_, clipped_adamw_ and gradient_power_sum: check, collect, run. What a GPU alone
-// knows is not looked at.
+// rnnkernels::clipped_nesterov_, clipped_adamw_ and gradient_power_sum: check the arguments, collect them in
+// the kernels' structs, run a kernel. On a GPU, device values are never read on the host, so nothing
+// synchronizes.
 #include "binding/optimizer.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -10,7 +11,7 @@
 #include <limits>
 
 #include "binding/arguments.h"
-#include "binding/machine.h"
+#include "binding/host.h"
 
 namespace rnnkernels::binding {
 
@@ -18,17 +19,18 @@ namespace {
 
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 
-// What a rule's settings are called and where they lie, by SettingIndex; max_norm's interval is another.
+// The name of a setting in error messages, and its interval [least, below); that of max_norm is (0, inf].
 struct Setting {
   const char* name;
   double below = kNoLimit, least = 0;
 };
-constexpr Setting kOfNesterov[] = {{"lr"}, {"max_norm"}, {"weight_decay"}, {"momentum", 1}};
-constexpr Setting kOfAdamW[] = {{"lr"},          {"max_norm"},    {"weight_decay"},
-                                {"betas[0]", 1}, {"betas[1]", 1}, {"eps"}};
+// The settings of each rule, by SettingIndex.
+constexpr Setting kNesterovSettings[] = {{"lr"}, {"max_norm"}, {"weight_decay"}, {"momentum", 1}};
+constexpr Setting kAdamWSettings[] = {{"lr"},          {"max_norm"},    {"weight_decay"},
+                                      {"betas[0]", 1}, {"betas[1]", 1}, {"eps"}};
 
-void check_count(const char* what, size_t got, const char* of_what, size_t wanted) {
-  TORCH_CHECK_VALUE(got == wanted, what, " must be as many as ", of_what, ", ", wanted, ", got ", got);
+void check_count(const char* name, size_t got, const char* like, size_t wanted) {
+  TORCH_CHECK_VALUE(got == wanted, name, " must be as many as ", like, ", ", wanted, ", got ", got);
 }
 
 void check_setting(const Setting& setting, double value, bool is_max_norm, int64_t group) {
@@ -40,29 +42,29 @@ void check_setting(const Setting& setting, double value, bool is_max_norm, int64
   }
 }
 
-// A tensor of `size` numbers that stay where they are, to be read and written there.
+// The `size` elements of a tensor, which kernels read and write in place.
 template <class T>
-T* numbers_in(const at::Tensor& tensor, const char* what, int64_t size, const at::Device& device) {
+T* elements_of(const at::Tensor& tensor, const char* name, int64_t size, const at::Device& device) {
   const auto type = c10::CppTypeToScalarType<T>::value;
   TORCH_CHECK_VALUE(tensor.device() == device && tensor.scalar_type() == type && tensor.is_contiguous() &&
                         tensor.numel() == size,
-                    what, " must be a ", type, " tensor of ", size, size == 1 ? " element" : " elements",
+                    name, " must be a ", type, " tensor of ", size, size == 1 ? " element" : " elements",
                     " on ", device, ", got ", tensor.scalar_type(), " ", tensor.sizes(), " on ",
                     tensor.device());
   return tensor.data_ptr<T>();
 }
 
-template <class Rule>
-using KernelOf = Verdict (*cpu::Kernels::*)(const OptimizerStep<Rule>&, const cpu::Threads&);
+// One of the optimizer steps of cpu::Kernels.
+using CpuStep = bool (*cpu::Kernels::*)(const StepProblem&, const cpu::Threads&, double*);
 
-// The arguments that both rules share, checked and collected.
+// Checks and collects the arguments that both rules have.
 class Step {
  public:
   Step(at::TensorList params, const at::Tensor& record)
       : on_gpu_(on_gpu(params.empty() ? record : params[0])),
         device_(params.empty() ? record.device() : params[0].device()),
         leaves_(device_) {
-    problem_.record = numbers_in<double>(record, "record", kRecordFields, device_);
+    problem_.record = elements_of<double>(record, "record", kRecordFields, device_);
   }
   const at::Device& device() const { return device_; }
 
@@ -81,14 +83,14 @@ class Step {
         const int64_t at = group * kSettings + i;
         const std::optional<at::Tensor> tensor = on_device.empty() ? std::nullopt : on_device.get(at);
         const Scalar scalar = scalar_of(settings[i].name, tensor, numbers[at]);
-        if (!scalar.on_device) check_setting(settings[i], scalar.number, i == kMaxNorm, group);
+        if (!scalar.on_device) check_setting(settings[i], scalar.value, i == kMaxNorm, group);
         groups_[group].settings[i] = scalar;
       }
     }
   }
   GroupProblem& group(int64_t i) { return groups_[i]; }
 
-  // add_leaf(leaves, index, group, gradient) for each parameter that has one.
+  // Calls add_leaf(leaves, index, group, gradient) for each parameter that has a gradient.
   template <class AddLeaf>
   void add_leaves(int64_t params, at::IntArrayRef group_ends, const OptionalTensors& grads,
                   const AddLeaf& add_leaf) {
@@ -118,8 +120,9 @@ class Step {
     problem_.norm = scalar_of("norm", norm, 0);
   }
 
+  // `on_cpu` is the rule's step on the CPU.
   template <class Rule>
-  void run(KernelOf<Rule> on_cpu) {
+  void run(CpuStep on_cpu) {
     problem_.leaves = leaves_.leaves.data();
     problem_.count = leaves_.leaves.size();
     problem_.chunks = leaves_.chunks;
@@ -128,10 +131,11 @@ class Step {
 #if defined(RNNKERNELS_GPU)
     if (on_gpu_) {
       step_on_gpu<Rule>(problem_, device_);
-      return leaves_.finish(true);  // where nothing was written, copies are what they were
+      return leaves_.finish(true);  // the copies of a skipped step are unchanged
     }
 #endif
-    leaves_.finish(run_on_cpu<Rule>(on_cpu));
+    std::vector<double> partial(problem_.chunks);
+    leaves_.finish((active_kernels().*on_cpu)(problem_, torch_threads(), partial.data()));
   }
 
  private:
@@ -142,59 +146,18 @@ class Step {
   std::vector<GroupProblem> groups_;
   std::vector<at::Tensor> kept_;
 
-  // What the host cannot see without waiting stays where it is.
-  Scalar scalar_of(const char* what, const std::optional<at::Tensor>& tensor, double otherwise) {
+  // The value of a tensor, or `otherwise` if there is none. A value on a GPU is not read but pointed to.
+  Scalar scalar_of(const char* name, const std::optional<at::Tensor>& tensor, double otherwise) {
     if (!tensor) return {otherwise};
-    TORCH_CHECK_VALUE(tensor->numel() == 1, what, " must have one element, got ", tensor->sizes());
+    TORCH_CHECK_VALUE(tensor->numel() == 1, name, " must have one element, got ", tensor->sizes());
     if (!on_gpu_ || (tensor->device() != device_ && tensor->device().is_cpu())) {
       return {tensor->item<double>()};
     }
-    TORCH_CHECK_VALUE(tensor->device() == device_, what, " must be on the CPU or on ", device_, ", got ",
+    TORCH_CHECK_VALUE(tensor->device() == device_, name, " must be on the CPU or on ", device_, ", got ",
                       tensor->device());
     const bool known = element_type(tensor->scalar_type()).has_value();
     kept_.push_back(known ? *tensor : tensor->to(at::kDouble));
     return {0, kept_.back().const_data_ptr(), *element_type(kept_.back().scalar_type())};
-  }
-
-  // Whether a step was taken; what it leaves behind is written here.
-  template <class Rule>
-  bool run_on_cpu(KernelOf<Rule> kernel) {
-    std::vector<Group<typename Rule::Settings>> groups(groups_.size());
-    for (size_t i = 0; i < groups.size(); ++i) {
-      const GroupProblem& from = groups_[i];
-      double numbers[kMostSettings];
-      for (int k = 0; k < kMostSettings; ++k) numbers[k] = from.settings[k].number;
-      const double previous = from.previous_momentum ? *from.previous_momentum : 0;
-      groups[i] = {Rule::settings_of(numbers, previous), numbers[kMaxNorm], from.maximize};
-    }
-    std::vector<double> partial(problem_.chunks);
-    OptimizerStep<Rule> step;
-    step.leaves = problem_.leaves;
-    step.count = problem_.count;
-    step.chunks = problem_.chunks;
-    step.groups = groups.data();
-    step.norm_type = problem_.norm_type;
-    step.scale = problem_.grad_scale.number;
-    step.nonfinite = problem_.nonfinite;
-    step.found_inf = problem_.found_inf.number != 0;
-    step.norm = problem_.norm_is_known ? &problem_.norm.number : nullptr;
-    step.partial = partial.data();
-    const Verdict verdict = (active_kernels().*kernel)(step, torch_threads());
-
-    const bool raises = verdict.skipped && !step.found_inf && problem_.nonfinite == NonFinite::kRaise;
-    double* record = problem_.record;
-    record[kNorm] = verdict.norm;
-    record[kSkipped] += verdict.skipped && !raises;
-    record[kTaken] += !verdict.skipped;
-    record[kRaises] = raises;
-    if (verdict.skipped) return false;
-    for (const GroupProblem& group : groups_) {
-      if (group.previous_momentum) *group.previous_momentum = group.settings[kOwnSettings].number;
-    }
-    for (const Leaf& leaf : leaves_.leaves) {
-      if (leaf.step_count) *leaf.step_count += 1;
-    }
-    return true;
   }
 };
 
@@ -210,12 +173,12 @@ void clipped_nesterov(at::TensorList params, const OptionalTensors& grads, at::T
   check_count("velocities", velocities.size(), "params", params.size());
   check_count("masters", masters.size(), "params", params.size());
   check_count("previous_momentum", previous_momentum.size(), "groups", count);
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;  // copies to and from odd layouts
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;  // for the copies of Leaves
   Step step(params, record);
-  step.add_groups(kOfNesterov, numbers, on_device, maximize, count);
+  step.add_groups(kNesterovSettings, numbers, on_device, maximize, count);
   for (int64_t i = 0; i < count; ++i) {
     step.group(i).previous_momentum =
-        numbers_in<double>(previous_momentum[i], "previous_momentum", 1, step.device());
+        elements_of<double>(previous_momentum[i], "previous_momentum", 1, step.device());
   }
   step.set_norm(norm_type, nonfinite, grad_scale, found_inf, norm);
   step.add_leaves(params.size(), group_ends, grads,
@@ -237,11 +200,11 @@ void clipped_adamw(at::TensorList params, const OptionalTensors& grads, at::Tens
   check_count("steps", steps.size(), "params", params.size());
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   Step step(params, record);
-  step.add_groups(kOfAdamW, numbers, on_device, maximize, group_ends.size());
+  step.add_groups(kAdamWSettings, numbers, on_device, maximize, group_ends.size());
   step.set_norm(norm_type, nonfinite, grad_scale, found_inf, norm);
   step.add_leaves(
       params.size(), group_ends, grads, [&](Leaves& leaves, int64_t i, int group, const at::Tensor& grad) {
-        float* const step_count = numbers_in<float>(steps[i], "step", 1, step.device());
+        float* const step_count = elements_of<float>(steps[i], "step", 1, step.device());
         leaves.add(i, group, params[i], grad, {exp_avgs[i], exp_avg_sqs[i]}, masters[i], step_count);
       });
   step.run<AdamWRule>(&cpu::Kernels::adamw);
@@ -271,8 +234,7 @@ at::Tensor gradient_power_sum(const OptionalTensors& grads, double norm_type, do
   if (on_gpu(like)) return power_sum_on_gpu(sum, like.device());
 #endif
   std::vector<double> partial(leaves.chunks);
-  sum.partial = partial.data();
-  return at::empty({}, at::kDouble).fill_(active_kernels().power_sum(sum, torch_threads()));
+  return at::empty({}, at::kDouble).fill_(active_kernels().power_sum(sum, torch_threads(), partial.data()));
 }
 
 }  // namespace rnnkernels::binding

@@ -1,5 +1,5 @@
-// The operators of the optimizers as C++ functions. Their schemas, and what each argument means,
-// stand in operators.cpp.
+// The operators of the optimizers as C++ functions. operators.cpp has their schemas and describes the
+// arguments.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -33,41 +33,48 @@ at::Tensor gradient_power_sum(const OptionalTensors& grads, double norm_type, do
 
 // --- Between the files of the optimizer --------------------------------------------------------------
 
-// Where there are kernels for a GPU: optimizer_gpu.cpp.
+// In builds with kernels for a GPU, defined in optimizer_gpu.cpp.
 template <class Rule>
 void step_on_gpu(const StepProblem& problem, const at::Device& device);
+template <>
+void step_on_gpu<NesterovRule>(const StepProblem& problem, const at::Device& device);
+template <>
+void step_on_gpu<AdamWRule>(const StepProblem& problem, const at::Device& device);
 at::Tensor power_sum_on_gpu(const PowerSum& problem, const at::Device& device);
 
-// The arrays of a call, each flat in memory; tensors whose elements lie otherwise are copied, and what
-// is written is copied back at the end. All are on one device.
+// The tensors of a call as leaves, whose arrays have the same element at the same place. A tensor whose
+// elements are not in the order of its parameter's is copied, and copied back at the end if the step writes
+// it. All tensors are on one device.
 class Leaves {
  public:
   explicit Leaves(const at::Device& device) : device_(device) {}
 
-  // One parameter with its gradient, states and (or itself) master copy. Checks them all.
+  // Checks and adds one parameter with its gradient and states. `master` is its master copy, or `param`
+  // itself if it has none. `index` is the parameter's in error messages.
   void add(int64_t index, int group, const at::Tensor& param, const at::Tensor& grad,
            std::initializer_list<at::Tensor> states, const at::Tensor& master, float* step_count);
-  // A gradient alone, for the norm.
+  // Checks and adds a gradient alone, for a sum of powers.
   void add_gradient(int64_t index, const at::Tensor& grad);
-  // Writes the copies back and tells autograd that the parameters have changed.
+  // If the step has `written`: copies the copies back, and tells autograd that the parameters have changed.
   void finish(bool written);
 
   std::vector<Leaf> leaves;
   int64_t chunks = 0;
 
  private:
-  void check_dense(int64_t index, const char* what, const at::Tensor& tensor) const;
-  void check_like(int64_t index, const char* what, const at::Tensor& tensor, const at::Tensor& param) const;
+  void check_dense(int64_t index, const char* name, const at::Tensor& tensor) const;
+  void check_like(int64_t index, const char* name, const at::Tensor& tensor, const at::Tensor& param) const;
+  // The tensor itself if its elements are in the order of `order`, else a copy that is.
   const at::Tensor& flat(const at::Tensor& tensor, const at::Tensor& order, bool written);
   void push(Leaf& leaf);
 
-  at::Device device_;
-  std::vector<at::Tensor> changed_;
-  std::vector<at::Tensor> copies_;
-  struct Back {
-    at::Tensor to, from;
+  struct Copy {
+    at::Tensor original, copy;
   };
-  std::vector<Back> back_;
+  at::Device device_;
+  std::vector<at::Tensor> changed_;  // parameters
+  std::vector<at::Tensor> copies_;   // all of them, so that they live as long as the leaves
+  std::vector<Copy> copied_back_;
 };
 
 }  // namespace rnnkernels::binding

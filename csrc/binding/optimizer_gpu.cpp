@@ -1,9 +1,9 @@
-// The optimizers' kernels of csrc/cuda under the binding, on torch's current stream. Nothing here waits for
-// the device.
+// Runs the optimizers' kernels of csrc/cuda on torch's current stream. Nothing here synchronizes with the
+// device.
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "binding/optimizer.h"
 #include "cuda/optimizer.h"
 
@@ -12,26 +12,27 @@ namespace rnnkernels::binding {
 namespace {
 
 #if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kMostBlocks = 3;  // each has its threads for as long as the launch takes
+constexpr int64_t kMostBlocks = 3;  // the emulator keeps the threads of all blocks until the launch ends
 #else
-constexpr int64_t kMostBlocks = INT32_MAX;  // they are dealt out as others end
+constexpr int64_t kMostBlocks = INT32_MAX;  // the GPU starts a block when another one ends
 #endif
 
-at::Tensor empty_bytes(int64_t bytes, const at::Device& device) {
-  return at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));
+void run_step(decltype(cuda::nesterov_step)* step, const StepProblem& problem, const at::Device& device) {
+  const c10::DeviceGuard guard(device);
+  const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem), device);
+  check_launched(step(problem, kMostBlocks, workspace.data_ptr(), current_stream(device)));
 }
 
 }  // namespace
 
-template <class Rule>
-void step_on_gpu(const StepProblem& problem, const at::Device& device) {
-  const c10::DeviceGuard guard(device);
-  const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem), device);
-  const auto step = Rule::kStates == 1 ? &cuda::nesterov_step : &cuda::adamw_step;
-  check_launched(step(problem, kMostBlocks, workspace.data_ptr(), current_stream(device)));
+template <>
+void step_on_gpu<NesterovRule>(const StepProblem& problem, const at::Device& device) {
+  run_step(&cuda::nesterov_step, problem, device);
 }
-template void step_on_gpu<NesterovRule>(const StepProblem&, const at::Device&);
-template void step_on_gpu<AdamWRule>(const StepProblem&, const at::Device&);
+template <>
+void step_on_gpu<AdamWRule>(const StepProblem& problem, const at::Device& device) {
+  run_step(&cuda::adamw_step, problem, device);
+}
 
 at::Tensor power_sum_on_gpu(const PowerSum& problem, const at::Device& device) {
   const c10::DeviceGuard guard(device);

@@ -2,7 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #if defined(RNNKERNELS_GPU)
 #include "binding/cuda.h"
 #include "cuda/sweeps.h"
@@ -115,8 +115,9 @@ constexpr int64_t kMostWeights = int64_t{1} << 56;
 template <class Problem>
 void run_with(const Problem& problem, [[maybe_unused]] const LayoutStorage& layout,
               const at::Tensor& weight_hh,
-              int64_t (*cpu::Kernels::*workspace_bytes)(const Problem&, const cpu::Plan&),
-              void (*cpu::Kernels::*kernel)(const Problem&, const cpu::Plan&, const cpu::Threads&, void*)) {
+              int64_t (*cpu::Kernels::*workspace_bytes)(const Problem&, const cpu::ThreadPlan&),
+              void (*cpu::Kernels::*kernel)(const Problem&, const cpu::ThreadPlan&, const cpu::Threads&,
+                                            void*)) {
   if (problem.networks == 0 || problem.layout.batch == 0) return;  // nothing to write
   // The matrix may be expanded, so its size can exceed the memory.
   TORCH_CHECK_VALUE(static_cast<__int128>(problem.networks) * problem.hidden * problem.hidden < kMostWeights,
@@ -127,9 +128,9 @@ void run_with(const Problem& problem, [[maybe_unused]] const LayoutStorage& layo
 #endif
   const cpu::Kernels& kernels = active_kernels();
   const cpu::Threads threads = torch_threads();
-  const cpu::Plan plan =
-      cpu::make_plan(problem.networks, problem.layout.steps, problem.layout.batch, problem.hidden,
-                     problem.type == ElementType::kFloat64 ? 8 : 4, threads);
+  const cpu::ThreadPlan plan =
+      cpu::make_thread_plan(problem.networks, problem.layout.steps, problem.layout.batch, problem.hidden,
+                            problem.type == ElementType::kFloat64 ? 8 : 4, threads);
   const int64_t bytes = (kernels.*workspace_bytes)(problem, plan);
   // at::empty is aligned to 64 bytes, which the barriers' cache lines need.
   const at::Tensor workspace = at::empty({bytes}, weight_hh.options().dtype(at::kByte));

@@ -1,4 +1,4 @@
-// From tensors to the plain struct of a product, and a workspace of torch's memory.
+// Turns tensors into the plain struct of a product and runs it with torch's threads and memory.
 #include "binding/product.h"
 
 #include <ATen/ops/add.h>
@@ -7,7 +7,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/sum.h>
 
-#include "binding/machine.h"
+#include "binding/host.h"
 #include "binding/problem.h"
 
 namespace rnnkernels::binding {
@@ -24,7 +24,8 @@ Rows rows_of(const at::Tensor& tensor, int64_t dimensions) {
           dimensions > 2 ? tensor.stride(-2) : 0};
 }
 
-// The register tile has columns in blocks of 16 and rows one by one, so a narrow result is made lying down.
+// A result with fewer columns is computed transposed: the register tile divides columns into blocks of 16,
+// but rows one by one.
 constexpr int64_t kFewColumns = 9;
 
 }  // namespace
@@ -65,8 +66,7 @@ void multiply(const at::Tensor& out, const at::Tensor& left, const at::Tensor& r
   const cpu::Threads threads = torch_threads();
   const cpu::ProductPlan plan =
       cpu::make_product_plan(product.networks, product.rows, product.depth, product.columns, threads);
-  const at::Tensor workspace =
-      at::empty({kernels.product_workspace(product, plan)}, out.options().dtype(at::kByte));
+  const at::Tensor workspace = empty_bytes(kernels.product_workspace(product, plan), out.device());
   kernels.product(product, plan, threads, workspace.data_ptr());
 }
 

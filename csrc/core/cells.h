@@ -1,13 +1,13 @@
-// The cells: what happens to one unit between two products with the recurrent matrix.
+// The cells: the work on one unit between two products with the recurrent matrix.
 //
-// Every direction is the same walk: form an operand from the state, multiply it with a matrix that
-// never changes, update the state. A cell gives the two pointwise halves for each direction:
+// Every pass is the same time loop: form an operand from the state, multiply it by a matrix that never
+// changes, update the state. A cell has the two pointwise halves of each pass:
 //
 //   forward    state h.  operand(h) -> x;             product s = W x;    update(h, p, s) -> h'
 //   backward   state c.  operand(c, g) -> delta, u;   product s = W^T u;  update(delta, s) -> c'
 //   linear     state y.  operand beta y;              product s = W beta y;  update(y, r, s) -> y'
 //
-// V is a float, a double or a vector of them, so the CPU and the GPU compile the same lines.
+// V is a float, a double or a vector of them. The CPU and the GPU compile the same lines.
 #pragma once
 
 #include "core/config.h"
@@ -16,14 +16,14 @@
 
 namespace rnnkernels {
 
-// d x, but exactly zero where d is zero: without memory, an infinite past must not turn into NaN.
+// d x, but exactly 0 where d is 0: a unit without memory must not turn an infinite past into NaN.
 template <class V>
 RNNKERNELS_INLINE V keep(V d, V x) {
   return d == V{} ? V{} : d * x;
 }
 
-// slope x. A slope of 0 or 1 chooses instead of multiplying: torch lets no infinite gradient through
-// a unit that is off.
+// slope x. A slope that is 0 or 1 selects instead of multiplying, because in torch the gradient of an
+// inactive unit is 0 even where an infinite one comes in.
 template <class F, class V>
 RNNKERNELS_INLINE V times_slope(V slope, V x) {
   if constexpr (F::kBinarySlope) {
@@ -98,12 +98,12 @@ struct LinearCell {
   }
 };
 
-// Calls f with the cell of (row of the list, form), and returns whether there is such a row.
+// Calls fn with the cell of a nonlinearity and a form. Returns false if there is no such nonlinearity.
 template <class Fn, class... F>
 bool with_cell(NonlinearityIndex nonlinearity, Form form, NonlinearityList<F...>, Fn&& fn) {
-  int row = 0;
-  const auto try_row = [&](auto rate, auto current) {
-    if (row++ != nonlinearity) return false;
+  int index = 0;
+  const auto try_next = [&](auto rate, auto current) {
+    if (index++ != nonlinearity) return false;
     if (form == Form::kRate) {
       fn(rate);
     } else {
@@ -111,7 +111,7 @@ bool with_cell(NonlinearityIndex nonlinearity, Form form, NonlinearityList<F...>
     }
     return true;
   };
-  return (try_row(RateCell<F>{}, CurrentCell<F>{}) || ...);
+  return (try_next(RateCell<F>{}, CurrentCell<F>{}) || ...);
 }
 
 }  // namespace rnnkernels

@@ -1,4 +1,4 @@
-// What the elements of a tensor are.
+// The element types of tensors.
 #pragma once
 
 namespace rnnkernels {

@@ -1,4 +1,4 @@
-// Elementary functions for one number or a vector of them, within 3 ulp and without branches.
+// Elementary functions of a float, a double or a vector of them, within 3 ulp and without branches.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@ namespace rnnkernels {
 
 namespace elementary {
 
-// The integers that lie over the bits of V, and the constants of V's format.
+// For a type V: the integers with the same bits, and the type of its elements.
 template <class V>
-struct Format {  // a vector: its comparisons yield the integer vector of the same width
+struct Format {  // for a vector, whose comparisons give the integer vector of the same width
   using Bits = decltype(V{} < V{});
   using Element = __typeof__(V{}[0] + V{}[0]);
 };
@@ -40,8 +40,8 @@ struct Constants<float> {
   static constexpr int kTerms = 7;          // of the series of e^r - 1, |r| <= ln(2) / 2
   static constexpr int kLogTerms = 8;       // of the series of atanh(s), 0 <= s <= 1 / 3
   static constexpr float kTanhOne = 10.0f;  // from here on tanh rounds to 1
-  static constexpr float kExpMost = 87.0f;  // e^x and e^-x are normal numbers up to here
-  static constexpr float kExpPast = 89.0f;  // and here 2^n of the former is infinite
+  static constexpr float kExpMost = 87.0f;  // up to here e^x and e^-x are normal numbers
+  static constexpr float kExpPast = 89.0f;  // here the power 2^n of e^x is infinite
 };
 template <>
 struct Constants<double> {
@@ -74,8 +74,8 @@ RNNKERNELS_INLINE constexpr Element inverse_factorial(int n) {
   return static_cast<Element>(1 / product);
 }
 
-// e^y = power (1 + rest) with power = 2^n and y = n ln 2 + r, for |y| <= kExpMost (and past that where a
-// member says so); NaN stays NaN.
+// e^y = power (1 + rest) with power = 2^n and y = n ln 2 + r, for |y| <= kExpMost, or beyond where a member
+// says so. NaN stays NaN.
 template <class V>
 struct Exponential {
   V power, rest;
@@ -88,22 +88,22 @@ struct Exponential {
     const V n = shifted - C::kRound;
     power = __builtin_bit_cast(V, (__builtin_bit_cast(Bits, shifted) << C::kMantissaBits) + C::kOne);
     const V r = (y - n * C::kLn2High) - n * C::kLn2Low;
-    // e^r - 1 = r + r^2/2! + r^3/3! + ... in Horner's form from the last term on.
+    // e^r - 1 = r + r^2/2! + r^3/3! + ... by Horner's rule.
     V series = V{} + inverse_factorial<Element>(C::kTerms);
     RNNKERNELS_UNROLL
     for (int i = C::kTerms - 1; i > 0; --i) series = inverse_factorial<Element>(i) + series * r;
     rest = series * r;
   }
   RNNKERNELS_INLINE V exp() const { return power + power * rest; }
-  // 1 + e^y for y <= kExpPast, where it is infinite.
+  // 1 + e^y, for y up to kExpPast, where it is infinite.
   RNNKERNELS_INLINE V one_plus_exp() const { return 1 + power * (1 + rest); }
-  // e^y - 1; no term cancels, so small y keep their relative accuracy.
+  // e^y - 1. Nothing cancels, so the relative error is small for small y, too.
   RNNKERNELS_INLINE V expm1() const { return power * rest + (power - 1); }
 };
 
 }  // namespace elementary
 
-// tanh(x) = E / (E + 2) with E = e^{2|x|} - 1, and the sign of x.
+// tanh(x) = sign(x) E / (E + 2) with E = e^{2|x|} - 1.
 template <class V>
 RNNKERNELS_INLINE V tanh_of(V x) {
   using Bits = typename elementary::Format<V>::Bits;
@@ -114,7 +114,7 @@ RNNKERNELS_INLINE V tanh_of(V x) {
   return __builtin_bit_cast(V, __builtin_bit_cast(Bits, e / (e + 2)) | sign);
 }
 
-// e^{-y} for y >= 0; exactly 0 where it is less than any normal number.
+// e^{-y} for y >= 0, and exactly 0 where that is subnormal.
 template <class V>
 RNNKERNELS_INLINE V exp_minus(V y) {
   using C = elementary::ConstantsOf<V>;

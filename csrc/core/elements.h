@@ -1,6 +1,6 @@
-// Elements of every type that a tensor may have, read and written as numbers to compute with. Integer
-// arithmetic only, so that half precision needs nothing of an instruction set; all of it works on vectors,
-// too.
+// The elements of tensors, and their conversion from and to the type that kernels compute in: float64 for
+// float64, else float32. Half precision is converted with integer arithmetic, so that it needs no special
+// instructions and works on vectors, too.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@ struct Float16 {
   uint16_t bits;
 };
 
+// Number<E> is the type that elements of type E are computed in.
 template <class E>
 struct NumberOf {
   using type = typename E::Number;
@@ -36,12 +37,13 @@ struct NumberOf<double> {
 template <class E>
 using Number = typename NumberOf<E>::type;
 
-// The 16 bits of a half, in 32, as a float. F is a float and U a uint32_t, or both are vectors of them.
+// The value of a half as a float, from its 16 bits in an integer of 32. F is float and U uint32_t, or both
+// are vectors of them.
 template <class F, class U>
 RNNKERNELS_INLINE F widened(BFloat16, U bits) {
   return __builtin_bit_cast(F, bits << 16);
 }
-// The exponent moves up by 112, by a multiplication, which also makes subnormal numbers normal.
+// A multiplication raises the exponent by 112, which also makes subnormal values normal.
 template <class F, class U>
 RNNKERNELS_INLINE F widened(Float16, U bits) {
   const F magnitude = __builtin_bit_cast(F, (bits & 0x7fff) << 13) * 0x1p112f;
@@ -49,7 +51,7 @@ RNNKERNELS_INLINE F widened(Float16, U bits) {
   return __builtin_bit_cast(F, __builtin_bit_cast(U, magnitude) | special | (bits & 0x8000) << 16);
 }
 
-// And back: to the nearest, ties to even.
+// The bits of a float rounded to a half: to nearest, ties to even.
 template <class U, class F>
 RNNKERNELS_INLINE U rounded(BFloat16, F x) {
   const U bits = __builtin_bit_cast(U, x);
@@ -59,7 +61,7 @@ template <class U, class F>
 RNNKERNELS_INLINE U rounded(Float16, F x) {
   const U bits = __builtin_bit_cast(U, x);
   const U sign = bits & 0x80000000u, magnitude = bits ^ sign;
-  // Adding 0.5 lets the processor round a subnormal result to the half type's last place.
+  // After adding 0.5 the last place of a float is that of a subnormal half, so the addition rounds.
   const F shifted = __builtin_bit_cast(F, magnitude) + 0.5f;
   const U subnormal = __builtin_bit_cast(U, shifted) - 0x3f000000u;
   const U normal = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
@@ -69,6 +71,7 @@ RNNKERNELS_INLINE U rounded(Float16, F x) {
   return half | sign >> 16;
 }
 
+// An element as the value to compute with.
 RNNKERNELS_INLINE float number(float x) { return x; }
 RNNKERNELS_INLINE double number(double x) { return x; }
 template <class E>
@@ -76,6 +79,7 @@ RNNKERNELS_INLINE float number(E x) {
   return widened<float>(E{}, uint32_t{x.bits});
 }
 
+// Writes a computed value to an element.
 RNNKERNELS_INLINE void assign(float* to, float x) { *to = x; }
 RNNKERNELS_INLINE void assign(double* to, double x) { *to = x; }
 template <class E>
@@ -83,8 +87,9 @@ RNNKERNELS_INLINE void assign(E* to, float x) {
   to->bits = static_cast<uint16_t>(rounded<uint32_t>(E{}, x));
 }
 
+// Calls fn(element) with an element of this type.
 #if defined(__CUDACC__)
-#pragma nv_exec_check_disable  // fn is the host's where the host asks
+#pragma nv_exec_check_disable  // a caller on the host passes a function of the host
 #endif
 template <class Fn>
 RNNKERNELS_INLINE void with_element(ElementType type, Fn&& fn) {

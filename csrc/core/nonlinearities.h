@@ -1,11 +1,11 @@
-// The nonlinearities f: one struct each, and the list from which everything else is made.
+// The nonlinearities f: one struct each, and the list of them.
 //
-// A struct says:
+// A struct has
 //   kName             the name in Python
-//   kBinarySlope      true if f' is 0 or 1, so that one bit is all that backward needs
+//   kBinarySlope      whether f' is 0 or 1, so that backward needs only one bit
 //   value(z)          f(z)
 //   slope(a)          f'(z), given a = f(z)
-// NaN must travel through both, as it does in torch. V is a float, a double, or a vector of them.
+// Both functions return NaN for NaN, as torch does. V is a float, a double, or a vector of them.
 #pragma once
 
 #include "core/config.h"
@@ -18,7 +18,7 @@ struct Relu {
   static constexpr const char* kName = "relu";
   static constexpr bool kBinarySlope = true;
 
-  // Written as a test for z <= 0, which a NaN fails and so passes on.
+  // NaN fails the test z <= 0, so it is returned.
   template <class V>
   static RNNKERNELS_INLINE V value(V z) {
     return z <= V{} ? V{} : z;
@@ -44,7 +44,7 @@ struct Tanh {
   }
 };
 
-// sigmoid(z) = 1 / (1 + e^{-z}); where e^{-z} would leave the numbers, 0 or 1
+// sigmoid(z) = 1 / (1 + e^{-z}), and 0 or 1 where e^{-z} would overflow or underflow
 struct Sigmoid {
   static constexpr const char* kName = "sigmoid";
   static constexpr bool kBinarySlope = false;
@@ -79,8 +79,7 @@ struct Softplus {
 template <class... F>
 struct NonlinearityList {};
 
-// To add one: its struct above, its name here, its line in rnnkernels/testing/recurrence.py and, for derivatives
-// of the second order, in rnnkernels/_ops/nonlinearities.py.
+// All nonlinearities; NonlinearityIndex counts them in this order. CONTRIBUTING.md says how to add one.
 using Nonlinearities = NonlinearityList<Relu, Tanh, Sigmoid, Softplus>;
 
 template <class... F>
@@ -88,7 +87,7 @@ constexpr int count(NonlinearityList<F...>) {
   return sizeof...(F);
 }
 
-// The name of row `index`, or null past the end.
+// The name of the nonlinearity `index`, or null past the end.
 template <class... F>
 const char* name_at(int index, NonlinearityList<F...>) {
   const char* const names[] = {F::kName...};

@@ -1,11 +1,10 @@
 // The optimizers' update rules for one element, the same lines for the CPU and for nvcc.
 //
-// Legend: theta parameter, g its gradient as it comes, eps (lr) learning rate, mu momentum, c what a
-// gradient is multiplied with: the clip coefficient, over the loss scale, negative to maximize. Huge
-// gradients can make c smaller than a float may be, so it comes in two factors.
+// Legend: theta parameter, g its gradient before scaling and clipping, eps (lr) learning rate, mu momentum, c
+// the factor of a gradient: the clip coefficient divided by the loss scale, negative to maximize. Huge
+// gradients can make c smaller than any float, so it is applied as two factors.
 //
-// A momentum of 0 chooses rather than multiplies: an infinite velocity must not become NaN in a rule
-// that has no memory.
+// A momentum of 0 selects instead of multiplying: without memory, an infinite velocity must not become NaN.
 //
 //   Nesterov   g = c g + wd theta;   v_t = mu_{t-1} v_{t-1} - eps g
 //              theta_t = theta_{t-1} + mu_t mu_{t-1} v_{t-1} - (1 + mu_t) eps g
@@ -15,9 +14,13 @@
 //              theta_t = theta' - eps / (1 - b1^t) m_t / (sqrt(s_t / (1 - b2^t)) + epsilon)
 //              Loshchilov and Hutter 2019 (arXiv 1711.05101), as torch.optim.AdamW
 //
-// A rule has `kStates` numbers of memory an element, `Settings` (what the caller gives, in double; out of a
-// list of them, by `settings_of`) and `Factors` (what an element needs, made once for a tensor). T is the
-// type of the arithmetic.
+// A rule has
+//   kName              its name
+//   kStates            the number of states per element
+//   Settings           a group's settings in double, made by settings_of from a list of them
+//   Factors<T>         the constants of a step for one tensor, made by factors; T is the type of the
+//   arithmetic update             the rule for one element: returns the new theta and changes the states in
+//   place
 #pragma once
 
 #include <cstdint>
@@ -27,28 +30,30 @@
 
 namespace rnnkernels {
 
-// A group's settings in the order in which callers list them; the rule's own are Nesterov's momentum, or
-// AdamW's beta1, beta2 and epsilon.
+// The order in which callers list a group's settings. From kOwnSettings on come those of the rule: Nesterov's
+// momentum, or AdamW's beta1, beta2 and epsilon.
 enum SettingIndex { kLr, kMaxNorm, kWeightDecay, kOwnSettings };
 constexpr int kMostSettings = kOwnSettings + 3;
 
-// What clip_grad_norm_ multiplies with: max_norm / (norm + 1e-6), at most 1. Infinity turns clipping
-// off. A norm that is not a number gives none, because the comparison fails.
+// The factor of torch's clip_grad_norm_: min(1, max_norm / (norm + 1e-6)). An infinite max_norm turns
+// clipping off. A NaN norm gives NaN, because it fails the comparison.
 RNNKERNELS_INLINE double clip_coefficient(double norm, double max_norm) {
   if (max_norm == __builtin_inf()) return 1.0;
   const double coefficient = max_norm / (norm + 1e-6);
   return coefficient >= 1.0 ? 1.0 : coefficient;
 }
 
-// The first factor of c, a power of two that a float can be. Where a float gradient times c is a normal
-// number, so is the gradient times this, and what is left of c (to 2^-252): nothing is rounded twice.
+// The first factor of c, a power of two within the range of float. Down to c = 2^-252, where a float gradient
+// times c is a normal number, so are the gradient times this factor and the remaining factor: nothing is
+// rounded twice.
 RNNKERNELS_INLINE double first_factor(double c) {
   const double size = c < 0 ? -c : c;
   return size < 0x1p-200 ? 0x1p-126 : size < 0x1p-100 ? 0x1p-100 : 1.0;
 }
 
-// A momentum and what of a velocity it is multiplied with: every bit, or none where it is 0. Not a
-// condition, for with one the compiler rounds otherwise in one type's loop than in another's.
+// A momentum, with a mask for the velocity's bits: none of them where the momentum is 0, else all. A mask
+// instead of a condition, because with a condition the compiler fuses multiply-adds in the loop of one type
+// and not in that of another.
 template <class T>
 struct Momentum {
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -63,6 +68,7 @@ struct Momentum {
 };
 
 struct NesterovRule {
+  static constexpr const char* kName = "Nesterov";
   static constexpr int kStates = 1;  // velocity
 
   struct Settings {
@@ -102,6 +108,7 @@ struct NesterovRule {
 };
 
 struct AdamWRule {
+  static constexpr const char* kName = "AdamW";
   static constexpr int kStates = 2;  // m and s, torch's exp_avg and exp_avg_sq
 
   struct Settings {
@@ -136,8 +143,8 @@ struct AdamWRule {
   template <class T>
   static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Factors<T>& f) {
     g = g * f.first * f.gradient;
-    // The first form has no error where g = m, however little 1 - b1 has of its digits. The second has
-    // none of m's where b1 is small, however large m was.
+    // The first form is exact where g = m, even if 1 - b1 has lost digits. The second has no rounding error
+    // of the size of m where b1 is small, even if m was large.
     state[0] = f.new_m < T(0.5) ? state[0] + f.new_m * (g - state[0]) : f.beta1 * state[0] + f.new_m * g;
     state[1] = f.beta2 * state[1] + f.new_s * (g * g);
     const T scale = root(state[1]) * f.root + f.epsilon;

@@ -1,15 +1,16 @@
-// The engine: walks the steps, owns the matrix and the state, and knows nothing of f.
+// The engine: the time loop of a pass, with the matrix, the state and the threads. It knows nothing of f.
 //
-// One call is one parallel region. Its threads pack the matrix into blocks of 16 columns, meet once,
-// and then each team of threads walks all steps for its own batch rows of its own network:
+// One call is one parallel region. Its threads pack the matrix into blocks of 16 columns and wait for each
+// other once. Then each team of threads runs all steps for its own batch rows of its own network:
 //
 //   for each step:  wait for the team's operand
 //                   for each group of column blocks, for each few rows:
-//                     register tile -> product;  sweep.update;  sweep.operand of the next step
+//                     register tile -> product;  pass.update;  pass.operand of the next step
 //
-// The operand has two buffers, so one meeting a step is enough. Rows join and leave as the layout
-// says: in a packed sequence a later step has fewer rows, so the forward walk loses and the backward
-// walk gains them.
+// The operand has two buffers, so that one barrier per step is enough: while some threads still read the
+// operand of a step, others can already write that of the next one. Rows begin and end as the layout says: in
+// a packed sequence a later step has fewer rows, so the forward pass loses rows and the backward pass gains
+// them.
 #pragma once
 
 #include "core/problem.h"
@@ -23,12 +24,13 @@ namespace rnnkernels {
 namespace {
 
 using cpu::Barrier;
-using cpu::Plan;
+using cpu::ThreadPlan;
 using cpu::Threads;
 
-// Part `index` of `parts` of the batch rows, with nearly equal numbers of steps. Rows of a packed sequence
-// differ in length, the longest first, and equal numbers of rows would leave the later threads idle.
-Range rows_of_part(const Layout& layout, int64_t index, int64_t parts) {
+// Part `index` of `parts` of the batch rows, so that all parts have nearly the same sum of their rows' steps.
+// Rows of a packed sequence differ in length, the longest first, so equal numbers of rows would leave the
+// later threads idle.
+Range rows_of_team(const Layout& layout, int64_t index, int64_t parts) {
   int64_t total = 0;
   for (int64_t t = 0; layout.rows && t < layout.steps; ++t) total += layout.rows[t];
   if (total == 0) return part_of(layout.batch, index, parts);
@@ -43,16 +45,16 @@ Range rows_of_part(const Layout& layout, int64_t index, int64_t parts) {
   return range;
 }
 
-// About as much of a sequence as stays near a team from one pass over it to the next.
-constexpr int64_t kNearBytes = 512 * 1024;
+// Sequences with more bytes per team are prefetched, because they do not stay in L2 between two uses.
+constexpr int64_t kPrefetchBytes = 512 * 1024;
 
-// The engine's memory (E: an element of the product's factors, a number or a pair of bfloat16), cut out of
-// the caller's one piece. All row strides are padded by a block, so that the rows of a tile do not all fall
-// into the same cache set.
+// The engine's arrays, one after another in memory of the caller. E is an element of the product's factors:
+// one value, or a pair of bfloat16. All row strides are one block larger than needed, so that the rows of a
+// tile do not fall into the same cache set.
 template <class E>
 struct Workspace {
   using T = typename SumOf<E>::type;
-  Barrier* barriers = nullptr;  // [slots + 1], the last one for everybody
+  Barrier* barriers = nullptr;  // [slots + 1]; the last one is for all threads of the call
   E* packed = nullptr;          // [G][blocks][depth][16]
   T* decay = nullptr;           // [G][blocks * 16]
   E* operand = nullptr;         // [2][G * B][operand_stride]
@@ -62,7 +64,7 @@ struct Workspace {
   int64_t row_stride = 0, operand_stride = 0;
   int64_t bytes = 0;
 
-  Workspace(const Recurrence& p, const Plan& plan, void* memory) {
+  Workspace(const Recurrence& p, const ThreadPlan& plan, void* memory) {
     blocks = (p.hidden + kBlock - 1) / kBlock;
     depth = (p.hidden + kNumbers<E> - 1) / kNumbers<E>;
     row_stride = (blocks + 1) * kBlock;
@@ -82,88 +84,79 @@ struct Workspace {
   }
 };
 
-template <class E, class Sweep>
+template <class E, class Pass>
 class Engine {
   using T = typename SumOf<E>::type;
 
  public:
-  Engine(const Recurrence& problem, const Plan& plan, const Workspace<E>& workspace, const Sweep& sweep)
-      : problem_(problem), plan_(plan), workspace_(workspace), sweep_(sweep) {
+  Engine(const Recurrence& problem, const ThreadPlan& plan, const Workspace<E>& workspace, const Pass& pass)
+      : problem_(problem), plan_(plan), workspace_(workspace), pass_(pass) {
     const Layout& layout = problem.layout;
     const int64_t last = layout.steps - 1;
     const int64_t rows = last < 0 ? 0 : layout.first_row(last) + layout.rows_at(last);
-    far_ =
-        problem.networks * rows * problem.hidden * static_cast<int64_t>(sizeof(T)) > kNearBytes * plan.slots;
+    prefetches_ = problem.networks * rows * problem.hidden * static_cast<int64_t>(sizeof(T)) >
+                  kPrefetchBytes * plan.slots;
   }
 
   void run(const Threads& threads) {
     for (int i = 0; i <= plan_.slots; ++i) workspace_.barriers[i].reset();
-    if (plan_.shares() == 1) {
-      work(this, 0, 1);
-    } else {
-      threads.run(plan_.shares(), &Engine::work, this);
-    }
+    run_slices(threads, plan_.slices(), this, &Engine::work);
   }
 
  private:
   const Recurrence& problem_;
-  const Plan& plan_;
+  const ThreadPlan& plan_;
   const Workspace<E>& workspace_;
-  const Sweep& sweep_;
-  bool far_;  // whether a sequence is larger than the caches near a team
+  const Pass& pass_;
+  bool prefetches_;  // whether a sequence is larger than kPrefetchBytes per team
 
-  // What one thread does of one team's work.
-  struct Part {
-    int64_t first_row, last_row;      // of the batch
-    int64_t first_block, last_block;  // of the columns
-    int64_t weight;                   // how many members of the team this thread is
+  // The part of one team's work that one thread does.
+  struct Assignment {
+    Range rows;       // of the batch
+    Range blocks;     // of the columns
+    int64_t members;  // how many members of the team this thread stands for
     Barrier* barrier;
-    int64_t* round;  // meetings that this slot has had
+    int64_t* round;  // how often the team has waited so far
   };
 
-  static void work(void* self, int first_share, int last_share) {
+  void work(int64_t first_slice, int64_t last_slice) {
     const unsigned mode = flush_subnormals();
-    static_cast<Engine*>(self)->work_on(first_share, last_share);
+    run_teams(first_slice, last_slice);
     set_mode(mode);
   }
 
-  void work_on(int64_t first_share, int64_t last_share) {
-    const int64_t shares = plan_.shares(), members = plan_.members;
-    prepare(first_share, last_share);
-    workspace_.barriers[plan_.slots].wait(last_share - first_share, shares, 1);
+  // All that one thread does: it is members first_slice .. last_slice-1, counted through all running teams.
+  void run_teams(int64_t first_slice, int64_t last_slice) {
+    const int64_t slices = plan_.slices(), members = plan_.members;
+    prepare(first_slice, last_slice);
+    workspace_.barriers[plan_.slots].wait(last_slice - first_slice, slices, 1);
 
     const int64_t teams = problem_.networks * plan_.row_groups;
-    for (int64_t share = first_share; share < last_share;) {
-      const int64_t slot = share / members, first_member = share % members;
-      const int64_t last_member = least(members, first_member + (last_share - share));
+    for (int64_t slice = first_slice; slice < last_slice;) {
+      const int64_t slot = slice / members, first_member = slice % members;
+      const int64_t last_member = least(members, first_member + (last_slice - slice));
       int64_t round = 0;
       for (int64_t team = slot; team < teams; team += plan_.slots) {
-        const Range rows = rows_of_part(problem_.layout, team % plan_.row_groups, plan_.row_groups);
-        const Part part{rows.first,
-                        rows.last,
-                        part_of(workspace_.blocks, first_member, members).first,
-                        part_of(workspace_.blocks, last_member - 1, members).last,
-                        last_member - first_member,
-                        &workspace_.barriers[slot],
-                        &round};
-        Sweep sweep = sweep_;
-        sweep.network = team / plan_.row_groups;
-        walk(sweep, part);
+        const Range rows = rows_of_team(problem_.layout, team % plan_.row_groups, plan_.row_groups);
+        const Range blocks = parts_of(workspace_.blocks, first_member, last_member, members);
+        const Assignment mine{rows, blocks, last_member - first_member, &workspace_.barriers[slot], &round};
+        Pass pass = pass_;
+        pass.network = team / plan_.row_groups;
+        run_time_loop(pass, mine);
       }
-      share += last_member - first_member;
+      slice += last_member - first_member;
     }
   }
 
-  // This thread's part of packing the matrix, transposed for the backward walk, and of the decays.
-  void prepare(int64_t first_share, int64_t last_share) {
+  // Packs this thread's slices of the matrix, transposed for the backward pass, and of the decays.
+  void prepare(int64_t first_slice, int64_t last_slice) {
     const Matrix& w = problem_.weight;
-    const int64_t blocks = workspace_.blocks, shares = plan_.shares(), hidden = problem_.hidden;
-    const int64_t first = part_of(problem_.networks * blocks, first_share, shares).first;
-    const int64_t last = part_of(problem_.networks * blocks, last_share - 1, shares).last;
-    for (int64_t i = first; i < last; ++i) {
+    const int64_t blocks = workspace_.blocks, hidden = problem_.hidden;
+    const Range mine = parts_of(problem_.networks * blocks, first_slice, last_slice, plan_.slices());
+    for (int64_t i = mine.first; i < mine.last; ++i) {
       const int64_t network = i / blocks, block = i % blocks;
-      const int64_t n_stride = Sweep::kBackward ? w.column_stride : w.row_stride;
-      const int64_t k_stride = Sweep::kBackward ? w.row_stride : w.column_stride;
+      const int64_t n_stride = Pass::kBackward ? w.column_stride : w.row_stride;
+      const int64_t k_stride = Pass::kBackward ? w.row_stride : w.column_stride;
       pack_blocks(static_cast<const T*>(w.data) + network * w.network_stride, hidden, hidden, n_stride,
                   k_stride, block, block + 1,
                   workspace_.packed + network * blocks * kBlock * workspace_.depth);
@@ -176,40 +169,44 @@ class Engine {
     }
   }
 
-  void meet(const Part& part) const { part.barrier->wait(part.weight, plan_.members, ++*part.round); }
-
-  T* state_of(const Sweep& sweep, int64_t row) const {
-    return workspace_.state + (sweep.network * problem_.layout.batch + row) * workspace_.row_stride;
+  // Waits for the other members of the team.
+  void synchronize(const Assignment& mine) const {
+    mine.barrier->wait(mine.members, plan_.members, ++*mine.round);
   }
-  E* operand_of(const Sweep& sweep, int64_t buffer, int64_t row) const {
+
+  T* state_of(const Pass& pass, int64_t row) const {
+    return workspace_.state + (pass.network * problem_.layout.batch + row) * workspace_.row_stride;
+  }
+  E* operand_of(const Pass& pass, int64_t buffer, int64_t row) const {
     const int64_t rows = problem_.networks * problem_.layout.batch;
     return workspace_.operand +
-           (buffer * rows + sweep.network * problem_.layout.batch + row) * workspace_.operand_stride;
+           (buffer * rows + pass.network * problem_.layout.batch + row) * workspace_.operand_stride;
   }
 
-  // One block of the operand of a step, into the row of a buffer.
-  static RNNKERNELS_INLINE void form_operand(const Sweep& sweep, const typename Sweep::Step& step,
-                                             int64_t row, int64_t column, Block<T>& state, E* operand) {
+  // Writes one block of the operand of a step into the row of a buffer.
+  static RNNKERNELS_INLINE void form_operand(const Pass& pass, const typename Pass::Step& step, int64_t row,
+                                             int64_t column, Block<T>& state, E* operand) {
     if constexpr (kNumbers<E> == 1) {
-      sweep.operand(step, row, column, state, operand + column);
+      pass.operand(step, row, column, state, operand + column);
     } else {
       alignas(64) T x[kBlock] = {};
-      sweep.operand(step, row, column, state, x);
+      pass.operand(step, row, column, state, x);
       store_pairs(operand + column / 2, load(x));
     }
   }
 
-  // The rows of the part that belong to a step end here.
-  static int64_t end_of_rows(const typename Sweep::Step& step, const Part& part) {
-    return step.rows < part.first_row ? part.first_row : least(step.rows, part.last_row);
+  // The end of those rows of the assignment that belong to a step.
+  static int64_t end_of_rows(const typename Pass::Step& step, const Assignment& mine) {
+    return step.rows < mine.rows.first ? mine.rows.first : least(step.rows, mine.rows.last);
   }
 
   // Calls fn(row, column, state) for every block of some rows.
   template <class Fn>
-  void for_blocks(const Sweep& sweep, const Part& part, int64_t first_row, int64_t last_row, Fn&& fn) const {
+  void for_blocks(const Pass& pass, const Assignment& mine, int64_t first_row, int64_t last_row,
+                  Fn&& fn) const {
     for (int64_t row = first_row; row < last_row; ++row) {
-      for (int64_t block = part.first_block; block < part.last_block; ++block) {
-        T* at = state_of(sweep, row) + block * kBlock;
+      for (int64_t block = mine.blocks.first; block < mine.blocks.last; ++block) {
+        T* at = state_of(pass, row) + block * kBlock;
         Block<T> state = load_block(at);
         fn(row, block * kBlock, state);
         store_block(at, state);
@@ -217,42 +214,44 @@ class Engine {
     }
   }
 
-  // All steps for one part: the time loop.
-  void walk(Sweep& sweep, const Part& part) {
+  // The time loop: all steps for one assignment.
+  void run_time_loop(Pass& pass, const Assignment& mine) {
     const int64_t steps = problem_.layout.steps;
-    const bool down = problem_.layout.reverse != Sweep::kBackward;
+    const bool descending = problem_.layout.reverse != Pass::kBackward;
     const auto step_at = [&](int64_t s) {
-      return s < steps ? sweep.at(down ? steps - 1 - s : s) : typename Sweep::Step{};
+      return s < steps ? pass.at(descending ? steps - 1 - s : s) : typename Pass::Step{};
     };
-    for_blocks(sweep, part, part.first_row, part.last_row,
-               [&](int64_t row, int64_t column, Block<T>& state) { sweep.begin(row, column, state); });
-    typename Sweep::Step step{}, next = step_at(0);
-    join(sweep, part, step, next, 0);
+    for_blocks(pass, mine, mine.rows.first, mine.rows.last,
+               [&](int64_t row, int64_t column, Block<T>& state) { pass.begin(row, column, state); });
+    typename Pass::Step step{}, next = step_at(0);
+    form_new_operands(pass, mine, step, next, 0);
     for (int64_t s = 0; s < steps; ++s) {
       step = next;
       next = step_at(s + 1);
-      meet(part);
-      if (s + 1 == steps && !sweep.wants_last_update()) break;
-      multiply_and_update(sweep, part, step, next, s);
-      join(sweep, part, step, next, s + 1);
+      synchronize(mine);
+      if (s + 1 == steps && !pass.wants_last_update()) break;
+      multiply_and_update(pass, mine, step, next, s);
+      form_new_operands(pass, mine, step, next, s + 1);
     }
-    for_blocks(sweep, part, part.first_row, part.last_row,
-               [&](int64_t row, int64_t column, Block<T>& state) { sweep.end(row, column, state); });
+    for_blocks(pass, mine, mine.rows.first, mine.rows.last,
+               [&](int64_t row, int64_t column, Block<T>& state) { pass.end(row, column, state); });
   }
 
-  // Forms the operand of the rows that step `s` has and the step before had not.
-  void join(const Sweep& sweep, const Part& part, const typename Sweep::Step& before,
-            const typename Sweep::Step& step, int64_t s) const {
-    for_blocks(sweep, part, end_of_rows(before, part), end_of_rows(step, part),
+  // Forms the operand of the rows that begin with a step, the s-th of the time loop: the step `before` it has
+  // fewer.
+  void form_new_operands(const Pass& pass, const Assignment& mine, const typename Pass::Step& before,
+                         const typename Pass::Step& step, int64_t s) const {
+    for_blocks(pass, mine, end_of_rows(before, mine), end_of_rows(step, mine),
                [&](int64_t row, int64_t column, Block<T>& state) {
-                 form_operand(sweep, step, row, column, state, operand_of(sweep, s % 2, row));
+                 form_operand(pass, step, row, column, state, operand_of(pass, s % 2, row));
                });
   }
 
-  void multiply_and_update(const Sweep& sweep, const Part& part, const typename Sweep::Step& step,
-                           const typename Sweep::Step& next, int64_t s) const {
-    const int64_t rows = end_of_rows(step, part) - part.first_row;
-    const int64_t blocks = part.last_block - part.first_block;
+  // All tiles of one step for one assignment.
+  void multiply_and_update(const Pass& pass, const Assignment& mine, const typename Pass::Step& step,
+                           const typename Pass::Step& next, int64_t s) const {
+    const int64_t rows = end_of_rows(step, mine) - mine.rows.first;
+    const int64_t blocks = mine.blocks.last - mine.blocks.first;
     if (rows <= 0 || blocks <= 0) return;
     const int64_t row_tiles = (rows + kTileRows<E> - 1) / kTileRows<E>;
     const int64_t most_blocks = tile_blocks<E>(static_cast<int>((rows + row_tiles - 1) / row_tiles));
@@ -261,42 +260,43 @@ class Engine {
       const Range columns = part_of(blocks, group, groups);
       for (int64_t tile = 0; tile < row_tiles; ++tile) {
         const Range tile_rows = part_of(rows, tile, row_tiles);
-        finish_tile(sweep, step, next, s, part.first_row + tile_rows.first, part.first_row + tile_rows.last,
-                    part.first_block + columns.first, part.first_block + columns.last);
+        finish_tile(pass, step, next, s, mine.rows.first + tile_rows.first, mine.rows.first + tile_rows.last,
+                    mine.blocks.first + columns.first, mine.blocks.first + columns.last);
       }
     }
   }
 
-  // One register tile of the product, and what the cell makes of it while it is in the first cache.
-  void finish_tile(const Sweep& sweep, const typename Sweep::Step& step, const typename Sweep::Step& next,
+  // One register tile of the product, and the cell's work on it while it is in L1.
+  void finish_tile(const Pass& pass, const typename Pass::Step& step, const typename Pass::Step& next,
                    int64_t s, int64_t first_row, int64_t last_row, int64_t first_block,
                    int64_t last_block) const {
     alignas(64) T product[kMostRows * kMostBlocks * kBlock];
     const int64_t depth = workspace_.depth, blocks = last_block - first_block;
-    const E* packed = workspace_.packed + (sweep.network * workspace_.blocks + first_block) * kBlock * depth;
-    for (int64_t row = first_row; far_ && row < last_row; ++row) {
-      for (int64_t b = 0; b < blocks; ++b) sweep.prefetch(step, next, row, (first_block + b) * kBlock);
+    const E* packed = workspace_.packed + (pass.network * workspace_.blocks + first_block) * kBlock * depth;
+    for (int64_t row = first_row; prefetches_ && row < last_row; ++row) {
+      for (int64_t b = 0; b < blocks; ++b) pass.prefetch(step, next, row, (first_block + b) * kBlock);
     }
-    kTiles<E>.at(last_row - first_row, blocks)(operand_of(sweep, s % 2, first_row), workspace_.operand_stride,
+    kTiles<E>.at(last_row - first_row, blocks)(operand_of(pass, s % 2, first_row), workspace_.operand_stride,
                                                1, packed, depth, product);
-    update_tile(sweep, step, next, s, first_row, last_row, first_block, blocks, product);
+    update_tile(pass, step, next, s, first_row, last_row, first_block, blocks, product);
   }
 
-  // Sweep and steps by value: they then stay in registers, whatever is stored.
-  RNNKERNELS_INLINE void update_tile(const Sweep sweep, const typename Sweep::Step step,
-                                     const typename Sweep::Step next, int64_t s, int64_t first_row,
+  // The pass and the steps are arguments by value, so that they stay in registers whatever is written to
+  // memory.
+  RNNKERNELS_INLINE void update_tile(const Pass pass, const typename Pass::Step step,
+                                     const typename Pass::Step next, int64_t s, int64_t first_row,
                                      int64_t last_row, int64_t first_block, int64_t blocks,
                                      const T* product) const {
     const int64_t row_stride = workspace_.row_stride, operand_stride = workspace_.operand_stride;
-    T* state = state_of(sweep, first_row);
-    E* operand = operand_of(sweep, (s + 1) % 2, first_row);
+    T* state = state_of(pass, first_row);
+    E* operand = operand_of(pass, (s + 1) % 2, first_row);
     for (int64_t row = first_row; row < last_row; ++row) {
       const bool goes_on = row < next.rows;
       for (int64_t b = 0; b < blocks; ++b, product += kBlock) {
         const int64_t column = (first_block + b) * kBlock;
         Block<T> now = load_block(state + column);
-        sweep.update(step, row, column, product, now);
-        if (goes_on) form_operand(sweep, next, row, column, now, operand);
+        pass.update(step, row, column, product, now);
+        if (goes_on) form_operand(pass, next, row, column, now, operand);
         store_block(state + column, now);
       }
       state += row_stride;

@@ -1,4 +1,4 @@
-// Which instruction set runs: the only place that asks the processor.
+// Chooses the instruction set: the only file that asks which instructions the processor has.
 #include <cstdlib>
 #include <cstring>
 
@@ -45,7 +45,7 @@ constexpr InstructionSet kSets[] = {
 
 const InstructionSet* choose() {
   const char* wanted = std::getenv("RNNKERNELS_ISA");
-  if (wanted && !*wanted) wanted = nullptr;
+  if (wanted && !*wanted) wanted = nullptr;  // empty counts as unset
   for (const InstructionSet& set : kSets) {
     if (wanted && std::strcmp(wanted, set.name) != 0) continue;
     if (set.runs_here()) return &set;

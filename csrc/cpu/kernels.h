@@ -1,5 +1,5 @@
-// The CPU kernels' doors. A call picks the instruction set, makes the plan and runs; the caller brings
-// the workspace. Nothing here allocates, throws or blocks on anything but its own threads.
+// The entry points of the CPU kernels. A caller picks the instruction set, makes the plan, brings the
+// workspace and runs. Kernels do not allocate, do not throw, and wait for nothing but their own threads.
 #pragma once
 
 #include <cstdint>
@@ -12,31 +12,35 @@
 
 namespace rnnkernels::cpu {
 
-// One entry a direction, filled in once for each instruction set by kernels.cpp.
+// The kernels of one instruction set, filled in by kernels.cpp. A `..._workspace` function returns how many
+// bytes of memory, aligned to 64 bytes, the kernel of the same name needs with the same arguments; the memory
+// may hold anything.
 struct Kernels {
-  int64_t (*forward_workspace)(const ForwardProblem&, const Plan&);
-  void (*forward)(const ForwardProblem&, const Plan&, const Threads&, void* workspace);
-  int64_t (*backward_workspace)(const BackwardProblem&, const Plan&);
-  void (*backward)(const BackwardProblem&, const Plan&, const Threads&, void* workspace);
-  int64_t (*linear_workspace)(const LinearProblem&, const Plan&);
-  void (*linear)(const LinearProblem&, const Plan&, const Threads&, void* workspace);
+  int64_t (*forward_workspace)(const ForwardProblem&, const ThreadPlan&);
+  void (*forward)(const ForwardProblem&, const ThreadPlan&, const Threads&, void* workspace);
+  int64_t (*backward_workspace)(const BackwardProblem&, const ThreadPlan&);
+  void (*backward)(const BackwardProblem&, const ThreadPlan&, const Threads&, void* workspace);
+  int64_t (*linear_workspace)(const LinearProblem&, const ThreadPlan&);
+  void (*linear)(const LinearProblem&, const ThreadPlan&, const Threads&, void* workspace);
   int64_t (*product_workspace)(const Product&, const ProductPlan&);
   void (*product)(const Product&, const ProductPlan&, const Threads&, void* workspace);
-  // out[i] = f(in[i]): what the current form multiplies with, for the caller's product over the whole
-  // sequence.
+  // out[i] = f(in[i]) for n elements of float32 or float64: what W multiplies in the current form, for
+  // products over whole sequences. `out` may be `in`.
   void (*activate)(NonlinearityIndex, ElementType, const void* in, void* out, int64_t n);
-  // Whether what bfloat16 is multiplied with is rounded to it, because the processor has such products.
+  // Whether both factors of a product are rounded to bfloat16 where sequences are bfloat16, because the
+  // processor multiplies pairs of them.
   bool multiplies_bfloat16;
-  // A step over all tensors, and the sum of powers by itself.
-  Verdict (*nesterov)(const OptimizerStep<NesterovRule>&, const Threads&);
-  Verdict (*adamw)(const OptimizerStep<AdamWRule>&, const Threads&);
-  double (*power_sum)(const PowerSum&, const Threads&);
+  // One step over all tensors; `partial` has an element for each chunk and may hold anything. Returns whether
+  // the step was taken; if it was skipped, only the record is written.
+  bool (*nesterov)(const StepProblem&, const Threads&, double* partial);
+  bool (*adamw)(const StepProblem&, const Threads&, double* partial);
+  double (*power_sum)(const PowerSum&, const Threads&, double* partial);
   int64_t (*nade_workspace)(const NadeForward&, const Threads&);
   void (*nade)(const NadeForward&, const Threads&, void* workspace);
   int64_t (*nade_backward_workspace)(const NadeBackward&, const Threads&);
   void (*nade_backward)(const NadeBackward&, const Threads&, void* workspace);
-  // Reads n numbers so many times over, as fast as this set can with one thread, and returns a sum of them:
-  // the rate at which a cache gives a matrix away, for benchmarks to compare with.
+  // Reads n values `times` times, as fast as one thread can, and returns a sum of them. Benchmarks compare
+  // the recurrence with this rate, at which a cache delivers a matrix.
   float (*read)(const float* data, int64_t n, int64_t times);
 };
 
@@ -46,11 +50,11 @@ struct InstructionSet {
   bool (*runs_here)();
 };
 
-// What was built, fastest first.
+// The instruction sets that were built, fastest first.
 const InstructionSet* instruction_sets(int* count);
 
-// The one in use: the fastest that runs here, or the one named by RNNKERNELS_ISA. Null, once and for
-// all, if that one was not built or does not run here.
+// The instruction set in use: the fastest one that runs here, or the one that RNNKERNELS_ISA names. Null if
+// that one was not built or does not run here. The first call decides for the whole process.
 const InstructionSet* active_instruction_set();
 
 }  // namespace rnnkernels::cpu

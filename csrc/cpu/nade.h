@@ -1,17 +1,18 @@
-// NADE forward: log p(v) and the logits of rows that are given, or rows that are drawn (core/nade.h has the
+// NADE forward: log p(v) and the logits of given rows, or of rows that are sampled (core/nade.h has the
 // equations).
 //
-// Rows are independent. A thread walks a few of them together, some units at a time, so that those units'
-// decoder rows serve all of the rows from the first cache:
+// Rows are independent. A thread runs a group of rows together, a group of visible units at a time, so that
+// the units' decoder rows stay in L1 for all rows of the group:
 //
-//   for each few rows:   a = c;  h = sigmoid(a)
+//   for each group of rows:   a = c;  h = sigmoid(a)
 //     for each group of units, for each row:
-//       the logits up to the group's first one, as dot products with h;  there a += W_i, h = sigmoid(a);
-//       and on behind it
+//       until the group ends:
+//         the logits of the units up to and including the next one, as dot products with h
+//         a += W_i, h = sigmoid(a) for that one
 //
-// Which one is the first is read from v, or drawn once the logits of the group's rest are known; of those
-// behind the one that is drawn they are made again. No row's result depends on the others, nor on the
-// threads.
+// The next unit with v_i = 1 is read from v. When sampling, all remaining logits of the group are computed
+// first, the next one is drawn with them, and the logits behind it are computed again. The result of a row
+// depends neither on other rows nor on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -26,9 +27,9 @@
 namespace rnnkernels {
 namespace {
 
-// --- What both directions share ----------------------------------------------------------------------
+// --- For both directions -----------------------------------------------------------------------------
 
-// Bit i says whether v[i] is 1, for the first `count` of them and no more than 64.
+// Bit i of the result is v[i], for the first `count` elements, but at most 64.
 RNNKERNELS_INLINE uint64_t ones_of(const uint8_t* v, int64_t count) {
   const int64_t n = least(count, 64);
   uint64_t bits = 0;
@@ -42,13 +43,13 @@ RNNKERNELS_INLINE uint64_t ones_of(const uint8_t* v, int64_t count) {
   return bits;
 }
 
-// 1 - 2 v, of as many units as a vector has lanes, or of `count`: -1 at a one.
+// 1 - 2 v for the first `count` units, but at most a vector's lanes: -1 at a one, else 1.
 template <class T>
 RNNKERNELS_INLINE Vec<T> signs_of(const uint8_t* v, int64_t count) {
   return 1 - 2 * from_bits<T>(static_cast<uint32_t>(ones_of(v, least(count, kLanes<T>))));
 }
 
-// Rows of `width` numbers, whole vectors: the first `valid` as they are, the others zero.
+// Copies rows of `width` elements, whole vectors each: the first `valid` from a matrix, the others zero.
 template <class T>
 void copy_rows(const T* from, int64_t row_stride, int64_t valid, int64_t rows, int64_t width, T* to) {
   for (int64_t row = 0; row < rows; ++row, from += row_stride, to += width) {
@@ -58,38 +59,21 @@ void copy_rows(const T* from, int64_t row_stride, int64_t valid, int64_t rows, i
   }
 }
 
-// How many threads are worth starting: a row's multiply-adds are the lesser part of what it takes.
-inline int64_t nade_shares(const Nade& problem, const cpu::Threads& threads, int64_t most) {
+// The number of slices: one for small problems, else one per thread, but at most `most`. The factor 4 stands
+// for the sigmoids, which take more time than a row's multiply-adds.
+inline int64_t nade_slices(const Nade& problem, const cpu::Threads& threads, int64_t most) {
   const double work = 4.0 * static_cast<double>(problem.rows) * static_cast<double>(problem.visible) *
                       static_cast<double>(problem.hidden);
-  const int64_t shares = work < static_cast<double>(threads.worth_starting) ? 1 : threads.count;
-  return shares < most ? shares : most < 1 ? 1 : most;
-}
-
-// A phase of a run, by all threads.
-template <class Run>
-void go(Run* run, void (Run::*phase)(int64_t first, int64_t last), int64_t shares,
-        const cpu::Threads& threads) {
-  if (shares == 1) return (run->*phase)(0, 1);
-  struct Call {
-    Run* run;
-    void (Run::*phase)(int64_t first, int64_t last);
-  } call{run, phase};
-  threads.run(
-      static_cast<int>(shares),
-      [](void* argument, int first, int last) {
-        const Call& call = *static_cast<Call*>(argument);
-        (call.run->*call.phase)(first, last);
-      },
-      &call);
+  const int64_t slices = work < static_cast<double>(threads.worth_starting) ? 1 : threads.count;
+  return slices < most ? slices : most < 1 ? 1 : most;
 }
 
 // --- Forward -----------------------------------------------------------------------------------------
 
-// Units whose logits are made together, and rows that are walked together.
+// The sizes of a group of units and of a group of rows.
 template <class T>
 constexpr int kUnits = kLanes<T> < 8 ? kLanes<T> : 8;
-constexpr int64_t kRowsAtOnce = 16;
+constexpr int64_t kGroupRows = 16;
 
 template <class T, bool kDrawn>
 class NadeRun {
@@ -97,19 +81,19 @@ class NadeRun {
   NadeRun(const NadeForward& problem, const cpu::Threads& threads, void* workspace)
       : problem_(problem), threads_(threads) {
     width_ = (problem.hidden + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-    shares_ = nade_shares(problem, threads, (problem.rows + kRowsAtOnce - 1) / kRowsAtOnce);
+    slices_ = nade_slices(problem, threads, (problem.rows + kGroupRows - 1) / kGroupRows);
     encoder_ = static_cast<T*>(workspace);
     decoder_ = encoder_ + problem.visible * width_;
     states_ = decoder_ + problem.visible * width_;
   }
 
   int64_t workspace_bytes() const {
-    return (2 * problem_.visible + shares_ * kRowsAtOnce * 2) * width_ * static_cast<int64_t>(sizeof(T));
+    return (2 * problem_.visible + slices_ * kGroupRows * 2) * width_ * static_cast<int64_t>(sizeof(T));
   }
 
   void run() {
-    go(this, &NadeRun::copy_weights, shares_, threads_);
-    go(this, &NadeRun::walk, shares_, threads_);
+    run_slices(threads_, slices_, this, &NadeRun::copy_weights);
+    run_slices(threads_, slices_, this, &NadeRun::run_row_groups);
   }
 
  private:
@@ -123,27 +107,29 @@ class NadeRun {
 
   const NadeForward& problem_;
   const cpu::Threads& threads_;
-  int64_t width_, shares_;
-  T *encoder_, *decoder_, *states_;  // rows of `width`
+  int64_t width_, slices_;
+  T *encoder_, *decoder_;  // [D][width], padded copies
+  T* states_;              // [slices][kGroupRows][a, h][width]
 
   void copy_weights(int64_t first, int64_t last) {
-    const int64_t hidden = problem_.hidden, begin = part_of(problem_.visible, first, shares_).first,
-                  rows = part_of(problem_.visible, last - 1, shares_).last - begin;
+    const int64_t hidden = problem_.hidden;
+    const Range units = parts_of(problem_.visible, first, last, slices_);
+    const int64_t begin = units.first, rows = units.last - units.first;
     copy_rows(static_cast<const T*>(problem_.encoder) + begin * hidden, hidden, hidden, rows, width_,
               encoder_ + begin * width_);
     copy_rows(static_cast<const T*>(problem_.decoder) + begin * hidden, hidden, hidden, rows, width_,
               decoder_ + begin * width_);
   }
 
-  void walk(int64_t first, int64_t last) {
-    const int64_t end = part_of(problem_.rows, last - 1, shares_).last;
-    T* const states = states_ + first * kRowsAtOnce * 2 * width_;
-    for (int64_t row = part_of(problem_.rows, first, shares_).first; row < end; row += kRowsAtOnce) {
-      walk_rows({row, least(row + kRowsAtOnce, end)}, states);
+  void run_row_groups(int64_t first, int64_t last) {
+    const Range rows = parts_of(problem_.rows, first, last, slices_);
+    T* const states = states_ + first * kGroupRows * 2 * width_;
+    for (int64_t row = rows.first; row < rows.last; row += kGroupRows) {
+      run_rows({row, least(row + kGroupRows, rows.last)}, states);
     }
   }
 
-  void walk_rows(const Range& rows, T* states) const {
+  void run_rows(const Range& rows, T* states) const {
     const int64_t visible = problem_.visible, hidden = problem_.hidden;
     for (int64_t row = rows.first; row < rows.last; ++row) {
       const Row at = row_at(row, states + (row - rows.first) * 2 * width_);
@@ -152,8 +138,8 @@ class NadeRun {
     }
     for (int64_t unit = 0; unit < visible; unit += kUnits<T>) {
       for (int64_t row = rows.first; row < rows.last; ++row) {
-        walk_units(row_at(row, states + (row - rows.first) * 2 * width_), unit,
-                   least(unit + kUnits<T>, visible));
+        run_units(row_at(row, states + (row - rows.first) * 2 * width_), unit,
+                  least(unit + kUnits<T>, visible));
       }
     }
     if (!problem_.log_prob) return;
@@ -173,8 +159,8 @@ class NadeRun {
             static_cast<T*>(problem_.logits) + at};
   }
 
-  // No more units than kUnits.
-  void walk_units(const Row& row, int64_t unit, int64_t end) const {
+  // Units unit .. end-1 of a row, at most kUnits of them.
+  void run_units(const Row& row, int64_t unit, int64_t end) const {
     while (unit < end) {
       uint64_t ones;
       if constexpr (kDrawn) {
@@ -194,7 +180,7 @@ class NadeRun {
     }
   }
 
-  // Which of the next units would be ones if no other came before them.
+  // The units that would be ones if none of the units before them were: bit i for unit + i.
   static uint64_t draw(const Row& row, int64_t unit, int64_t count) {
     const Vec<T> p = Sigmoid::value(load_first(row.logits + unit, count));
     return bits_of<T>(load_first(row.uniform + unit, count) < p) & ((uint64_t{1} << count) - 1);
@@ -208,7 +194,7 @@ class NadeRun {
     }
   }
 
-  // As many at once as kCount, then the rest.
+  // The logits of units unit .. end-1, kCount at a time and then the rest.
   template <int kCount>
   void make_logits(const Row& row, int64_t unit, int64_t end) const {
     for (; unit + kCount <= end; unit += kCount) {
@@ -219,7 +205,7 @@ class NadeRun {
     if constexpr (kCount > 1) make_logits<kCount / 2>(row, unit, end);
   }
 
-  // Of some rows of the decoder with h, in the first lanes.
+  // The dot products of kCount rows of the decoder with h, in the first lanes.
   template <int kCount>
   Vec<T> products(const T* decoder, const T* h) const {
     Vec<T> sums[kCount] = {};
@@ -231,7 +217,7 @@ class NadeRun {
     return sums_of_lanes<T>(sums);
   }
 
-  // -sum_i softplus((1 - 2 v_i) l_i), which is the same and cancels nothing.
+  // log p(v) = -sum_i softplus((1 - 2 v_i) l_i), in which nothing cancels.
   T log_prob(const Row& row) const {
     const uint8_t* const v = kDrawn ? row.drawn : row.v;
     Vec<T> sum[1] = {};

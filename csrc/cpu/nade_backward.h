@@ -1,16 +1,17 @@
-// NADE backward (core/nade.h has the equations), cut by hidden units: once dl is known, no unit meets
-// another, so a block of them is walked through all rows with its columns of both weights and of their
-// gradients in a cache.
+// NADE backward (core/nade.h has the equations), divided by hidden units: once dl is known, hidden units do
+// not depend on each other. So a block of hidden units goes through all rows, with its columns of both
+// weights and of their gradients in a cache.
 //
-//   dl, for all rows;  both weights' columns, block by block
+//   dl for all rows;  copies of both weights' columns, block by block
 //   for each part of the rows, for each block of hidden units, for each row:
-//     a = c;  h of each segment = sigmoid(a), a += W_i at each one, as forward did it to the bit
-//     for each segment, from the last one down:
-//       s = sum_i dl_i V_i,  dV_i += dl_i h;   da += s h (1 - h);   dW of the one before it += da
+//     a = c;  h of each segment = sigmoid(a), with a += W_i at each one, in the same bits as forward
+//     for each segment, from the last to the first:
+//       s = sum_i dl_i V_i,  dV_i += dl_i h;   da += s h (1 - h);   dW of the one before the segment += da
 //     dc = da
-//   dW, dV = the parts' sums, added up in order
+//   dW, dV = the sums of the parts, added in order
 //
-// How many parts there are depends on the number of rows alone, so results do not depend on the threads.
+// A segment is a run of visible units that see the same h: it ends with a one, or with the last unit. The
+// number of parts depends on the number of rows alone, so results do not depend on the number of threads.
 #pragma once
 
 #include "cpu/nade.h"
@@ -27,55 +28,55 @@ class NadeBackwardRun {
     panel_ = problem.visible * kWidth;
     parts_ = least((problem.rows + kLeastRows - 1) / kLeastRows, kMostParts);
     if (parts_ < 1) parts_ = 1;
-    shares_ = nade_shares(problem, threads, parts_ * blocks_);
+    slices_ = nade_slices(problem, threads, parts_ * blocks_);
     encoder_ = static_cast<T*>(workspace);
     decoder_ = encoder_ + blocks_ * panel_;
     sums_ = decoder_ + blocks_ * panel_;
     segments_ = sums_ + parts_ * blocks_ * 2 * panel_;
-    ones_ = reinterpret_cast<int64_t*>(segments_ + shares_ * panel_);
+    ones_ = reinterpret_cast<int64_t*>(segments_ + slices_ * panel_);
   }
 
   int64_t workspace_bytes() const {
-    return (2 * blocks_ * (1 + parts_) + shares_) * panel_ * static_cast<int64_t>(sizeof(T)) +
-           shares_ * problem_.visible * static_cast<int64_t>(sizeof(int64_t));
+    return (2 * blocks_ * (1 + parts_) + slices_) * panel_ * static_cast<int64_t>(sizeof(T)) +
+           slices_ * problem_.visible * static_cast<int64_t>(sizeof(int64_t));
   }
 
   void run() {
-    go(this, &NadeBackwardRun::prepare, shares_, threads_);
+    run_slices(threads_, slices_, this, &NadeBackwardRun::prepare);
     if (!problem_.d_encoder) return;
-    go(this, &NadeBackwardRun::walk, shares_, threads_);
-    go(this, &NadeBackwardRun::join, shares_, threads_);
+    run_slices(threads_, slices_, this, &NadeBackwardRun::run_blocks);
+    run_slices(threads_, slices_, this, &NadeBackwardRun::add_parts);
   }
 
  private:
   static constexpr int kVectors = 2;
   static constexpr int64_t kWidth = kVectors * kLanes<T>;  // hidden units of a block
-  // Parts of rows: enough for many threads, and each with more to do than to add up its sums.
+  // Enough parts for many threads, each with so many rows that adding its sums takes little of the time.
   static constexpr int64_t kLeastRows = 256, kMostParts = 16;
 
-  // One block's columns, [D][kWidth], and what a row needs on the way.
+  // One block of hidden units: its columns, [D][kWidth], and memory for one row.
   struct Block {
     int64_t first;  // hidden unit
     const T *encoder, *decoder;
     T *d_encoder, *d_decoder;
-    T* segments;    // h of each, [D][kWidth]
-    int64_t* ones;  // [D]
+    T* segments;    // [D][kWidth], h of each segment
+    int64_t* ones;  // [D], the unit with which each segment ends
   };
 
   const NadeBackward& problem_;
   const cpu::Threads& threads_;
-  int64_t blocks_, panel_, parts_, shares_;
+  int64_t blocks_, panel_, parts_, slices_;
   T *encoder_, *decoder_;  // [blocks][D][kWidth]
-  T* sums_;                // of d_encoder and d_decoder, [parts][blocks][2][D][kWidth]
-  T* segments_;            // [shares][D][kWidth]
-  int64_t* ones_;          // [shares][D]
+  T* sums_;                // [parts][blocks][d_encoder, d_decoder][D][kWidth]
+  T* segments_;            // [slices][D][kWidth]
+  int64_t* ones_;          // [slices][D]
 
-  Range share_of(int64_t total, int64_t first, int64_t last) const {
-    return {part_of(total, first, shares_).first, part_of(total, last - 1, shares_).last};
+  Range slice_of(int64_t total, int64_t first, int64_t last) const {
+    return parts_of(total, first, last, slices_);
   }
 
   void prepare(int64_t first, int64_t last) {
-    const Range rows = share_of(problem_.rows, first, last), blocks = share_of(blocks_, first, last);
+    const Range rows = slice_of(problem_.rows, first, last), blocks = slice_of(blocks_, first, last);
     for (int64_t row = rows.first; row < rows.last; ++row) make_d_visible_bias(row);
     if (!problem_.d_encoder) return;
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
@@ -87,7 +88,7 @@ class NadeBackwardRun {
     }
   }
 
-  // v - sigmoid(l) = sigmoid(-l) at a one, which cancels nothing.
+  // At a one v - sigmoid(l) is computed as sigmoid(-l), in which nothing cancels.
   void make_d_visible_bias(int64_t row) const {
     const auto* g = static_cast<const T*>(problem_.grad_log_prob);
     const auto* q = static_cast<const T*>(problem_.grad_logits);
@@ -105,8 +106,8 @@ class NadeBackwardRun {
     }
   }
 
-  void walk(int64_t first, int64_t last) {
-    const Range tasks = share_of(parts_ * blocks_, first, last);
+  void run_blocks(int64_t first, int64_t last) {
+    const Range tasks = slice_of(parts_ * blocks_, first, last);
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       T* const sums = sums_ + task * 2 * panel_;
       const int64_t block = task % blocks_;
@@ -114,17 +115,17 @@ class NadeBackwardRun {
       std::memset(sums, 0, 2 * panel_ * sizeof(T));
       const Block at{block * kWidth, encoder_ + block * panel_,  decoder_ + block * panel_,       sums,
                      sums + panel_,  segments_ + first * panel_, ones_ + first * problem_.visible};
-      for (int64_t row = rows.first; row < rows.last; ++row) walk_row(at, row);
+      for (int64_t row = rows.first; row < rows.last; ++row) run_row(at, row);
     }
   }
 
-  void walk_row(const Block& at, int64_t row) const {
+  void run_row(const Block& at, int64_t row) const {
     const T* const dl = static_cast<const T*>(problem_.d_visible_bias) + row * problem_.visible;
     int64_t end = problem_.visible;
     Vec<T> da[kVectors] = {};
     for (int64_t segment = make_segments(at, row); segment > 0; --segment) {
       const int64_t one = at.ones[segment - 1];
-      walk_segment(at, at.segments + segment * kWidth, dl, one + 1, end, da);
+      run_segment(at, at.segments + segment * kWidth, dl, one + 1, end, da);
       T* const d_encoder = at.d_encoder + one * kWidth;
       for (int k = 0; k < kVectors; ++k) {
         T* const to = d_encoder + k * kLanes<T>;
@@ -132,7 +133,7 @@ class NadeBackwardRun {
       }
       end = one + 1;
     }
-    walk_segment(at, at.segments, dl, 0, end, da);
+    run_segment(at, at.segments, dl, 0, end, da);
     const int64_t valid = problem_.hidden - at.first;
     T* const d_hidden_bias = static_cast<T*>(problem_.d_hidden_bias) + row * problem_.hidden + at.first;
     for (int k = 0; k < kVectors && k * kLanes<T> < valid; ++k) {
@@ -140,7 +141,8 @@ class NadeBackwardRun {
     }
   }
 
-  // h of each segment, and the ones between them; how many there are. A one at the last unit ends none.
+  // Computes h of each segment and the ones between segments. Returns the number of those ones; a one at the
+  // last unit has no segment behind it and does not count.
   int64_t make_segments(const Block& at, int64_t row) const {
     const int64_t last = problem_.visible - 1;
     const uint8_t* const v = problem_.v + row * problem_.visible;
@@ -165,9 +167,9 @@ class NadeBackwardRun {
     return count;
   }
 
-  // Units begin .. end-1, which all see the same h.
-  static RNNKERNELS_INLINE void walk_segment(const Block& at, const T* segment, const T* dl, int64_t begin,
-                                             int64_t end, Vec<T> (&da)[kVectors]) {
+  // Units begin .. end-1 of one segment.
+  static RNNKERNELS_INLINE void run_segment(const Block& at, const T* segment, const T* dl, int64_t begin,
+                                            int64_t end, Vec<T> (&da)[kVectors]) {
     Vec<T> h[kVectors], s[kVectors] = {};
     for (int k = 0; k < kVectors; ++k) h[k] = load(segment + k * kLanes<T>);
     const T* decoder = at.decoder + begin * kWidth;
@@ -183,8 +185,8 @@ class NadeBackwardRun {
     for (int k = 0; k < kVectors; ++k) da[k] += s[k] * (h[k] * (1 - h[k]));
   }
 
-  void join(int64_t first, int64_t last) {
-    const Range blocks = share_of(blocks_, first, last);
+  void add_parts(int64_t first, int64_t last) {
+    const Range blocks = slice_of(blocks_, first, last);
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
       for (int which = 0; which < 2; ++which) {
         T* const to = static_cast<T*>(which == 0 ? problem_.d_encoder : problem_.d_decoder) + block * kWidth;

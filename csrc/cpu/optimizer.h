@@ -1,8 +1,12 @@
-// One optimizer step on the CPU: norm pass, meeting, update pass, in one parallel region.
+// One optimizer step on the CPU: norm pass, barrier, update pass, in one parallel region. core/optimizer.h
+// has the equations.
 //
-// A thread has the same chunks in both passes and walks them backwards in the second, so the gradients
-// that it read last are still in its cache. Only where the sum is zero or not finite does a slow search
-// follow: for a gradient that is not finite, or for powers that left float64's range.
+//   norm pass     for each chunk of a gradient: sum |g|^p, or max |g|; then every thread adds the chunks'
+//   sums update pass   for each chunk: the rule
+//
+// A thread has the same chunks in both passes and visits them in reverse in the second, so the gradients that
+// it read last are still in its cache. Only where the sum is zero or not finite does a slow search follow:
+// for a gradient that is not finite, or for powers that left float64's range.
 #pragma once
 
 #include <cstdint>
@@ -11,45 +15,52 @@
 #include "core/optimizer.h"
 #include "cpu/flush.h"
 #include "cpu/power_sum.h"
+#include "cpu/split.h"
 #include "cpu/team.h"
 
 namespace rnnkernels {
 namespace {
 
-// About as many elements as an update handles in the time that starting the threads takes.
-constexpr int64_t kChunksWorthSharing = 8;
+// A step with fewer chunks runs in one thread: it takes about as long as starting the others.
+constexpr int64_t kLeastParallelChunks = 8;
 
-// The chunks first .. last-1 of all leaves, in either direction: calls visit(leaf, begin, n, chunk).
+inline int64_t optimizer_slices(int64_t chunks, const cpu::Threads& threads) {
+  return chunks < kLeastParallelChunks ? 1 : threads.count;
+}
+
+// Calls visit(leaf, begin, n, chunk) for the chunks of a range among those of all leaves, in ascending or in
+// descending order; elements begin .. begin+n-1 of the leaf are the chunk.
 template <class Visit>
-RNNKERNELS_INLINE void walk_chunks(const Leaf* leaves, int64_t count, int64_t first, int64_t last,
-                                   bool backwards, const Visit& visit) {
-  if (first >= last) return;
-  const int step = backwards ? -1 : 1;
-  int64_t chunk = backwards ? last - 1 : first;
-  int64_t place = leaf_of_chunk(leaves, count, chunk);
-  for (int64_t left = last - first; left > 0; --left) {
-    const Leaf& leaf = leaves[place];
-    const int64_t begin = (chunk - leaf.first_chunk) * kChunk;
-    const int64_t n = leaf.size - begin < kChunk ? leaf.size - begin : kChunk;
+RNNKERNELS_INLINE void for_chunks(const Leaf* leaves, int64_t count, const Range& chunks, bool descending,
+                                  const Visit& visit) {
+  if (chunks.first >= chunks.last) return;
+  const int step = descending ? -1 : 1;
+  int64_t chunk = descending ? chunks.last - 1 : chunks.first;
+  int64_t index = leaf_of_chunk(leaves, count, chunk);
+  for (int64_t left = chunks.last - chunks.first; left > 0; --left) {
+    const Leaf& leaf = leaves[index];
+    const int64_t begin = (chunk - leaf.first_chunk) * kChunkElements;
+    const int64_t n = leaf.size - begin < kChunkElements ? leaf.size - begin : kChunkElements;
     visit(leaf, begin, n, chunk);
-    const bool at_end = chunk == (backwards ? leaf.first_chunk : leaf.first_chunk + chunks_of(leaf.size) - 1);
+    const bool at_end =
+        chunk == (descending ? leaf.first_chunk : leaf.first_chunk + chunks_of(leaf.size) - 1);
     chunk += step;
     if (!at_end || left == 1) continue;
     do {
-      place += step;
-    } while (leaves[place].size == 0);
+      index += step;
+    } while (leaves[index].size == 0);
   }
 }
 
-void sum_chunks(const Leaf* leaves, int64_t count, int64_t first, int64_t last, double p, double unit,
+// partial[chunk] = the sum of (|g| / unit)^p over a chunk, or max |g|, for a range of chunks.
+void sum_chunks(const Leaf* leaves, int64_t count, const Range& chunks, double p, double unit,
                 double* partial) {
-  walk_chunks(leaves, count, first, last, false,
-              [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t chunk) {
-                with_element(leaf.grad_type, [&](auto element) {
-                  const auto* from = static_cast<const decltype(element)*>(leaf.grad) + begin;
-                  partial[chunk] = chunk_power_sum(from, n, p, unit);
-                });
-              });
+  for_chunks(leaves, count, chunks, false, [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t chunk) {
+    with_element(leaf.grad_type, [&](auto element) {
+      const auto* from = static_cast<const decltype(element)*>(leaf.grad) + begin;
+      partial[chunk] = chunk_power_sum(from, n, p, unit);
+    });
+  });
 }
 
 double join_chunks(const double* partial, int64_t chunks, double p) {
@@ -62,7 +73,7 @@ double join_chunks(const double* partial, int64_t chunks, double p) {
 
 RNNKERNELS_INLINE bool is_finite(double x) { return x - x == 0; }
 
-// One leaf's elements begin .. begin+n-1. States and master may be anywhere, but overlap nothing.
+// The rule for elements begin .. begin+n-1 of one leaf, whose arrays do not overlap.
 template <class Rule, class P, class G>
 void update_run(const Leaf& leaf, int64_t begin, int64_t n,
                 const typename Rule::template Factors<typename NumberOf<P>::type>& factors) {
@@ -89,14 +100,12 @@ void update_run(const Leaf& leaf, int64_t begin, int64_t n,
 }
 
 template <class Rule>
-void update_chunk(const OptimizerStep<Rule>& step, double norm, const Leaf& leaf, int64_t begin, int64_t n) {
-  const auto& group = step.groups[leaf.group];
-  const double c = clip_coefficient(norm, group.max_norm) / (group.maximize ? -step.scale : step.scale);
+void update_chunk(const Leaf& leaf, const GroupProblem& group, double norm, double scale, int64_t begin,
+                  int64_t n) {
+  const LeafStep<Rule> step(leaf, group, norm, scale);
   with_element(leaf.type, [&](auto element) {
     using P = decltype(element);
-    using T = typename NumberOf<P>::type;
-    const double t = leaf.step_count ? *leaf.step_count + 1.0 : 0.0;
-    const auto factors = Rule::template factors<T>(group.settings, c, t);
+    const auto factors = step.template factors<typename NumberOf<P>::type>();
     if (leaf.grad_type == leaf.type) {
       update_run<Rule, P, P>(leaf, begin, n, factors);
     } else {
@@ -105,118 +114,122 @@ void update_chunk(const OptimizerStep<Rule>& step, double norm, const Leaf& leaf
   });
 }
 
-// The two passes of one step, as the threads see them.
+// Both passes of one step, and what the threads share in them.
 template <class Rule>
 class StepRun {
  public:
-  StepRun(const OptimizerStep<Rule>& step, const cpu::Threads& threads) : step_(step), threads_(threads) {
-    shares_ = step.chunks < kChunksWorthSharing ? 1 : threads.count;
+  StepRun(const StepProblem& problem, const cpu::Threads& threads, double* partial)
+      : problem_(problem),
+        threads_(threads),
+        partial_(partial),
+        slices_(optimizer_slices(problem.chunks, threads)),
+        scale_(value_of(problem.grad_scale)) {
     barrier_.reset();
   }
 
-  Verdict run() {
+  // Returns whether the step was taken; if not, only the record is written.
+  bool run() {
     bool updated = false;
-    if (step_.norm) {
-      norm_ = *step_.norm / step_.scale;
+    if (problem_.norm_is_known) {
+      norm_ = value_of(problem_.norm) / scale_;
     } else {
-      const bool at_once = !step_.found_inf && (threads_.may_wait || shares_ == 1);
-      go(at_once ? &StepRun::both_passes : &StepRun::norm_pass);
-      const double sum = join_chunks(step_.partial, step_.chunks, step_.norm_type);
-      updated = at_once && settled(sum);
-      norm_ = in_range(sum, step_.norm_type) ? norm(sum, 1.0) : look_again();
+      const bool found_inf = value_of(problem_.found_inf) != 0;
+      const bool in_one_region = !found_inf && (threads_.may_wait || slices_ == 1);
+      run_slices(threads_, slices_, this, in_one_region ? &StepRun::both_passes : &StepRun::norm_pass);
+      const double sum = join_chunks(partial_, problem_.chunks, problem_.norm_type);
+      updated = in_one_region && decides(sum);
+      norm_ = in_range(sum, problem_.norm_type) ? norm(sum, 1.0) : search_norm();
     }
-    Verdict verdict{norm_, is_finite(norm_), false};
-    verdict.skipped = step_.found_inf || (!verdict.finite && step_.nonfinite != NonFinite::kApply);
-    if (!updated && !verdict.skipped) go(&StepRun::update_pass);
-    return verdict;
+    if (record_step(problem_, norm_)) return false;
+    if (!updated) run_slices(threads_, slices_, this, &StepRun::update_pass);
+    for (int64_t i = 0; i < problem_.count; ++i) count_step(problem_.leaves[i]);
+    for (int64_t i = 0; i < problem_.group_count; ++i) keep_momentum(problem_.groups[i]);
+    return true;
   }
 
  private:
-  using Pass = void (StepRun::*)(int first, int last);
+  double norm(double sum, double unit) const { return norm_of(sum, problem_.norm_type, unit) / scale_; }
+  // Whether this sum gives the norm, and with it an update, without a search.
+  bool decides(double sum) const { return in_range(sum, problem_.norm_type) && is_finite(norm(sum, 1.0)); }
 
-  double norm(double sum, double unit) const { return norm_of(sum, step_.norm_type, unit) / step_.scale; }
-  // Whether this sum decides that there is an update, and with which norm.
-  bool settled(double sum) const { return in_range(sum, step_.norm_type) && is_finite(norm(sum, 1.0)); }
-  int64_t begin_of(int share) const { return step_.chunks * share / shares_; }
-
-  void go(Pass pass) {
-    if (shares_ == 1) return (this->*pass)(0, 1);
-    pass_ = pass;
-    threads_.run(
-        shares_,
-        [](void* self, int first, int last) {
-          auto* run = static_cast<StepRun*>(self);
-          (run->*run->pass_)(first, last);
-        },
-        this);
+  void norm_pass(int64_t first, int64_t last) {
+    const double p = searches_largest_ ? __builtin_inf() : problem_.norm_type;
+    sum_chunks(problem_.leaves, problem_.count, parts_of(problem_.chunks, first, last, slices_), p, unit_,
+               partial_);
   }
+  void update_pass(int64_t first, int64_t last) { update(first, last, norm_); }
 
-  void norm_pass(int first, int last) {
-    sum_chunks(step_.leaves, step_.count, begin_of(first), begin_of(last), p_(), unit_, step_.partial);
-  }
-  void update_pass(int first, int last) { update(first, last, norm_); }
-
-  // Every thread adds up all chunks' sums by itself, in the same order, rather than wait once more.
-  void both_passes(int first, int last) {
+  // Every thread adds the sums of all chunks by itself, in the same order, instead of a second barrier.
+  void both_passes(int64_t first, int64_t last) {
     norm_pass(first, last);
-    barrier_.wait(last - first, shares_, 1);
-    const double sum = join_chunks(step_.partial, step_.chunks, step_.norm_type);
-    if (settled(sum)) update(first, last, norm(sum, 1.0));
+    barrier_.wait(last - first, slices_, 1);
+    const double sum = join_chunks(partial_, problem_.chunks, problem_.norm_type);
+    if (decides(sum)) update(first, last, norm(sum, 1.0));
   }
 
-  void update(int first, int last, double norm) {
-    const unsigned mode = flush_subnormals();  // a velocity without gradients would round to itself for good
-    walk_chunks(step_.leaves, step_.count, begin_of(first), begin_of(last), true,
-                [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t) {
-                  update_chunk(step_, norm, leaf, begin, n);
-                });
+  void update(int64_t first, int64_t last, double norm) {
+    const unsigned mode = flush_subnormals();  // a velocity without gradients becomes subnormal and stays so
+    for_chunks(problem_.leaves, problem_.count, parts_of(problem_.chunks, first, last, slices_), true,
+               [&](const Leaf& leaf, int64_t begin, int64_t n, int64_t) {
+                 update_chunk<Rule>(leaf, problem_.groups[leaf.group], norm, scale_, begin, n);
+               });
     set_mode(mode);
   }
 
-  // The largest gradient, and then once more in units of it.
-  double look_again() {
-    search_ = true;
-    go(&StepRun::norm_pass);
-    search_ = false;
-    unit_ = join_chunks(step_.partial, step_.chunks, __builtin_inf());
-    if (!is_finite(unit_) || unit_ == 0) return unit_ / step_.scale;
-    go(&StepRun::norm_pass);
-    return norm(join_chunks(step_.partial, step_.chunks, step_.norm_type), unit_);
+  // The norm where powers left float64's range: finds the largest gradient, then sums in units of it.
+  double search_norm() {
+    searches_largest_ = true;
+    run_slices(threads_, slices_, this, &StepRun::norm_pass);
+    searches_largest_ = false;
+    unit_ = join_chunks(partial_, problem_.chunks, __builtin_inf());
+    if (!is_finite(unit_) || unit_ == 0) return unit_ / scale_;
+    run_slices(threads_, slices_, this, &StepRun::norm_pass);
+    return norm(join_chunks(partial_, problem_.chunks, problem_.norm_type), unit_);
   }
-  double p_() const { return search_ ? __builtin_inf() : step_.norm_type; }
 
-  const OptimizerStep<Rule>& step_;
+  const StepProblem& problem_;
   const cpu::Threads& threads_;
+  double* partial_;  // [chunks]
+  int64_t slices_;
+  double scale_;
   cpu::Barrier barrier_;
-  int shares_ = 1;
-  Pass pass_ = nullptr;
-  bool search_ = false;  // for the largest gradient
+  bool searches_largest_ = false;
   double unit_ = 1;
   double norm_ = 0;
 };
 
 template <class Rule>
-Verdict optimizer_step(const OptimizerStep<Rule>& step, const cpu::Threads& threads) {
-  return StepRun<Rule>(step, threads).run();
+bool optimizer_step(const StepProblem& problem, const cpu::Threads& threads, double* partial) {
+  return StepRun<Rule>(problem, threads, partial).run();
 }
 
-double power_sum(const PowerSum& sum, const cpu::Threads& threads) {
-  const int shares = sum.chunks < kChunksWorthSharing ? 1 : threads.count;
-  struct Shared {
-    const PowerSum& sum;
-    int shares;
-  } shared{sum, shares};
-  const auto work = [](void* argument, int first, int last) {
-    const auto& [sum, shares] = *static_cast<Shared*>(argument);
-    sum_chunks(sum.leaves, sum.count, sum.chunks * first / shares, sum.chunks * last / shares, sum.norm_type,
-               sum.unit, sum.partial);
-  };
-  if (shares == 1) {
-    work(&shared, 0, 1);
-  } else {
-    threads.run(shares, work, &shared);
+class PowerSumRun {
+ public:
+  PowerSumRun(const PowerSum& problem, const cpu::Threads& threads, double* partial)
+      : problem_(problem),
+        threads_(threads),
+        partial_(partial),
+        slices_(optimizer_slices(problem.chunks, threads)) {}
+
+  double run() {
+    run_slices(threads_, slices_, this, &PowerSumRun::sum);
+    return join_chunks(partial_, problem_.chunks, problem_.norm_type);
   }
-  return join_chunks(sum.partial, sum.chunks, sum.norm_type);
+
+ private:
+  void sum(int64_t first, int64_t last) {
+    sum_chunks(problem_.leaves, problem_.count, parts_of(problem_.chunks, first, last, slices_),
+               problem_.norm_type, problem_.unit, partial_);
+  }
+
+  const PowerSum& problem_;
+  const cpu::Threads& threads_;
+  double* partial_;  // [chunks]
+  int64_t slices_;
+};
+
+double power_sum(const PowerSum& problem, const cpu::Threads& threads, double* partial) {
+  return PowerSumRun(problem, threads, partial).run();
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// The norm pass: sum |g|^p, or max |g|, over one chunk of a gradient, in float64.
+// sum (|g| / unit)^p, or max |g|, over one chunk of a gradient, in float64.
 //
-// A square of a float32 number has at most 48 bits and can neither overflow nor vanish in float64, so
-// the only rounding is that of at most a thousand additions a lane.
+// The square of a float32 has at most 48 bits and can neither overflow nor underflow in float64, so the only
+// roundings are those of the additions, at most a thousand per lane.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace rnnkernels {
 namespace {
 
 constexpr int kWide = kLanes<double>;
-constexpr int kSums = 8;  // chains of additions: as many as hide the latency of one
+constexpr int kSums = 8;  // independent chains of additions, enough to hide the latency of one
 
 template <class E>
 RNNKERNELS_INLINE Vec<double> load_wide(const E* from) {
@@ -43,7 +43,7 @@ struct Magnitude {
   static RNNKERNELS_INLINE double add(double sum, double x) { return sum + __builtin_fabs(x); }
   static RNNKERNELS_INLINE double join(double a, double b) { return a + b; }
 };
-// Once a NaN, always a NaN: no comparison replaces it.
+// A maximum that stays NaN once it has met one.
 struct Largest {
   static RNNKERNELS_INLINE Vec<double> add(Vec<double> most, Vec<double> x) {
     const Vec<double> a = x < 0 ? -x : x;
@@ -69,7 +69,7 @@ double reduce(const E* from, int64_t n) {
   return result;
 }
 
-// For any p; `unit` is what a gradient is divided by first, where powers would leave float64's range.
+// sum (|g| / unit)^p for any p; a unit other than 1 keeps the powers in float64's range.
 template <class E>
 double reduce_powers(const E* from, int64_t n, double p, double unit) {
   double sum = 0;

@@ -2,15 +2,15 @@
 //
 //   out[m][n] = sum_k left[m][k] right[k][n]  (+ bias[n])  (+ addend[m][n])
 //
-// Each thread has a rectangle of the result. It packs a panel of `right`, some columns times a part of
-// the depth, small enough to stay in the second cache, and streams it past its rows of `left`:
+// Each thread has some rectangles of the result. For each it packs panels of `right`, some columns times a
+// part of the depth, that are small enough to stay in L2, and multiplies all its rows of `left` with a panel:
 //
 //   for each panel of columns, for each part of the depth:
 //     pack right -> [blocks][k][16]
 //     for each few rows, for each group of blocks:  register tile -> product;  out += product
 //
-// Each part of the depth is a chain of multiply-adds of its own, and the parts are added up in order.
-// Where they end depends on the depth alone, so results do not depend on threads or on rectangles.
+// Each part of the depth is a chain of multiply-adds of its own, and the parts are added in order. The parts
+// depend on the depth alone, so results do not depend on the number of threads.
 #pragma once
 
 #include "core/product.h"
@@ -21,8 +21,8 @@
 namespace rnnkernels {
 namespace {
 
-constexpr int64_t kMostDepth = 256;
-constexpr int64_t kPanelBytes = 256 * 1024;
+constexpr int64_t kMostDepth = 256;          // of one part, so that no chain of additions is longer
+constexpr int64_t kPanelBytes = 256 * 1024;  // at most, about
 
 template <class T>
 class ProductRun {
@@ -37,15 +37,9 @@ class ProductRun {
     panel_size_ = panel_blocks_ * deepest * kBlock;
   }
 
-  int64_t workspace_bytes() const { return plan_.shares * panel_size_ * static_cast<int64_t>(sizeof(T)); }
+  int64_t workspace_bytes() const { return plan_.slices * panel_size_ * static_cast<int64_t>(sizeof(T)); }
 
-  void run(const cpu::Threads& threads) {
-    if (plan_.shares == 1) {
-      work(this, 0, 1);
-    } else {
-      threads.run(plan_.shares, &ProductRun::work, this);
-    }
-  }
+  void run(const cpu::Threads& threads) { run_slices(threads, plan_.slices, this, &ProductRun::work); }
 
  private:
   const Product& product_;
@@ -58,22 +52,19 @@ class ProductRun {
     Range rows, blocks;
   };
 
-  static void work(void* self, int first_share, int last_share) {
-    ProductRun& run = *static_cast<ProductRun*>(self);
-    const int64_t grid = run.plan_.row_parts * run.plan_.column_parts;
-    const int64_t jobs = run.product_.networks * grid;
-    const Range mine{part_of(jobs, first_share, run.plan_.shares).first,
-                     part_of(jobs, last_share - 1, run.plan_.shares).last};
-    for (int64_t job = mine.first; job < mine.last; ++job) {
-      const int64_t row_part = job % grid / run.plan_.column_parts,
-                    column_part = job % run.plan_.column_parts;
-      run.rectangle({job / grid, part_of(run.product_.rows, row_part, run.plan_.row_parts),
-                     part_of(run.blocks_, column_part, run.plan_.column_parts)},
-                    run.workspace_ + first_share * run.panel_size_);
+  void work(int64_t first_slice, int64_t last_slice) {
+    const int64_t grid = plan_.row_parts * plan_.column_parts;
+    const Range jobs = parts_of(product_.networks * grid, first_slice, last_slice, plan_.slices);
+    for (int64_t job = jobs.first; job < jobs.last; ++job) {
+      const int64_t row_part = job % grid / plan_.column_parts, column_part = job % plan_.column_parts;
+      multiply({job / grid, part_of(product_.rows, row_part, plan_.row_parts),
+                part_of(blocks_, column_part, plan_.column_parts)},
+               workspace_ + first_slice * panel_size_);
     }
   }
 
-  void rectangle(const Rectangle& r, T* panel) const {
+  // One rectangle of the result, with memory for a panel.
+  void multiply(const Rectangle& r, T* panel) const {
     for (int64_t block = r.blocks.first; block < r.blocks.last; block += panel_blocks_) {
       const Range blocks{block, least(block + panel_blocks_, r.blocks.last)};
       for (int64_t i = 0; i < depth_parts_; ++i) {
@@ -88,7 +79,7 @@ class ProductRun {
     }
   }
 
-  // All rows of the rectangle past one panel.
+  // Multiplies all rows of the rectangle with one panel.
   void stream(const Rectangle& r, const Range& depth, const T* panel) const {
     const int64_t rows = r.rows.last - r.rows.first, blocks = r.blocks.last - r.blocks.first;
     const int64_t row_tiles = (rows + kTileRows<T> - 1) / kTileRows<T>;
@@ -110,6 +101,8 @@ class ProductRun {
     return static_cast<T*>(rows.data) + network * rows.network_stride + row * rows.row_stride;
   }
 
+  // One register tile, and the addition of its sums to the result. The first part of the depth adds the bias
+  // and the addend, each later one the result so far.
   void finish_tile(const Rectangle& r, const Range& depth, const T* panel) const {
     alignas(64) T sums[kMostRows * kMostBlocks * kBlock];
     const Matrix& left = product_.left;

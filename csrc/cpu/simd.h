@@ -1,7 +1,7 @@
-// The vectors of the instruction set that this file is being compiled for: the compiler's vector
-// extensions, and intrinsics for what AVX-512 does with masks, here and nowhere else. Everything lies in an
-// anonymous namespace: the same source is compiled once for each instruction set, and no copy may stand in
-// for another.
+// Vectors of the instruction set that this file is compiled for: the compiler's vector extensions, and
+// intrinsics for AVX-512's masks and its products of bfloat16, which no other file has. Everything is in an
+// anonymous namespace, because the same source is compiled once per instruction set and the linker must not
+// merge the copies.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ constexpr int kVectorBytes = 16;
 constexpr int kVectorRegisters = 16;
 #endif
 
-// Columns come in blocks of 16, whatever the vector's width: the unit of packing, of tails, of the
-// split among threads, and of the saved bits (half a word).
+// Columns are divided into blocks of 16 for every width of vectors: for packing, for tails, among threads,
+// and for the saved bits (half a word per block).
 constexpr int kBlock = 16;
 
 template <class T>
@@ -63,8 +63,8 @@ RNNKERNELS_INLINE void multiply_add(Vec<T>& sum, T x, Vec<T> y) {
   sum += x * y;
 }
 
-// Two bfloat16 side by side, the first one below, that are multiplied by two others and both added to a
-// float32. A name for the number that holds them: vectors of it are made as all others.
+// Two neighbouring bfloat16, the first one in the lower half. The product of two pairs adds both products to
+// one float32. It is an integer type, so that Vec works for it as for any other type.
 using BFloat16Pair = uint32_t;
 #if defined(__AVX512BF16__)
 RNNKERNELS_INLINE void multiply_add(Vec<float>& sum, BFloat16Pair x, Vec<BFloat16Pair> y) {
@@ -72,19 +72,19 @@ RNNKERNELS_INLINE void multiply_add(Vec<float>& sum, BFloat16Pair x, Vec<BFloat1
   sum = reinterpret_cast<Vec<float>>(_mm512_dpbf16_ps(
       reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(y)));
 }
-// Lane i holds the pair of a[i] and b[i].
+// Lane i of the result is the pair of a[i] and b[i].
 RNNKERNELS_INLINE Vec<BFloat16Pair> pair_lanes(Vec<float> a, Vec<float> b) {
   return rounded<Vec<uint32_t>>(BFloat16{}, a) | rounded<Vec<uint32_t>>(BFloat16{}, b) << 16;
 }
-// 16 numbers in a row, as 8 pairs.
+// Writes 16 neighbouring values as 8 pairs.
 RNNKERNELS_INLINE void store_pairs(BFloat16Pair* to, Vec<float> x) {
   const __m256bh pairs = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
   std::memcpy(to, &pairs, sizeof(pairs));
 }
 #endif
 
-// What an element of a product's factors holds, what its sums are, and what is multiplied for elements that
-// are stored as S.
+// For an element E of a product's factors: how many values it holds, and the type of the sums. FactorOf<S> is
+// the E for elements that are stored as S.
 template <class E>
 constexpr int kNumbers = 1;
 template <>
@@ -108,7 +108,7 @@ struct FactorOf<BFloat16> {
 };
 #endif
 
-// A block in registers.
+// 16 values in registers.
 template <class T>
 struct Block {
   Vec<T> vectors[kVectorsPerBlock<T>];
@@ -130,8 +130,8 @@ RNNKERNELS_INLINE void store_block(T* to, const Block<T>& block) {
 // Halves in memory, floats in registers.
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 
-// The first `valid` lanes of what is stored as S, of which there is at least one; the others are zero, or
-// left alone in memory.
+// Reads or writes the first `valid` lanes, at least one, of elements stored as S. The other lanes are zero
+// when read and left unchanged in memory when written.
 template <class S>
 RNNKERNELS_INLINE Vec<Number<S>> load_first(const S* from, int64_t valid) {
   using T = Number<S>;
@@ -203,7 +203,7 @@ RNNKERNELS_INLINE uint32_t bits_of(Mask mask) {
   }
 #else
   typedef int8_t Bytes __attribute__((vector_size(kLanes<T>)));
-  // One byte a lane, 0 or 1; then a multiplication gathers eight of them into the top byte.
+  // One byte per lane, 0 or 1. The multiplication gathers eight of them in the top byte.
   const Bytes bytes = __builtin_convertvector(mask, Bytes) & 1;
   uint64_t words[(kLanes<T> + 7) / 8] = {};
   std::memcpy(words, &bytes, sizeof(bytes));
@@ -233,7 +233,7 @@ RNNKERNELS_INLINE Vec<T> from_bits(uint32_t bits) {
 #endif
 }
 
-// Lane i is number from[i] of those of a and b, one after another.
+// Lane i of the result is lane from[i] of a and b, counted through both.
 template <class T, class Mask>
 RNNKERNELS_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Mask from) {
 #if defined(__clang__)
@@ -254,25 +254,26 @@ RNNKERNELS_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
   return shuffle<T>(a, b, from);
 }
 
-// x and what it is after turns by kBy, kBy / 2, ... kCount lanes, added up: lane i becomes the sum of all
+// Adds to x its rotations by kBy, kBy / 2, ... kCount lanes one after another: lane i becomes the sum of all
 // lanes i + n kCount.
 template <class T, int kCount, int kBy>
-RNNKERNELS_INLINE Vec<T> sum_of_turns(Vec<T> x) {
+RNNKERNELS_INLINE Vec<T> sum_of_rotations(Vec<T> x) {
   if constexpr (kBy < kCount) {
     return x;
   } else {
     decltype(x < x) from{};
     RNNKERNELS_UNROLL
     for (int i = 0; i < kLanes<T>; ++i) from[i] = (i + kBy) % kLanes<T>;
-    return sum_of_turns<T, kCount, kBy / 2>(x + shuffle<T>(x, x, from));
+    return sum_of_rotations<T, kCount, kBy / 2>(x + shuffle<T>(x, x, from));
   }
 }
 
-// The sums of kCount vectors' lanes, that of vector i in lane i; kCount is a power of two, of lanes at most.
+// Lane i of the result is the sum of the lanes of vector i. kCount is a power of two, at most the number of
+// lanes.
 template <class T, int kCount, int kLeft = kCount>
 RNNKERNELS_INLINE Vec<T> sums_of_lanes(Vec<T> (&x)[kCount]) {
   if constexpr (kLeft > 1) {
-    // Lane j of a sum belongs to vector j % kLeft, of those that are still to be joined.
+    // Lane j of a sum belongs to vector j % kLeft of the kLeft sums that are left.
     RNNKERNELS_UNROLL
     for (int i = 0; i < kLeft / 2; ++i) {
       const Vec<T> a = x[i], b = x[i + kLeft / 2];
@@ -280,11 +281,11 @@ RNNKERNELS_INLINE Vec<T> sums_of_lanes(Vec<T> (&x)[kCount]) {
     }
     return sums_of_lanes<T, kCount, kLeft / 2>(x);
   } else {
-    return sum_of_turns<T, kCount, kLanes<T> / 2>(x[0]);
+    return sum_of_rotations<T, kCount, kLanes<T> / 2>(x[0]);
   }
 }
 
-// As many vectors as lanes: lane j of vector i and lane i of vector j change places.
+// Exchanges lane j of vector i with lane i of vector j, for as many vectors as lanes.
 template <class T>
 RNNKERNELS_INLINE void transpose(Vec<T> (&x)[kLanes<T>]) {
   constexpr int kHalf = kLanes<T> / 2;

@@ -1,3 +1,4 @@
+// Which work each thread has, and how threads wait for each other.
 #include "cpu/team.h"
 
 #include <algorithm>
@@ -7,6 +8,7 @@ namespace rnnkernels::cpu {
 
 namespace {
 
+// Tells the processor that this thread spins.
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -15,18 +17,19 @@ void pause() {
 #endif
 }
 
-// About what a meeting costs in multiply-adds, so that sharing out fewer than these cannot pay.
-constexpr int64_t kWorthMeeting = 24 * 1024;
-// Rows a thread needs so that its register tiles are full enough to live off the matrix in cache.
+// About what a barrier costs, in multiply-adds: a step with fewer of them is not divided.
+constexpr int64_t kBarrierCost = 24 * 1024;
+// Batch rows per thread from which on the register tile is limited by its arithmetic, not by reading the
+// matrix from the cache.
 constexpr int64_t kEnoughRows = 4;
 
 }  // namespace
 
-// The rule, in this order: one thread if there is too little to do at all; whole networks and batch
-// rows to each thread, because they need no meeting; then the units of a step, if a step is worth it.
-Plan make_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden, int64_t element_size,
-               const Threads& threads) {
-  Plan plan;
+// The rule, in this order: one thread if the whole problem is small; whole networks and batch rows to each
+// thread, because they need no barrier; then the units of a step, if a step has enough work for a barrier.
+ThreadPlan make_thread_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden,
+                            int64_t element_size, const Threads& threads) {
+  ThreadPlan plan;
   const int64_t step_work = batch * hidden * hidden * element_size / 4;
   if (threads.count <= 1 || networks * steps * step_work < threads.worth_starting) return plan;
 
@@ -34,15 +37,15 @@ Plan make_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden, i
   plan.row_groups = std::max<int64_t>(1, std::min(wanted, batch / kEnoughRows));
   const int64_t teams = networks * plan.row_groups;
   plan.slots = static_cast<int>(std::min<int64_t>(teams, threads.count));
-  if (threads.may_wait && steps > 1 && step_work / plan.row_groups >= kWorthMeeting) {
+  if (threads.may_wait && steps > 1 && step_work / plan.row_groups >= kBarrierCost) {
     const int64_t blocks = (hidden + 15) / 16;
     plan.members = static_cast<int>(std::min<int64_t>(threads.count / plan.slots, blocks));
   }
   return plan;
 }
 
-// Rectangles of equal work, as many as there are threads; of those the cut with the least work in its
-// largest rectangle, where packing a column of the right matrix counts as much as a few rows.
+// Divides into as many rectangles as there are threads, in the way whose largest rectangle has the least
+// work. Packing a column of the right matrix counts as much as kPackingRows rows.
 ProductPlan make_product_plan(int64_t networks, int64_t rows, int64_t depth, int64_t columns,
                               const Threads& threads) {
   ProductPlan plan;
@@ -61,16 +64,16 @@ ProductPlan make_product_plan(int64_t networks, int64_t rows, int64_t depth, int
     plan.row_parts = row_parts;
     plan.column_parts = parts;
   }
-  plan.shares =
+  plan.slices =
       static_cast<int>(std::min<int64_t>(threads.count, networks * plan.row_parts * plan.column_parts));
   return plan;
 }
 
-void Barrier::wait(int64_t weight, int64_t total, int64_t round) {
-  if (weight == total) return;
+void Barrier::wait(int64_t slices, int64_t total, int64_t round) {
+  if (slices == total) return;
   constexpr int kSpins = 4000;
   const int64_t target = total * round;
-  int64_t seen = arrived_.fetch_add(weight, std::memory_order_acq_rel) + weight;
+  int64_t seen = arrived_.fetch_add(slices, std::memory_order_acq_rel) + slices;
   for (int spins = 0; seen < target; ++spins) {
     if (spins < kSpins) {
       pause();

@@ -1,5 +1,5 @@
-// The threads of one call: how many there are, who does what, and how those that share a matrix wait
-// for each other. Compiled once, for no particular instruction set.
+// The threads of one call: how many there are, which work each of them has, and the barrier of the threads
+// that share a matrix. Compiled once, for no particular instruction set.
 #pragma once
 
 #include <atomic>
@@ -7,47 +7,52 @@
 
 namespace rnnkernels::cpu {
 
-// The caller's threads. `run` cuts the shares 0..shares-1 into ranges, one range a thread, and calls
-// work(argument, first, last) for all of them at the same time; a thread may be given several shares
-// when fewer threads turn up than were promised.
+// The caller's threads. `run` divides the slices 0 .. slices-1 into ranges and calls
+// work(argument, first, last) for each range first .. last-1 in a thread of its own. A range has several
+// slices where fewer threads run than were promised.
 struct Threads {
   int count = 1;
   // Whether all ranges really run at the same time, so that one may wait for another.
   bool may_wait = false;
-  void (*run)(int shares, void (*work)(void* argument, int first, int last), void* argument) = nullptr;
-  // About what starting the threads costs, in multiply-adds: less than this is one thread's.
+  void (*run)(int slices, void (*work)(void* argument, int first, int last), void* argument) = nullptr;
+  // About what starting the threads costs, in multiply-adds; smaller problems run in the calling thread.
   int64_t worth_starting = 2 * 1024 * 1024;
 };
 
-// How the work is cut: networks and batch rows into teams, and the hidden units of a team among its
-// members, who wait for each other once a step.
-struct Plan {
-  int64_t row_groups = 1;  // teams a network
-  int members = 1;         // of one team
+// How a recurrence is divided among threads: each team of threads has some batch rows of one network, and
+// each member of a team has some hidden units of them. The members wait for each other once per step.
+struct ThreadPlan {
+  int64_t row_groups = 1;  // teams per network
+  int members = 1;         // threads per team
   int slots = 1;           // teams that run at the same time
-  int shares() const { return slots * members; }
+  // One slice of the work for each member of each running team.
+  int slices() const { return slots * members; }
 };
 
-Plan make_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden, int64_t element_size,
-               const Threads& threads);
+ThreadPlan make_thread_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden,
+                            int64_t element_size, const Threads& threads);
 
-// How a product is cut: rectangles of the result, of which each share has some.
+// How a product is divided: into row_parts x column_parts rectangles of each network's result, of which each
+// slice has some.
 struct ProductPlan {
   int64_t row_parts = 1;
   int64_t column_parts = 1;
-  int shares = 1;
+  int slices = 1;
 };
 
 ProductPlan make_product_plan(int64_t networks, int64_t rows, int64_t depth, int64_t columns,
                               const Threads& threads);
 
-// A meeting point for `total` shares, used any number of times. The count only grows, so nobody has
-// to reset it. Waiting spins for a while (a step takes microseconds) and then gives up the core.
+// A barrier for a fixed number of slices that can be used any number of times: the count of arrivals only
+// grows, so no thread has to reset it between two uses. A waiting thread spins, because a step takes
+// microseconds, and yields its core when it has spun for long.
 class Barrier {
  public:
+  // To be called by one thread, before any other can wait.
   void reset() { arrived_.store(0, std::memory_order_relaxed); }
-  // `weight` shares arrive at the `round`-th meeting, rounds counted from 1.
-  void wait(int64_t weight, int64_t total, int64_t round);
+  // The calling thread arrives with its `slices` slices and waits until all `total` slices have arrived at
+  // the `round`-th use of the barrier. Rounds are counted from 1.
+  void wait(int64_t slices, int64_t total, int64_t round);
 
  private:
   alignas(64) std::atomic<int64_t> arrived_;

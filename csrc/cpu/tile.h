@@ -1,11 +1,11 @@
-// The register tile: a few batch rows times a few blocks of columns of the product
+// The register tile: a few batch rows times a few blocks of 16 columns of the product
 //
 //   out[r][c] = sum_k operand[r][k] * M[c][k]
 //
-// with M packed so that the tile streams through it, and the operand read where it lies, one number at a
-// time. Each sum is one chain of multiply-adds over ascending k whatever the tile's size: how rows and
-// columns are shared out never changes a result. Where the processor multiplies pairs of bfloat16, an element
-// of both factors may be such a pair: two k at a time, and the sums are float32.
+// M is packed so that the tile reads it in order. The operand is read in place, one value per row and k. Each
+// sum is one chain of multiply-adds over ascending k for every size of the tile, so the results do not depend
+// on how rows and columns are divided among tiles and threads. Where the processor multiplies pairs of
+// bfloat16, an element of both factors may be such a pair, two consecutive k, and the sums are float32.
 #pragma once
 
 #include <utility>
@@ -16,7 +16,7 @@
 namespace rnnkernels {
 namespace {
 
-// One block of M whose columns lie along k: `valid` of them, k numbers each.
+// Packs one block of M from `valid` columns of k contiguous values each.
 template <class T>
 void pack_transposed(const T* columns, int64_t valid, int64_t k, int64_t n_stride, T* packed) {
   int64_t i = 0;
@@ -36,8 +36,8 @@ void pack_transposed(const T* columns, int64_t valid, int64_t k, int64_t n_strid
   }
 }
 
-// Packs M (n x k elements, any strides) as [ceil(n / 16)][k][16]: column c of the product lies in
-// block c / 16, lane c % 16. Lanes past n are zero.
+// Packs M (n x k elements, any strides) as [ceil(n / 16)][k][16]: column c of the product is lane c % 16 of
+// block c / 16. Lanes from n on are zero.
 template <class T>
 void pack_blocks(const T* matrix, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride,
                  int64_t first_block, int64_t last_block, T* packed) {
@@ -62,28 +62,28 @@ void pack_blocks(const T* matrix, int64_t n, int64_t k, int64_t n_stride, int64_
 }
 
 #if defined(__AVX512BF16__)
-// The same with two k to an element: [ceil(n / 16)][ceil(k / 2)][16]. An odd k is followed by zero.
+// The same with two k per element: [ceil(n / 16)][ceil(k / 2)][16]. An odd k is padded with zero.
 void pack_blocks(const float* matrix, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride,
                  int64_t first_block, int64_t last_block, BFloat16Pair* packed) {
   constexpr int64_t kDepth = 64;
-  alignas(64) float numbers[kDepth * kBlock];
+  alignas(64) float values[kDepth * kBlock];
   const int64_t pairs = (k + 1) / 2;
   for (int64_t block = first_block; block < last_block; ++block) {
     for (int64_t i = 0; i < k; i += kDepth) {
       const int64_t depth = least(kDepth, k - i);
       pack_blocks(matrix + block * kBlock * n_stride + i * k_stride, n - block * kBlock, depth, n_stride,
-                  k_stride, 0, 1, numbers);
-      if (depth % 2 != 0) store(numbers + depth * kBlock, Vec<float>{});
+                  k_stride, 0, 1, values);
+      if (depth % 2 != 0) store(values + depth * kBlock, Vec<float>{});
       BFloat16Pair* to = packed + (block * pairs + i / 2) * kBlock;
       for (int64_t j = 0; j < depth; j += 2, to += kBlock) {
-        store(to, pair_lanes(load(numbers + j * kBlock), load(numbers + (j + 1) * kBlock)));
+        store(to, pair_lanes(load(values + j * kBlock), load(values + (j + 1) * kBlock)));
       }
     }
   }
 }
 #endif
 
-// Accumulators leave room for the operands of one step of k.
+// Registers for sums; the others hold the factors of one k.
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 constexpr int kMostRows = 6;
 constexpr int kMostBlocks = 8;
@@ -92,14 +92,14 @@ template <class T>
 constexpr int kTileRows =
     kAccumulators / kVectorsPerBlock<T> < kMostRows ? kAccumulators / kVectorsPerBlock<T> : kMostRows;
 
-// How many blocks a tile of this many rows takes at once.
+// How many blocks a tile of this many rows has at most.
 template <class T>
 constexpr int tile_blocks(int rows) {
   const int blocks = kAccumulators / (rows * kVectorsPerBlock<T>);
   return blocks < 1 ? 1 : blocks > kMostBlocks ? kMostBlocks : blocks;
 }
 
-// Element (r, k) of the operand lies at r * row_stride + k * k_stride. out is [kRows][kBlocks * 16].
+// Element (r, k) of the operand is at r * row_stride + k * k_stride; out is [kRows][kBlocks * 16].
 template <class E, int kRows, int kBlocks>
 void tile(const E* operand, int64_t row_stride, int64_t k_stride, const E* packed, int64_t k,
           typename SumOf<E>::type* out) {
@@ -151,7 +151,8 @@ constexpr TileTable<E> make_tiles(std::integer_sequence<int, kIndex...>) {
   return {{tile_or_null<E, kIndex / kMostBlocks + 1, kIndex % kMostBlocks + 1>()...}};
 }
 
-// kTiles<E>.at(rows, blocks), for rows <= kTileRows<E> and blocks <= tile_blocks<E>(rows).
+// kTiles<E>.at(rows, blocks) is the tile of this size, for rows <= kTileRows<E> and blocks <=
+// tile_blocks<E>(rows).
 template <class E>
 constexpr TileTable<E> kTiles = make_tiles<E>(std::make_integer_sequence<int, kMostRows * kMostBlocks>{});
 

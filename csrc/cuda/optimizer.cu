@@ -51,20 +51,11 @@ constexpr int64_t kSumsAt = 0, kLastAt = kWarps * sizeof(Sums), kSharedBytes = k
 // --- What both passes read ----------------------------------------------------------------------------
 
 RNNKERNELS_DEVICE int64_t begin_of(const Leaf& leaf, int64_t chunk) {
-  return (chunk - leaf.first_chunk) * kChunk;
+  return (chunk - leaf.first_chunk) * kChunkElements;
 }
 RNNKERNELS_DEVICE int64_t end_of(const Leaf& leaf, int64_t chunk) {
-  const int64_t end = begin_of(leaf, chunk) + kChunk;
+  const int64_t end = begin_of(leaf, chunk) + kChunkElements;
   return end < leaf.size ? end : leaf.size;
-}
-
-RNNKERNELS_DEVICE double value_of(const Scalar& scalar) {
-  double value = scalar.number;
-  if (!scalar.on_device) return value;
-  with_element(scalar.type, [&](auto element) {
-    value = number(*static_cast<const decltype(element)*>(scalar.on_device));
-  });
-  return value;
 }
 
 // --- The norm pass -------------------------------------------------------------------------------------
@@ -165,18 +156,6 @@ RNNKERNELS_DEVICE double find_norm(const Pass& pass) {
   return norm_of(join_block(again).powers, p, all.largest);
 }
 
-// Whether there is no update, by one thread; as in binding/optimizer.cpp.
-RNNKERNELS_DEVICE bool decide(const StepProblem& problem, double norm) {
-  const bool found_inf = value_of(problem.found_inf) != 0;
-  const bool skips = found_inf || (norm - norm != 0 && problem.nonfinite != NonFinite::kApply);
-  const bool raises = skips && !found_inf && problem.nonfinite == NonFinite::kRaise;
-  problem.record[kNorm] = norm;
-  problem.record[kSkipped] += skips && !raises;
-  problem.record[kTaken] += !skips;
-  problem.record[kRaises] = raises;
-  return skips;
-}
-
 template <class Rule, class T>
 RNNKERNELS_DEVICE typename Rule::template Factors<T>* factors_in(FactorsOfLeaf* place) {
   static_assert(sizeof(typename Rule::template Factors<T>) <= sizeof(FactorsOfLeaf));
@@ -186,17 +165,11 @@ RNNKERNELS_DEVICE typename Rule::template Factors<T>* factors_in(FactorsOfLeaf* 
 template <class Rule>
 RNNKERNELS_DEVICE void make_factors(const Pass& pass, double norm, double scale, int64_t i) {
   const Leaf& leaf = pass.leaves[i];
-  const GroupProblem& group = pass.groups[leaf.group];
-  double numbers[kMostSettings];
-  RNNKERNELS_UNROLL
-  for (int k = 0; k < kMostSettings; ++k) numbers[k] = value_of(group.settings[k]);
-  const auto settings = Rule::settings_of(numbers, group.previous_momentum ? *group.previous_momentum : 0.0);
-  const double c = clip_coefficient(norm, numbers[kMaxNorm]) / (group.maximize ? -scale : scale);
-  const double t = leaf.step_count ? *leaf.step_count + 1.0 : 0.0;
+  const LeafStep<Rule> step(leaf, pass.groups[leaf.group], norm, scale);
   if (leaf.type == ElementType::kFloat64) {
-    *factors_in<Rule, double>(pass.factors + i) = Rule::template factors<double>(settings, c, t);
+    *factors_in<Rule, double>(pass.factors + i) = step.template factors<double>();
   } else {
-    *factors_in<Rule, float>(pass.factors + i) = Rule::template factors<float>(settings, c, t);
+    *factors_in<Rule, float>(pass.factors + i) = step.template factors<float>();
   }
 }
 
@@ -207,16 +180,11 @@ RNNKERNELS_DEVICE void settle(const StepProblem& problem, const Pass& pass, doub
   const double scale = value_of(problem.grad_scale);
   norm /= scale;
   for (int64_t i = thread; i < pass.count; i += kThreads) make_factors<Rule>(pass, norm, scale, i);
-  if (thread == 0) *pass.skip = decide(problem, norm);
+  if (thread == 0) *pass.skip = record_step(problem, norm);
   device::sync_block();
   if (*pass.skip) return;
-  for (int64_t i = thread; i < pass.count; i += kThreads) {
-    if (pass.leaves[i].step_count) *pass.leaves[i].step_count += 1;
-  }
-  for (int64_t i = thread; i < pass.group_count; i += kThreads) {
-    const GroupProblem& group = pass.groups[i];
-    if (group.previous_momentum) *group.previous_momentum = value_of(group.settings[kOwnSettings]);
-  }
+  for (int64_t i = thread; i < pass.count; i += kThreads) count_step(pass.leaves[i]);
+  for (int64_t i = thread; i < pass.group_count; i += kThreads) keep_momentum(pass.groups[i]);
 }
 
 template <class Rule>

@@ -21,7 +21,7 @@ int64_t workspace_bytes(const PowerSum& problem);
 Status nesterov_step(const StepProblem& problem, int64_t most_blocks, void* workspace, Stream stream);
 Status adamw_step(const StepProblem& problem, int64_t most_blocks, void* workspace, Stream stream);
 
-// Into one number on the device. `problem.partial` is not used.
+// Into one number on the device.
 Status power_sum(const PowerSum& problem, double* sum, int64_t most_blocks, void* workspace, Stream stream);
 
 }  // namespace rnnkernels::cuda

@@ -1,4 +1,4 @@
-// The walks as pointwise work on one unit of one row: the CPU's sweeps (cpu/sweeps.h) for a thread that owns
+// The walks as pointwise work on one unit of one row: the CPU's sweeps (cpu/passes.h) for a thread that owns
 // scattered units. S is what is stored; everything is computed in Number<S>. Cell is one of any_cell.h.
 //
 // A sweep provides

@@ -106,9 +106,9 @@ def test_a_wish_is_granted(team: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"wish": "warp"}, "wish must be block, cluster2, .* grid or steps, got warp"),
-        ({"wish": "block", "hidden": 3000}, "wish block does not fit H 3000, B 8 in this type"),
-        ({"wish": "grid", "dtype": "float64"}, "wish grid does not fit H 64, B 8 in this type"),
+        ({"wish": "warp"}, "team must be block, cluster2, .* grid or steps, got warp"),
+        ({"wish": "block", "hidden": 3000}, "team block does not fit H 3000, B 8 in this type"),
+        ({"wish": "grid", "dtype": "float64"}, "team grid does not fit H 64, B 8 in this type"),
         ({"dtype": "int8"}, "dtype must be float32, float64, bfloat16 or float16, got int8"),
         ({"device": "abacus"}, "device must be one of A100, .*, got abacus"),
         ({"hidden": 0}, "hidden, batch and networks must be at least 1, got 0, 8 and 1"),

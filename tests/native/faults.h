@@ -1,4 +1,4 @@
-// What the tests of the emulated GPU share: whether a kernel ends in a fault, and in which.
+// The parts that the tests of the emulated GPU use: whether a kernel ends in a fault, and in which one.
 #pragma once
 
 #include <functional>
@@ -27,23 +27,24 @@ std::string fault(const Launch& launch, const std::function<void()>& kernel, std
 
 constexpr int kSeeds = 20;
 
-// A kernel is right under every order of its threads.
-void expect_right(const char* what, Launch launch, const std::function<void()>& kernel) {
+// Expects no fault in any order of the threads.
+void expect_right(const char* name, Launch launch, const std::function<void()>& kernel) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     launch.seed = seed;
     std::string text;
     const std::string found = fault(launch, kernel, &text);
-    expect(found == "none", std::string(what) + ": " + text);
+    expect(found == "none", std::string(name) + ": " + text);
   }
 }
 
-// And a wrong one is caught under every order, whatever it would have computed.
-void expect_fault(const char* what, const char* name, Launch launch, const std::function<void()>& kernel) {
+// Expects the fault `expected` in every order of the threads.
+void expect_fault(const char* name, const char* expected, Launch launch,
+                  const std::function<void()>& kernel) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     launch.seed = seed;
     std::string text;
     const std::string found = fault(launch, kernel, &text);
-    expect(found == name, std::string(what) + ": expected " + name + ", got " + found + ", " + text);
+    expect(found == expected, std::string(name) + ": expected " + expected + ", got " + found + ", " + text);
   }
 }
 

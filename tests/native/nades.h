@@ -1,4 +1,4 @@
-// What both tests of NADE share: cases, their arrays, and plain loops in double for what is to come of them.
+// The parts that both tests of NADE use: cases, their arrays, and plain loops in double as the reference.
 #pragma once
 
 #include <cmath>
@@ -19,7 +19,7 @@ namespace {
 enum class Ones { kNone, kFew, kHalf, kAll };
 const char* const kOnesNames[] = {"no ones", "few ones", "half ones", "all ones"};
 
-// Which gradients come in.
+// The incoming gradients.
 enum Grads { kOfLogProb = 1, kOfLogits = 2 };
 
 struct Case {
@@ -27,7 +27,7 @@ struct Case {
   int64_t rows, visible, hidden;
   Ones ones;
   int grads;          // kOfLogProb, kOfLogits, or both
-  bool of_rows_only;  // nothing but d_visible_bias is wanted
+  bool of_rows_only;  // only d_visible_bias is wanted
 
   std::string text() const {
     char line[200];
@@ -38,22 +38,22 @@ struct Case {
   }
 };
 
-// Calls check(case, zero of its type) for those of all cases that are to be run.
+// Calls check(case, zero) with a zero of the case's type, for the cases that the test runs.
 template <class Check>
 void for_cases(std::initializer_list<std::array<int64_t, 3>> shapes, Cases& cases, const Check& check) {
   for (const auto& [rows, visible, hidden] : shapes) {
     for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat64}) {
       for (const Ones ones : {Ones::kNone, Ones::kFew, Ones::kHalf, Ones::kAll}) {
         if (!cases.takes_next()) continue;
-        const int number = cases.number();
-        const Case c{type, rows, visible, hidden, ones, 1 + number % 3, number % 7 == 0};
+        const int index = cases.index();
+        const Case c{type, rows, visible, hidden, ones, 1 + index % 3, index % 7 == 0};
         type == ElementType::kFloat32 ? check(c, float()) : check(c, double());
       }
     }
   }
 }
 
-// --- Arrays, each of exactly its size ----------------------------------------------------------------
+// --- Arrays, each with exactly the elements that a kernel may touch ----------------------------------
 
 template <class T>
 struct Data {
@@ -71,14 +71,14 @@ Data<T> make_data(const Case& c, unsigned seed) {
     for (T& each : x) each = static_cast<T>(scale * normal(random));
     return x;
   };
-  const double shares[] = {0, 0.05, 0.5, 1};
+  const double fractions[] = {0, 0.05, 0.5, 1};
   const int64_t units = c.rows * c.visible, weights = c.visible * c.hidden;
   Data<T> data;
   for (int64_t i = 0; i < units; ++i) {
-    data.v.push_back(uniform(random) < shares[static_cast<int>(c.ones)]);
+    data.v.push_back(uniform(random) < fractions[static_cast<int>(c.ones)]);
     data.uniform.push_back(static_cast<T>(0.999 * uniform(random)));
   }
-  // Biases make what is drawn as many ones as there are in v.
+  // With these biases, samples have about as many ones as v.
   data.visible_bias = drawn(units, 1);
   for (T& b : data.visible_bias) b += static_cast<T>(std::array{-9, -3, 0, 9}[static_cast<int>(c.ones)]);
   data.hidden_bias = drawn(c.rows * c.hidden, 1);
@@ -143,7 +143,7 @@ NadeForward drawn_problem(const Case& c, const Data<T>& data, Results<T>& r) {
   return problem;
 }
 
-// Of what forward left in `r`.
+// The backward of forward_problem, whose results are in `r`.
 template <class T>
 NadeBackward backward_problem(const Case& c, const Data<T>& data, Results<T>& r) {
   NadeBackward problem{nade_of(c, data)};
@@ -182,7 +182,7 @@ struct Expected {
 
   Expected(const Case& c, const Data<T>& data, const std::vector<uint8_t>& v)
       : d_encoder(c.visible * c.hidden), d_decoder(c.visible * c.hidden), c_(c), data_(data), v_(v) {
-    for (int64_t n = 0; n < c.rows; ++n) walk(n);
+    for (int64_t n = 0; n < c.rows; ++n) add_row(n);
   }
 
  private:
@@ -190,7 +190,7 @@ struct Expected {
   const Data<T>& data_;
   const std::vector<uint8_t>& v_;
 
-  void walk(int64_t n) {
+  void add_row(int64_t n) {
     const int64_t D = c_.visible, H = c_.hidden;
     std::vector<double> a(data_.hidden_bias.begin() + n * H, data_.hidden_bias.begin() + (n + 1) * H);
     std::vector<std::vector<double>> h(D, std::vector<double>(H));
@@ -205,7 +205,7 @@ struct Expected {
         a[j] += one * data_.encoder[i * H + j];
       }
       logits.push_back(l);
-      const double sign = 1 - 2 * one;  // what is nearly certain would cancel
+      const double sign = 1 - 2 * one;  // so that nothing cancels where p is near 0 or 1
       log_prob -= softplus(sign * l);
       if (c_.grads & kOfLogProb) dl[i] -= data_.grad_log_prob[n] * sign * sigmoid(sign * l);
       if (c_.grads & kOfLogits) dl[i] += data_.grad_logits[n * D + i];
@@ -223,7 +223,7 @@ struct Expected {
   }
 };
 
-// Relative to the largest magnitude.
+// Errors are relative to the largest magnitude.
 template <class T>
 void expect_near(const std::vector<T>& got, const std::vector<double>& wanted, const std::string& what) {
   const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-13;
@@ -231,7 +231,7 @@ void expect_near(const std::vector<T>& got, const std::vector<double>& wanted, c
   for (const double x : wanted) largest = std::max(largest, std::abs(x));
   for (size_t i = 0; i < std::min(got.size(), wanted.size()); ++i) {
     const double each = std::abs(got[i] - wanted[i]);
-    error = each <= error ? error : each;  // a NaN stays
+    error = each <= error ? error : each;  // keeps a NaN
   }
   expect(error <= tolerance * largest, what);
 }
@@ -247,13 +247,13 @@ void check_results(const Case& c, const Data<T>& data, const Results<T>& r, cons
     expect_near(r.d_encoder, expected.d_encoder, where + "d_encoder");
     expect_near(r.d_decoder, expected.d_decoder, where + "d_decoder");
   }
-  expect_near(r.drawn_logits, drawn.logits, where + "logits of what is drawn");
-  expect_near(r.drawn_log_prob, drawn.log_prob, where + "log_prob of what is drawn");
+  expect_near(r.drawn_logits, drawn.logits, where + "logits of the sample");
+  expect_near(r.drawn_log_prob, drawn.log_prob, where + "log_prob of the sample");
   for (int64_t i = 0; i < c.rows * c.visible; ++i) {
     const double p = sigmoid(r.drawn_logits[i]), u = data.uniform[i];
-    // A rounding decides where both are the same.
+    // Where both are nearly the same, a rounding decides.
     const bool fits = std::abs(u - p) < 1e-6 ? r.drawn[i] <= 1 : r.drawn[i] == (u < p);
-    if (!fits) return expect(false, where + "what is drawn at place " + std::to_string(i));
+    if (!fits) return expect(false, where + "sample at " + std::to_string(i));
   }
 }
 

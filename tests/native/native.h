@@ -1,5 +1,5 @@
-// What the native tests share: which cases are run, threads of their own, memory for a kernel, and a count of
-// what failed.
+// The parts that all native tests use: the selection of cases, threads, memory for a kernel, and the count of
+// failures.
 #pragma once
 
 #include <algorithm>
@@ -15,31 +15,32 @@ namespace {
 
 int failures = 0;
 
-void expect(bool holds, const std::string& what) {
+void expect(bool holds, const std::string& description) {
   if (holds) return;
   ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+  std::fprintf(stderr, "FAILED: %s\n", description.c_str());
 }
 
 // --- Cases -------------------------------------------------------------------------------------------
 
-// What a test's arguments ask for: every n-th of its cases, 1 if not given, and each of them in so many
-// orders of an emulated GPU's threads, 4 if not given.
+// The arguments of a test, [n [orders]]: it runs every n-th of its cases (default 1), and on the emulated GPU
+// each of them in `orders` orders of its threads (default 4).
 class Cases {
  public:
   Cases(int argc, char** argv) : orders(argument(argc, argv, 2, 4)), each_(argument(argc, argv, 1, 1)) {}
 
   const int orders;
 
-  // Whether the next case is to be run.
+  // Whether to run the next case.
   bool takes_next() {
-    const bool taken = ++number_ % each_ == 0;
+    const bool taken = ++index_ % each_ == 0;
     taken_ += taken;
     return taken;
   }
-  int number() const { return number_; }  // of that case, counted from 1
+  // The index of that case, counted from 1.
+  int index() const { return index_; }
 
-  // Says how many there were. Returns the status of main.
+  // Prints the numbers of cases and failures. Returns the exit status of main.
   int finish() const {
     std::printf("%d cases, %d failures\n", taken_, failures);
     return failures != 0 || taken_ == 0;
@@ -50,18 +51,18 @@ class Cases {
     return argc > index ? std::max(1, std::atoi(argv[index])) : otherwise;
   }
 
-  int each_, number_ = 0, taken_ = 0;
+  int each_, index_ = 0, taken_ = 0;
 };
 
 // --- Threads -----------------------------------------------------------------------------------------
 
-int real_threads = 1;  // how many turn up, which may be fewer than promised
+int real_threads = 1;  // how many threads run, which may be fewer than promised
 
-[[maybe_unused]] void run_threads(int shares, void (*work)(void*, int, int), void* argument) {
-  const int each = (shares + real_threads - 1) / real_threads;
+[[maybe_unused]] void run_threads(int slices, void (*work)(void*, int, int), void* argument) {
+  const int each = (slices + real_threads - 1) / real_threads;
   std::vector<std::thread> pool;
-  for (int first = 0; first < shares; first += each) {
-    pool.emplace_back(work, argument, first, std::min(shares, first + each));
+  for (int first = 0; first < slices; first += each) {
+    pool.emplace_back(work, argument, first, std::min(slices, first + each));
   }
   for (auto& thread : pool) thread.join();
 }

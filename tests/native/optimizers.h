@@ -1,15 +1,18 @@
-// What both tests of the optimizers share: cases, their tensors, and plain loops in double for what is to
-// come of them.
+// The parts that both tests of the optimizers use: cases, their tensors, and plain loops in double as the
+// reference.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "arrays.h"
 #include "core/optimizer.h"
 #include "native.h"
 
@@ -17,93 +20,7 @@ using namespace rnnkernels;
 
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-// --- Numbers of every type, by their definition -------------------------------------------------------
-
-struct Format {
-  ElementType type;
-  const char* name;
-  int bytes, fraction_bits, least_exponent;  // of a normal number
-};
-constexpr Format kFormats[] = {{ElementType::kFloat32, "float32", 4, 23, -126},
-                               {ElementType::kFloat64, "float64", 8, 52, -1022},
-                               {ElementType::kBFloat16, "bfloat16", 2, 7, -126},
-                               {ElementType::kFloat16, "float16", 2, 10, -14}};
-const Format& format_of(ElementType type) { return kFormats[static_cast<int>(type)]; }
-bool is_half(ElementType type) { return format_of(type).bytes == 2; }
-
-// To the nearest, ties to even, and beyond the largest number to infinity.
-uint16_t half_bits(ElementType type, double x) {
-  const Format& f = format_of(type);
-  const int width = 15 - f.fraction_bits, infinity = ((1 << width) - 1) << f.fraction_bits;
-  const int sign = std::signbit(x) ? 0x8000 : 0;
-  if (std::isnan(x)) return static_cast<uint16_t>(infinity | 1 << (f.fraction_bits - 1));
-  if (x == 0) return static_cast<uint16_t>(sign);
-  int exponent = 0;
-  std::frexp(x, &exponent);
-  exponent = std::max(exponent - 1, f.least_exponent);
-  // An infinite x ends up here, too: it is more than the largest.
-  const double steps =
-      std::isinf(x) ? 1e9 : std::nearbyint(std::ldexp(std::abs(x), f.fraction_bits - exponent));
-  const double place = std::ldexp(double(exponent - f.least_exponent), f.fraction_bits) + steps;
-  return static_cast<uint16_t>(sign | int(std::min(place, double(infinity))));
-}
-
-double half_value(ElementType type, uint16_t bits) {
-  const Format& f = format_of(type);
-  const int fraction = bits & ((1 << f.fraction_bits) - 1), place = (bits & 0x7fff) >> f.fraction_bits;
-  const double sign = bits & 0x8000 ? -1 : 1;
-  if (place == (1 << (15 - f.fraction_bits)) - 1) return fraction ? kNaN : sign * kInf;
-  const int whole = place == 0 ? 0 : 1 << f.fraction_bits;
-  return sign *
-         std::ldexp(double(whole + fraction), std::max(place, 1) - 1 + f.least_exponent - f.fraction_bits);
-}
-
-// An array of some type, by itself on the heap; the first element may be some way into its memory.
-class Array {
- public:
-  Array() = default;
-  Array(ElementType type, int64_t size) : type_(type), bytes_(size * format_of(type).bytes) {}
-  void* data() { return bytes_.data() + skipped_; }
-  Array moved(int64_t elements) const {
-    Array copy = *this;
-    copy.skipped_ = elements * format_of(type_).bytes;
-    copy.bytes_.insert(copy.bytes_.begin(), copy.skipped_, 0);
-    return copy;
-  }
-  double get(int64_t i) const {
-    if (type_ == ElementType::kFloat32) return at<float>(i);
-    return type_ == ElementType::kFloat64 ? at<double>(i) : half_value(type_, at<uint16_t>(i));
-  }
-  void set(int64_t i, double x) {
-    if (type_ == ElementType::kFloat32) return put(i, static_cast<float>(x));
-    if (type_ == ElementType::kFloat64) return put(i, x);
-    put(i, half_bits(type_, x));
-  }
-  bool operator==(const Array& other) const {
-    return std::equal(bytes_.begin() + skipped_, bytes_.end(), other.bytes_.begin() + other.skipped_,
-                      other.bytes_.end());
-  }
-
- private:
-  template <class T>
-  T at(int64_t i) const {
-    T x;
-    std::memcpy(&x, bytes_.data() + skipped_ + i * sizeof(T), sizeof(T));
-    return x;
-  }
-  template <class T>
-  void put(int64_t i, T x) {
-    std::memcpy(bytes_.data() + skipped_ + i * sizeof(T), &x, sizeof(T));
-  }
-  ElementType type_ = ElementType::kFloat32;
-  std::vector<unsigned char> bytes_;
-  int64_t skipped_ = 0;
-};
-
-constexpr double kStep = 3;  // t of AdamW
+constexpr double kStep = 3;  // AdamW's t
 
 // --- One case ----------------------------------------------------------------------------------------
 
@@ -126,11 +43,12 @@ struct Case {
   double magnitude = 1;  // of the gradients
   double scale = 1;
   bool masters = false;
-  double bad = 0;  // put into one gradient where it is not 0
+  double bad = 0;  // if not 0, the value of one element of one gradient
   NonFinite nonfinite = NonFinite::kSkip;
   bool found_inf = false, norm_is_known = false;
   std::vector<ElementType> types;
-  // The second group does not clip, unless its gradients' squares are too large for a float.
+  // max_norm of a group. The second group does not clip, unless its gradients' squares are too large for a
+  // float.
   double limit(int group) const { return group == 0 || magnitude > 1e15 ? max_norm : kInf; }
   std::string text() const {
     char line[160];
@@ -147,31 +65,32 @@ Model make_model(const Case& c, int64_t largest, unsigned seed) {
   std::normal_distribution<double> normal;
   Model model;
   const auto add = [&](ElementType type, ElementType grad_type, int64_t size) {
-    const auto number = type == ElementType::kFloat64 ? type : ElementType::kFloat32;
-    const bool has_master = c.masters && type != number;
+    const auto computed = type == ElementType::kFloat64 ? type : ElementType::kFloat32;
+    const bool has_master = c.masters && type != computed;
     Tensors t{type,
               grad_type,
               size,
               int(model.size() % 2),
               Array(type, size),
               Array(grad_type, size),
-              {Array(number, size), Array(number, size)},
-              Array(number, has_master ? size : 0),
+              {Array(computed, size), Array(computed, size)},
+              Array(computed, has_master ? size : 0),
               has_master};
     for (int64_t i = 0; i < size; ++i) {
       const double theta = normal(random);
       t.param.set(i, theta);
       if (has_master) t.master.set(i, theta);
       t.grad.set(i, c.magnitude * std::clamp(normal(random), -3.0, 3.0));
-      // None yet where gradients are huge, so that what is left of them after clipping is all there is.
+      // Zero where gradients are huge, so that the clipped gradients are not negligible beside the states.
       t.state[0].set(i, c.magnitude > 1e15 ? 0 : 0.1 * normal(random));
       t.state[1].set(i, c.magnitude > 1e15 ? 0 : std::abs(normal(random)));
     }
     model.push_back(std::move(t));
   };
-  // Less than a vector, a chunk, a little more than one, and several; nothing first, in between and last.
-  for (const int64_t size :
-       {int64_t{0}, int64_t{1}, int64_t{37}, kChunk, int64_t{0}, int64_t{0}, kChunk + 1, largest}) {
+  // Sizes below a vector, of a chunk, of one more, and of several chunks; empty tensors first, in between and
+  // last.
+  for (const int64_t size : {int64_t{0}, int64_t{1}, int64_t{37}, kChunkElements, int64_t{0}, int64_t{0},
+                             kChunkElements + 1, largest}) {
     for (const ElementType type : c.types) {
       add(type, type, size);
       if (is_half(type)) add(type, ElementType::kFloat32, size == 0 ? 0 : size / 2 + 1);
@@ -191,7 +110,7 @@ double plain_norm(const Model& model, double p) {
       const long double g = std::abs(t.grad.get(i));
       if (std::isnan(g)) return kNaN;
       largest = std::max(largest, g);
-      sum += p == kInf ? 0 : std::pow(g, static_cast<long double>(p));  // with an exponent of 15 bits
+      sum += p == kInf ? 0 : std::pow(g, static_cast<long double>(p));  // its exponent has 15 bits
     }
   }
   return double(p == kInf || std::isinf(largest) ? largest : std::pow(sum, 1 / static_cast<long double>(p)));
@@ -200,7 +119,8 @@ double plain_norm(const Model& model, double p) {
 constexpr NesterovRule::Settings kNesterov[2] = {{0.1, 0.9, 0.5, 0.01}, {0.05, 0.7, 0.0, 0.0}};
 constexpr AdamWRule::Settings kAdamW[2] = {{0.1, 0.9, 0.99, 1e-8, 0.1}, {0.05, 0.5, 0.9, 1e-6, 0.0}};
 
-// `summand` becomes the largest of what state[0] is the sum of.
+// The rules for one element: return the new theta and change the states. `summand` becomes the largest
+// magnitude of the terms that state[0] is the sum of.
 double plain_rule(const NesterovRule::Settings& s, double theta, double g, double* state, double* summand) {
   const double before = state[0];
   *summand = std::max(
@@ -217,8 +137,8 @@ double plain_rule(const AdamWRule::Settings& s, double theta, double g, double* 
   return (1 - s.lr * s.weight_decay) * theta - s.lr * state[0] / (1 - std::pow(s.beta1, kStep)) / root;
 }
 
-// How far numbers are from what is wanted, relative to the largest of those and of their summands: the only
-// element of a tensor may be the small difference of two.
+// The largest error of some values, relative to the largest of the expected values and of the terms that they
+// are sums of: the only element of a tensor may be the small difference of two terms.
 struct Comparison {
   double error = 0, largest = 0;
   bool same_infinities = true;
@@ -267,6 +187,34 @@ void check_update(const Model& before, const Model& after, const Case& c, double
   }
 }
 
+// --- One step ----------------------------------------------------------------------------------------
+
+// A group's settings as callers list them, by SettingIndex.
+std::vector<double> listed(const NesterovRule::Settings& s, double max_norm) {
+  return {s.lr, max_norm, s.weight_decay, s.momentum};
+}
+std::vector<double> listed(const AdamWRule::Settings& s, double max_norm) {
+  return {s.lr, max_norm, s.weight_decay, s.beta1, s.beta2, s.epsilon};
+}
+
+template <class Rule>
+constexpr bool kHasMomentum = std::is_same_v<Rule, NesterovRule>;
+double previous_momentum(const NesterovRule::Settings& s) { return s.previous_momentum; }
+double previous_momentum(const AdamWRule::Settings&) { return 0; }
+
+// Everything that a step and a sum of powers write.
+struct Outcome {
+  Model model;
+  double record[kRecordFields] = {-1, 3, 5, -1};
+  double previous[2] = {};
+  double sum = 0;
+  bool operator==(const Outcome& o) const {
+    return model == o.model && std::memcmp(record, o.record, sizeof(record)) == 0 &&
+           std::memcmp(previous, o.previous, sizeof(previous)) == 0 &&
+           std::bit_cast<uint64_t>(sum) == std::bit_cast<uint64_t>(o.sum);
+  }
+};
+
 std::vector<Leaf> leaves_of(Model& model, int64_t* chunks) {
   std::vector<Leaf> leaves;
   *chunks = 0;
@@ -288,6 +236,76 @@ std::vector<Leaf> leaves_of(Model& model, int64_t* chunks) {
   return leaves;
 }
 
+// Calls run(problem) with one step over the model of `outcome`. scalar(x, type) makes a Scalar of x.
+template <class Rule, class MakeScalar, class Run>
+void with_step(const Case& c, double norm, const typename Rule::Settings* settings, Outcome& outcome,
+               MakeScalar&& scalar, Run&& run) {
+  StepProblem problem;
+  const std::vector<Leaf> leaves = leaves_of(outcome.model, &problem.chunks);
+  GroupProblem groups[2];
+  for (int i = 0; i < 2; ++i) {
+    int n = 0;
+    for (const double x : listed(settings[i], c.limit(i))) {
+      groups[i].settings[n++] = scalar(x, ElementType::kFloat64);
+    }
+    outcome.previous[i] = previous_momentum(settings[i]);
+    if (kHasMomentum<Rule>) groups[i].previous_momentum = outcome.previous + i;
+    groups[i].maximize = i == 1;
+  }
+  problem.leaves = leaves.data();
+  problem.count = leaves.size();
+  problem.groups = groups;
+  problem.group_count = 2;
+  problem.norm_type = c.p;
+  problem.grad_scale = scalar(c.scale, ElementType::kFloat32);
+  problem.found_inf = scalar(c.found_inf, ElementType::kBFloat16);
+  problem.norm_is_known = c.norm_is_known;
+  problem.norm = scalar(norm, ElementType::kFloat64);
+  problem.nonfinite = c.nonfinite;
+  problem.record = outcome.record;
+  run(problem);
+}
+
+// Calls run(problem) with the sum of powers over the gradients of a model.
+template <class Run>
+void with_power_sum(const Case& c, double unit, Model& model, Run&& run) {
+  PowerSum problem;
+  const std::vector<Leaf> leaves = leaves_of(model, &problem.chunks);
+  problem.leaves = leaves.data();
+  problem.count = leaves.size();
+  problem.norm_type = c.p;
+  problem.unit = unit;
+  run(problem);
+}
+
+// Whether a step is skipped, from its norm.
+bool is_skipped(const Case& c, double norm) {
+  return c.found_inf || (!std::isfinite(norm) && c.nonfinite != NonFinite::kApply);
+}
+
+template <class Rule>
+void check_outcome(const Case& c, const Model& before, double norm, double unit, const Outcome& o,
+                   const typename Rule::Settings* settings, const std::string& where) {
+  const bool finite = std::isfinite(norm), skipped = is_skipped(c, norm);
+  const bool raises = skipped && !c.found_inf && c.nonfinite == NonFinite::kRaise;
+  const double got = o.record[kNorm] * c.scale, of_sum = c.p == kInf ? o.sum : norm_of(o.sum, c.p, unit);
+  expect(finite ? std::abs(got - norm) <= 1e-13 * norm : !std::isfinite(got), where + "norm");
+  expect(finite ? std::abs(of_sum - norm) <= 1e-13 * norm : !std::isfinite(of_sum), where + "sum of powers");
+  expect(o.record[kSkipped] == 3 + (skipped && !raises), where + "steps skipped");
+  expect(o.record[kTaken] == 5 + !skipped, where + "steps taken");
+  expect(o.record[kRaises] == raises, where + "whether to raise");
+  for (int i = 0; i < 2 && kHasMomentum<Rule>; ++i) {
+    const double wanted = skipped ? previous_momentum(settings[i]) : listed(settings[i], 0).back();
+    expect(o.previous[i] == wanted, where + "previous momentum for the next step");
+  }
+  for (const Tensors& t : o.model) expect(t.step_count == kStep - skipped, where + "count of steps");
+  if (skipped) {
+    expect(o.model == before, where + "nothing written");
+  } else {
+    check_update<Rule>(before, o.model, c, norm, settings, where);
+  }
+}
+
 std::vector<Case> make_cases() {
   using enum ElementType;
   const std::vector<ElementType> all = {kFloat32, kFloat64, kBFloat16, kFloat16};
@@ -303,7 +321,7 @@ std::vector<Case> make_cases() {
         cases.push_back({.p = p, .masters = true, .bad = bad, .nonfinite = what, .types = all});
       }
     }
-    // Powers beyond float64's range on either side; clip coefficients below float's.
+    // Powers beyond float64's range on both sides; clip coefficients below float's range.
     cases.push_back({.p = p, .max_norm = 1, .magnitude = 1e290, .types = {kFloat64}});
     cases.push_back({.p = p, .max_norm = 1e-210, .magnitude = 1e-200, .types = {kFloat64}});
     cases.push_back({.p = p, .magnitude = 1e38, .types = {kFloat32, kBFloat16}});

@@ -1,5 +1,5 @@
-// Recurrences for the native tests: cases, data, plain loops in double to judge by, and the plain structs
-// that engines take.
+// Recurrences for the native tests: cases, data, plain loops in double as the reference, and the plain
+// structs that engines read.
 #pragma once
 
 #include <algorithm>
@@ -40,7 +40,7 @@ struct Case {
   }
 };
 
-// S is stored, and computed in Number<S>.
+// Sequences are stored as S; the engine computes in Number<S>.
 template <class S>
 struct Data {
   std::vector<int64_t> rows, offsets;
@@ -70,7 +70,7 @@ Data<S> make_data(const Case& c, unsigned seed) {
   draw(data.pre, c.networks * data.total * c.hidden, 1);
   draw(data.h0, c.networks * c.batch * c.hidden, 1);
   draw(data.weight, c.networks * c.hidden * c.hidden, 1 / std::sqrt(double(c.hidden)));
-  // A matrix comes in the type of the sequences, and is widened.
+  // A matrix has the values of the type of the sequences, in the wider type.
   for (T& w : data.weight) {
     S stored;
     assign(&stored, w);
@@ -92,7 +92,7 @@ struct Results {
 
 // --- Plain loops -------------------------------------------------------------------------------------
 
-// f and f' come from the list itself, as functions of one double; Python's tests judge those.
+// f and f' are those of core/nonlinearities.h for a double; the Python tests check them.
 template <class Fn>
 double with_f(int nonlinearity, Fn&& fn) {
   double result = 0;
@@ -112,7 +112,8 @@ bool has_kink(int nonlinearity) {
   return with_f(nonlinearity, [](auto f) { return double(f.kBinarySlope); }) != 0;
 }
 
-// The smallest |z| at which rounding could flip a ReLU comes back too: such a draw is no fair judge.
+// Also returns the smallest |z| (rate) or |h_{t-1}| (current). Where it is tiny, rounding may change the
+// slope of a ReLU, and the gradients cannot be compared.
 template <class S>
 Results<double> plain(const Case& c, const Data<S>& data, double* smallest) {
   const int64_t H = c.hidden;
@@ -172,7 +173,7 @@ Results<double> plain(const Case& c, const Data<S>& data, double* smallest) {
   return r;
 }
 
-// The linear walk with pre for its drive, grad_output for alpha and, where there is an h0, pre for beta.
+// The linear recurrence with pre as drive, grad_output as alpha and, where there is an h0, pre as beta.
 template <class S>
 std::vector<double> plain_linear(const Case& c, const Data<S>& data) {
   const int64_t H = c.hidden;
@@ -302,9 +303,9 @@ bool same_bits(const Results<S>& a, const Results<S>& b) {
          same_bits(a.linear, b.linear);
 }
 
-// What the plain loops say, and how near an engine must come: relative to the largest magnitude there is, or
-// to `least`. What is rounded, be it to half precision or in a product, has errors of the size of what came
-// in, however small a difference is.
+// The results of the plain loops, and the check of an engine's results against them. Errors are relative to
+// the largest magnitude of a result, but at least to `least`: a rounding, to half precision or in a product,
+// has an error of the size of its inputs, even if the result is a small difference of them.
 template <class S>
 class Expected {
  public:
@@ -313,26 +314,26 @@ class Expected {
         least_(least),
         results_(plain(c, data, &smallest_)),
         linear_(plain_linear(c, data)) {
-    fair_ = !has_kink(c.nonlinearity) || smallest_ > kFair[int(c.type)];
+    compares_gradients_ = !has_kink(c.nonlinearity) || smallest_ > kSmallest[int(c.type)];
   }
 
   void check(const Results<S>& r, const std::string& where) const {
     near(r.output, results_.output, where + "output");
     near(r.h_n, results_.h_n, where + "h_n");
-    near(r.linear, linear_, where + "linear walk");
-    if (!fair_) return;
+    near(r.linear, linear_, where + "output of the linear recurrence");
+    if (!compares_gradients_) return;
     near(r.d_pre, results_.d_pre, where + "d_pre");
     near(r.d_h0, results_.d_h0, where + "d_h0");
     near(r.d_decay, results_.d_decay, where + "d_decay");
   }
 
  private:
-  // By type: float32, float64, bfloat16, float16.
-  static constexpr double kTolerances[] = {2e-5, 1e-13, 2e-2, 2e-3}, kFair[] = {1e-5, 1e-12, 2e-2, 2e-3};
+  // By element type: float32, float64, bfloat16, float16.
+  static constexpr double kTolerances[] = {2e-5, 1e-13, 2e-2, 2e-3}, kSmallest[] = {1e-5, 1e-12, 2e-2, 2e-3};
   double tolerance_, least_, smallest_ = 0;
   Results<double> results_;
   std::vector<double> linear_;
-  bool fair_ = false;
+  bool compares_gradients_ = false;
 
   template <class E>
   void near(const std::vector<E>& found, const std::vector<double>& expected,
@@ -341,7 +342,8 @@ class Expected {
   }
 };
 
-// Calls fn(case) for every form, nonlinearity and layout of these shapes (G, T, B, H), stored as these types.
+// Calls fn(case) for every form, nonlinearity and layout, for each of these shapes (G, T, B, H) and element
+// types.
 template <class Fn>
 void for_cases(const std::vector<std::array<int64_t, 4>>& shapes, const std::vector<ElementType>& types,
                Fn&& fn) {

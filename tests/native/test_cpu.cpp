@@ -1,6 +1,7 @@
-// The CPU kernels without torch: every instruction set that runs here, over layouts, sizes, what is stored
-// and numbers of threads, against plain loops in double. All memory is of exactly the size that the kernels
-// may touch, so the address sanitizer sees a step too far; the thread sanitizer sees a missing meeting.
+// The CPU kernels of the recurrence without torch: every instruction set that runs here, over layouts, sizes,
+// element types and numbers of threads, against plain loops in double. All memory has exactly the size that
+// the kernels may touch, so the address sanitizer finds an access out of bounds; the thread sanitizer finds a
+// missing barrier.
 #include <cstdlib>
 
 #include "cpu/kernels.h"
@@ -13,7 +14,8 @@ template <class S>
 Results<S> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<S>& data, int promised) {
   Results<S> r = empty_results(c, data);
   const cpu::Threads threads{promised, true, &run_threads, 256 * 1024};
-  const cpu::Plan plan = cpu::make_plan(c.networks, c.steps, c.batch, c.hidden, sizeof(Number<S>), threads);
+  const cpu::ThreadPlan plan =
+      cpu::make_thread_plan(c.networks, c.steps, c.batch, c.hidden, sizeof(Number<S>), threads);
   const ForwardProblem forward = forward_problem(c, data, r);
   with_memory(kernels.forward_workspace(forward, plan),
               [&](void* memory) { kernels.forward(forward, plan, threads, memory); });
@@ -39,7 +41,7 @@ void check(const Case& c, unsigned seed) {
       real_threads = real;
       const Results<S> r = run_kernels(*set[s].kernels, c, data, promised);
       const std::string where = c.text() + " on " + set[s].name + ", " + std::to_string(promised) +
-                                " threads (" + std::to_string(real) + " came): ";
+                                " threads promised, " + std::to_string(real) + " running: ";
       if (promised == 1) {
         first = r;
         expected.check(r, where);
@@ -52,7 +54,7 @@ void check(const Case& c, unsigned seed) {
 
 }  // namespace
 
-// test_cpu [n]: every n-th case only (a sanitizer makes them slow).
+// test_cpu [n]: runs every n-th case only (a sanitizer makes them slow).
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
   for_cases({{1, 0, 3, 5},
@@ -70,7 +72,7 @@ int main(int argc, char** argv) {
             {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16, ElementType::kFloat16},
             [&](const Case& c) {
               if (!cases.takes_next()) return;
-              with_element(c.type, [&](auto stored) { check<decltype(stored)>(c, cases.number()); });
+              with_element(c.type, [&](auto stored) { check<decltype(stored)>(c, cases.index()); });
             });
   return cases.finish();
 }

@@ -89,6 +89,6 @@ int main(int argc, char** argv) {
              {4, 88, 150},
              {3, 130, 70},
              {1100, 3, 2}},
-            cases, [&](const Case& c, auto zero) { check<decltype(zero)>(c, cases.number(), cases.orders); });
+            cases, [&](const Case& c, auto zero) { check<decltype(zero)>(c, cases.index(), cases.orders); });
   return cases.finish();
 }

@@ -89,11 +89,11 @@ int main(int argc, char** argv) {
                 [&](const Case& c) {
                   if (!cases.takes_next()) return;
                   if (c.type == ElementType::kFloat32) {
-                    check<float>(c, wish, cases.number(), cases.orders);
+                    check<float>(c, wish, cases.index(), cases.orders);
                   } else if (c.type == ElementType::kBFloat16) {
-                    check<BFloat16>(c, wish, cases.number(), cases.orders);
+                    check<BFloat16>(c, wish, cases.index(), cases.orders);
                   } else {
-                    check<Float16>(c, wish, cases.number(), cases.orders);
+                    check<Float16>(c, wish, cases.index(), cases.orders);
                   }
                 });
     }

@@ -150,7 +150,7 @@ int main(int argc, char** argv) {
             [&](const Case& c) {
               if (!cases.takes_next()) return;
               with_element(c.type,
-                           [&](auto element) { check<decltype(element)>(c, cases.number(), cases.orders); });
+                           [&](auto element) { check<decltype(element)>(c, cases.index(), cases.orders); });
             });
   return cases.finish();
 }

@@ -1,6 +1,6 @@
-// The CPU kernels of NADE without torch: every instruction set that runs here, over sizes, shares of ones,
-// incoming gradients and numbers of threads, against plain loops in double. All memory is of exactly the size
-// that the kernels may touch; see test_cpu.cpp.
+// The CPU kernels of NADE without torch: every instruction set that runs here, over sizes, fractions of
+// ones, incoming gradients and numbers of threads, against plain loops in double. All memory has exactly the
+// size that the kernels may touch; see test_cpu.cpp.
 #include <array>
 #include <cstdlib>
 
@@ -35,7 +35,7 @@ void check(const Case& c, unsigned seed) {
       real_threads = real;
       const Results<T> r = run_kernels(*set[s].kernels, c, data, promised);
       const std::string where = c.text() + " on " + set[s].name + ", " + std::to_string(promised) +
-                                " threads (" + std::to_string(real) + " came): ";
+                                " threads promised, " + std::to_string(real) + " running: ";
       if (promised == 1) {
         first = r;
         check_results(c, data, r, where);
@@ -48,7 +48,7 @@ void check(const Case& c, unsigned seed) {
 
 }  // namespace
 
-// test_nade [n]: every n-th case only (a sanitizer makes them slow).
+// test_nade [n]: runs every n-th case only (a sanitizer makes them slow).
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
   for_cases({{0, 3, 4},
@@ -63,6 +63,6 @@ int main(int argc, char** argv) {
              {2, 130, 70},
              {300, 12, 20},
              {4200, 3, 2}},
-            cases, [&](const Case& c, auto zero) { check<decltype(zero)>(c, cases.number()); });
+            cases, [&](const Case& c, auto zero) { check<decltype(zero)>(c, cases.index()); });
   return cases.finish();
 }

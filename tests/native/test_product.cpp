@@ -1,6 +1,7 @@
 // The product without torch: every instruction set that runs here, over sizes, strides and numbers of
-// threads, against a plain loop in double. Operands and result lie in memory of exactly the right size, so
-// the address sanitizer sees a step too far; the gaps between rows of the result must stay as they were.
+// threads, against a plain loop in double. Operands and result have exactly the memory that the kernel may
+// touch, so the address sanitizer finds an access out of bounds. Gaps between the rows of the result must not
+// change.
 #include <cmath>
 #include <limits>
 #include <random>
@@ -15,18 +16,18 @@ using namespace rnnkernels;
 
 namespace {
 
-// How the numbers of a matrix lie.
-enum Lay { kPlain, kTransposed, kSparse, kSameRow, kSameColumn, kLays };
-const char* const kLayNames[] = {"plain", "transposed", "sparse", "same row", "same column"};
+// The strides of a matrix.
+enum Strides { kPlain, kTransposed, kSparse, kSameRow, kSameColumn, kStridesCount };
+const char* const kStridesNames[] = {"plain", "transposed", "sparse", "same row", "same column"};
 
-// What is added to the product: nothing, what is in the result, or rows that all networks share.
+// The addend of the product: nothing, the result itself, or rows that all networks have in common.
 enum Addend { kNothing, kResult, kRows, kAddends };
 const char* const kAddendNames[] = {"", " + itself", " + rows"};
 
 struct Case {
   ElementType type;
   int64_t networks, rows, depth, columns;
-  Lay left, right;
+  Strides left, right;
   bool with_bias;
   Addend addend;
   int64_t gap;  // between rows of the result
@@ -35,7 +36,7 @@ struct Case {
     char line[200];
     std::snprintf(line, sizeof(line), "float%d G%ld m%ld k%ld n%ld, left %s, right %s%s%s",
                   type == ElementType::kFloat32 ? 32 : 64, long(networks), long(rows), long(depth),
-                  long(columns), kLayNames[left], kLayNames[right], with_bias ? " bias" : "",
+                  long(columns), kStridesNames[left], kStridesNames[right], with_bias ? " bias" : "",
                   kAddendNames[addend]);
     return line;
   }
@@ -43,26 +44,27 @@ struct Case {
 
 template <class T>
 struct Operand {
-  std::vector<T> numbers;
+  std::vector<T> values;
   Matrix matrix;
   double at(int64_t g, int64_t row, int64_t column) const {
-    return numbers[g * matrix.network_stride + row * matrix.row_stride + column * matrix.column_stride];
+    return values[g * matrix.network_stride + row * matrix.row_stride + column * matrix.column_stride];
   }
 };
 
 template <class T>
 std::vector<T> draw(std::mt19937& random, int64_t n) {
   std::normal_distribution<double> normal;
-  std::vector<T> numbers(n);
-  for (T& x : numbers) x = static_cast<T>(normal(random));
-  return numbers;
+  std::vector<T> values(n);
+  for (T& x : values) x = static_cast<T>(normal(random));
+  return values;
 }
 
 template <class T>
-Operand<T> make_operand(std::mt19937& random, int64_t networks, int64_t rows, int64_t columns, Lay lay) {
+Operand<T> make_operand(std::mt19937& random, int64_t networks, int64_t rows, int64_t columns,
+                        Strides strides) {
   Operand<T> operand;
   Matrix& m = operand.matrix;
-  switch (lay) {
+  switch (strides) {
     case kPlain:
       m.row_stride = columns, m.column_stride = 1;
       break;
@@ -79,12 +81,12 @@ Operand<T> make_operand(std::mt19937& random, int64_t networks, int64_t rows, in
       m.row_stride = 1, m.column_stride = 0;
       break;
   }
-  // Up to the last number and no further.
+  // The matrix ends with its last element.
   const bool any = networks > 0 && rows > 0 && columns > 0;
   const int64_t one = any ? (rows - 1) * m.row_stride + (columns - 1) * m.column_stride + 1 : 0;
   m.network_stride = one;
-  operand.numbers = draw<T>(random, networks * one);
-  m.data = operand.numbers.data();
+  operand.values = draw<T>(random, networks * one);
+  m.data = operand.values.data();
   return operand;
 }
 
@@ -98,7 +100,7 @@ void check(const Case& c, unsigned seed) {
   const std::vector<T> before = draw<T>(random, c.networks * one);
   const std::vector<T> rows = draw<T>(random, c.rows * c.columns);
 
-  // The error of a sum is some roundings of the sum of its terms' magnitudes.
+  // The bound of a sum's error is a few roundings of the sum of its terms' magnitudes.
   std::vector<double> expected(before.begin(), before.end()), bound(before.size(), 0);
   const double rounding = std::numeric_limits<T>::epsilon() * (2 + 0.5 * c.depth);
   for (int64_t g = 0; g < c.networks; ++g) {
@@ -143,14 +145,14 @@ void check(const Case& c, unsigned seed) {
                   [&](void* memory) { set[s].kernels->product(product, plan, threads, memory); });
 
       const std::string where = c.text() + " on " + set[s].name + ", " + std::to_string(promised) +
-                                " threads (" + std::to_string(real) + " came): ";
+                                " threads promised, " + std::to_string(real) + " running: ";
       if (promised == 1) {
         first = out;
-        bool right_numbers = true;
+        bool within_bounds = true;
         for (size_t i = 0; i < out.size(); ++i) {
-          right_numbers = right_numbers && std::abs(out[i] - expected[i]) <= bound[i];
+          within_bounds = within_bounds && std::abs(out[i] - expected[i]) <= bound[i];
         }
-        expect(right_numbers, where + "the plain loop's numbers, and nothing between the rows");
+        expect(within_bounds, where + "the plain loop's values, and unchanged gaps between the rows");
       } else {
         expect(out == first, where + "same bits as one thread");
       }
@@ -160,7 +162,7 @@ void check(const Case& c, unsigned seed) {
 
 }  // namespace
 
-// test_product [n]: every n-th case only (a sanitizer makes them slow).
+// test_product [n]: runs every n-th case only (a sanitizer makes them slow).
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
   for (const auto& [networks, rows, depth, columns] :
@@ -178,16 +180,23 @@ int main(int argc, char** argv) {
         {1, 300, 5, 300},
         {1, 40, 515, 259}}) {
     for (int added = 0; added < 2 * kAddends; ++added) {
-      for (int lay = 0; lay < kLays * kLays; ++lay) {
+      for (int strides = 0; strides < kStridesCount * kStridesCount; ++strides) {
         for (const ElementType type : {ElementType::kFloat32, ElementType::kFloat64}) {
           if (!cases.takes_next()) continue;
-          const Case c{
-              type,           networks,          rows,   depth, columns, Lay(lay % kLays), Lay(lay / kLays),
-              added % 2 != 0, Addend(added / 2), lay % 3};
+          const Case c{type,
+                       networks,
+                       rows,
+                       depth,
+                       columns,
+                       Strides(strides % kStridesCount),
+                       Strides(strides / kStridesCount),
+                       added % 2 != 0,
+                       Addend(added / 2),
+                       strides % 3};
           if (type == ElementType::kFloat32) {
-            check<float>(c, cases.number());
+            check<float>(c, cases.index());
           } else {
-            check<double>(c, cases.number());
+            check<double>(c, cases.index());
           }
         }
       }

@@ -1,7 +1,10 @@
-#include "binding/machine.h"
+// torch's threads and GPUs in the terms of the kernels.
+#include "binding/host.h"
 
 #include <ATen/Config.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 #if defined(RNNKERNELS_CUDA)
 #include <c10/core/DeviceGuard.h>
@@ -27,21 +30,25 @@ const cpu::Kernels& active_kernels() {
 cpu::Threads torch_threads() {
   cpu::Threads threads;
   threads.count = at::in_parallel_region() ? 1 : at::get_num_threads();
-  // OpenMP starts all ranges of a region at once. Torch's own pool only queues them, and two calls at
-  // the same time could wait for each other's queued halves.
+  // OpenMP runs all ranges of a region at the same time. torch's own thread pool only queues them, so two
+  // calls could each wait for a range of theirs that is queued behind the other's.
   threads.may_wait = AT_PARALLEL_OPENMP;
-  threads.run = [](int shares, void (*work)(void*, int, int), void* argument) {
-    at::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
+  threads.run = [](int slices, void (*work)(void*, int, int), void* argument) {
+    at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
       work(argument, static_cast<int>(first), static_cast<int>(last));
     });
   };
   return threads;
 }
 
+at::Tensor empty_bytes(int64_t bytes, const c10::Device& device) {
+  return at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));
+}
+
 #if defined(RNNKERNELS_EMULATED)
 const cuda::Device* gpu(int index) {
   static constexpr cuda::Device kEmulated = {"emulated", 90, 16, 232448, 16};
-  return index <= 0 ? &kEmulated : nullptr;  // -1 is a CPU tensor's
+  return index <= 0 ? &kEmulated : nullptr;  // a CPU tensor has index -1
 }
 cuda::Stream current_stream(const c10::Device&) { return nullptr; }
 #elif defined(RNNKERNELS_CUDA)
@@ -50,7 +57,7 @@ const cuda::Device* gpu(int index) {
   if (index < 0 || !c10::impl::hasDeviceGuardImpl(kType)) return nullptr;
   if (index >= c10::impl::VirtualGuardImpl(kType).deviceCount()) return nullptr;
   static std::mutex mutex;
-  static std::map<int, cuda::Device> read;  // its elements stay where they are
+  static std::map<int, cuda::Device> read;  // a map's elements never move
   const std::lock_guard lock(mutex);
   if (const auto known = read.find(index); known != read.end()) return &known->second;
   const c10::DeviceGuard guard(c10::Device(kType, static_cast<c10::DeviceIndex>(index)));
@@ -62,8 +69,8 @@ const cuda::Device* gpu(int index) {
 
 namespace {
 
-// What torch before 2.11 has instead of Stream::native_handle, in a library that a build against a torch
-// without CUDA cannot name to its linker.
+// Stream::native_handle, or in torch before 2.11 a function of libtorch_cuda.so. That one is looked up at run
+// time, because a torch without CUDA has no such library to link with.
 template <class Stream>
 cuda::Stream handle_of(const Stream& stream) {
   if constexpr (requires { stream.native_handle(); }) {
@@ -73,7 +80,8 @@ cuda::Stream handle_of(const Stream& stream) {
     static const auto get = reinterpret_cast<Get>(
         dlsym(dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD), "aoti_torch_get_current_cuda_stream"));
     void* handle = nullptr;
-    TORCH_CHECK(get && get(stream.device_index(), &handle) == 0, "this torch does not tell its CUDA stream");
+    TORCH_CHECK(get && get(stream.device_index(), &handle) == 0,
+                "rnnkernels cannot find the current CUDA stream of this torch");
     return handle;
   }
 }

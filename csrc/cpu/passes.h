@@ -1,16 +1,18 @@
-// The walks as pointwise work on one block of 16 units of one row: what is read from and written
-// to the sequences around the cell. The engine owns the order of steps, the state and the product.
+// The passes: pointwise work on one block of 16 units of one row. A pass reads and writes the sequences
+// around the cell (core/cells.h has the equations); the engine has the time loop, the state and the product.
 //
-// A sweep provides
-//   kBackward                              whether it visits the steps in the forward walk's reverse
-//   enter(network)                         take the pointers of one network
-//   at(t)                                  the rows that belong to step t
+// A pass provides
+//   kBackward                              whether its time loop goes against the order of the forward pass
+//   network                                set by the engine; all functions below are for this network
+//   at(t)                                  pointers to the rows of step t
 //   begin(row, column, state)              the state before the first step
-//   operand(step, row, column, state, x)   form the operand x of the product; may change the state
+//   operand(step, row, column, state, x)   forms the operand x of the product; may change the state
 //   update(step, row, column, product, state)
-//   end(row, column, state)                hand the last state out
-// `state` is a block of 16 units in registers; `x` and `product` point at 16 units; columns past H hold
-// nothing of meaning.
+//   end(row, column, state)                writes the last state
+//   wants_last_update()                    whether the update of the last step has an effect
+//   prefetch(step, next, row, column)      asks for what update(step) and operand(next) will read or write
+// `state` is a block of 16 units in registers; `x` and `product` point at 16 units. Columns from H on have
+// undefined values.
 #pragma once
 
 #include <type_traits>
@@ -22,7 +24,7 @@
 namespace rnnkernels {
 namespace {
 
-// The rows of one step in a sequence, or nothing.
+// The rows of one step in a sequence; data is null where there is no sequence.
 template <class T>
 struct StepRows {
   T* data = nullptr;
@@ -45,7 +47,7 @@ StepRows<T> rows_of(const Rows& rows, int64_t network) {
   return {static_cast<T*>(rows.data) + network * rows.network_stride, rows.row_stride};
 }
 
-// As load_first, with nothing standing for zeros.
+// As load_first, but a null pointer stands for zeros, and `valid` may be 0 or less.
 template <class S>
 RNNKERNELS_INLINE Vec<Number<S>> load_or_zero(const S* from, int64_t valid) {
   return from && valid > 0 ? load_first(from, valid) : Vec<Number<S>>{};
@@ -65,8 +67,8 @@ struct StepBits {
   RNNKERNELS_INLINE uint32_t get(int64_t row, int64_t column) const {
     return words[row * row_words + column / 32] >> (column % 32);
   }
-  // Two threads may own the two halves of a word, so only the own half is written; the half that
-  // nobody owns is cleared along with the last block.
+  // Two threads may have the two halves of a word, so only this block's half is written. The last block of an
+  // odd number of blocks also clears the unused half.
   RNNKERNELS_INLINE void put(int64_t row, int64_t column, uint32_t bits) const {
     uint32_t* word = words + row * row_words + column / 32;
     const int64_t block = column / kBlock;
@@ -80,7 +82,7 @@ struct StepBits {
   }
 };
 
-// Asks for what a block of a row will read or write soon.
+// Fetches the cache lines of a block of a row, for writing where S is not const.
 template <class S>
 RNNKERNELS_INLINE void prefetch_block(const StepRows<S>& rows, int64_t row, int64_t column) {
   const auto* at = rows.at(row, column);
@@ -90,9 +92,10 @@ RNNKERNELS_INLINE void prefetch_block(const StepRows<S>& rows, int64_t row, int6
   }
 }
 
-// What the sweeps share: sizes, decay, and how saved things are found. S is what is stored.
+// The part that all passes have in common: sizes, the decay, and the places of saved values. S is the element
+// type of sequences, T the type of the arithmetic.
 template <class S>
-struct SweepBase {
+struct PassBase {
   using T = Number<S>;
   const Recurrence& problem;
   const T* decay;  // [G][blocks * 16], padded with zeros
@@ -100,7 +103,7 @@ struct SweepBase {
   int64_t blocks;
   int64_t network = 0;
 
-  SweepBase(const Recurrence& recurrence, const T* padded_decay)
+  PassBase(const Recurrence& recurrence, const T* padded_decay)
       : problem(recurrence),
         decay(padded_decay),
         hidden(recurrence.hidden),
@@ -129,9 +132,9 @@ struct SweepBase {
 };
 
 template <class S, class Cell>
-struct ForwardSweep : SweepBase<S> {
+struct ForwardPass : PassBase<S> {
   static constexpr bool kBackward = false;
-  using Base = SweepBase<S>;
+  using Base = PassBase<S>;
   using typename Base::T;
   const ForwardProblem& forward;
 
@@ -143,7 +146,7 @@ struct ForwardSweep : SweepBase<S> {
     StepBits bits;
   };
 
-  ForwardSweep(const ForwardProblem& problem, const T* padded_decay)
+  ForwardPass(const ForwardProblem& problem, const T* padded_decay)
       : Base(problem, padded_decay), forward(problem) {}
 
   bool wants_last_update() const { return true; }
@@ -206,15 +209,15 @@ struct ForwardSweep : SweepBase<S> {
 };
 
 template <class S, class Cell>
-struct BackwardSweep : SweepBase<S> {
+struct BackwardPass : PassBase<S> {
   static constexpr bool kBackward = true;
-  using Base = SweepBase<S>;
+  using Base = PassBase<S>;
   using typename Base::T;
   const BackwardProblem& backward;
 
   struct Step {
     int64_t rows = 0;
-    int64_t previous_rows = 0;  // how many of them have a previous step; the others began from h0
+    int64_t carried_rows = 0;  // how many of them continue the state of the previous step
     StepRows<const S> grad_output;
     StepRows<const S> output;
     StepRows<const S> previous;
@@ -224,14 +227,14 @@ struct BackwardSweep : SweepBase<S> {
     StepBits bits;
 
     RNNKERNELS_INLINE const S* previous_at(int64_t row, int64_t column) const {
-      return row < previous_rows ? previous.at(row, column) : h0.at(row, column);
+      return row < carried_rows ? previous.at(row, column) : h0.at(row, column);
     }
   };
 
-  BackwardSweep(const BackwardProblem& problem, const T* padded_decay)
+  BackwardPass(const BackwardProblem& problem, const T* padded_decay)
       : Base(problem, padded_decay), backward(problem) {}
 
-  // The last update only makes d_h0.
+  // The last update only computes d_h0.
   bool wants_last_update() const { return backward.d_h0.data != nullptr; }
 
   Step at(int64_t t) const {
@@ -242,11 +245,9 @@ struct BackwardSweep : SweepBase<S> {
     step.output = rows_of<const S>(backward.output, layout, this->network, t);
     step.d_pre = rows_of<S>(backward.d_pre, layout, this->network, t);
     step.h0 = rows_of<const S>(backward.h0, this->network);
-    const int64_t before = layout.reverse ? t + 1 : t - 1;
-    if (before >= 0 && before < layout.steps) {
-      step.previous_rows = layout.rows_at(before);
-      step.previous = rows_of<const S>(backward.output, layout, this->network, before);
-    }
+    const int64_t previous = layout.previous_step(t);
+    step.carried_rows = layout.carried_rows(t);
+    if (previous >= 0) step.previous = rows_of<const S>(backward.output, layout, this->network, previous);
     if (Cell::kKeepsActivation) step.activation = this->activation_at(t);
     if (Cell::kKeepsBits) step.bits = this->bits_at(t);
     return step;
@@ -270,7 +271,7 @@ struct BackwardSweep : SweepBase<S> {
     if constexpr (Cell::kKeepsActivation) prefetch_block(next.activation, row, column);
   }
 
-  // delta_t = g_t + c_t replaces the state; u_t goes into the product and out as d_pre.
+  // delta_t = g_t + c_t replaces the state c_t; u_t is the operand and is written as d_pre.
   RNNKERNELS_INLINE void operand(const Step& step, int64_t row, int64_t column, Block<T>& state, T* x) const {
     const S* grad = step.grad_output.at(row, column);
     S* d_pre = step.d_pre.at(row, column);
@@ -314,7 +315,8 @@ struct BackwardSweep : SweepBase<S> {
   }
 
  private:
-  // In both forms (1-d) dh_t/dd = h_{t-1} - h_t, since h_t = d h_{t-1} + (1-d) y and y knows no d.
+  // In both forms (1-d) dh_t/dd = h_{t-1} - h_t, because h_t = d h_{t-1} + (1-d) y and y does not depend on
+  // d.
   void add_d_decay(const Step& step, int64_t row, int64_t column, const Block<T>& delta) const {
     T* sum = rows_of<T>(backward.d_decay, this->network).at(row, column);
     const S* previous = step.previous_at(row, column);
@@ -327,11 +329,12 @@ struct BackwardSweep : SweepBase<S> {
   }
 };
 
-// See LinearProblem: alpha and beta belong to the step that is being made, with the rows of that step.
+// y_t = d y_{t-1} + alpha_t * (W (beta_t * y_{t-1})) + r_t, with alpha and beta of the step t that is
+// computed.
 template <class S>
-struct LinearSweep : SweepBase<S> {
+struct LinearPass : PassBase<S> {
   static constexpr bool kBackward = false;
-  using Base = SweepBase<S>;
+  using Base = PassBase<S>;
   using typename Base::T;
   const LinearProblem& linear;
 
@@ -343,7 +346,7 @@ struct LinearSweep : SweepBase<S> {
     StepRows<S> output;
   };
 
-  LinearSweep(const LinearProblem& problem, const T* padded_decay)
+  LinearPass(const LinearProblem& problem, const T* padded_decay)
       : Base(problem, padded_decay), linear(problem) {}
 
   bool wants_last_update() const { return true; }
