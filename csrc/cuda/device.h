@@ -86,5 +86,5 @@ struct Sums {
 #if defined(__CUDACC__)
 #include "cuda/device_gpu.h"
 #else
-#include "cuda/device_emulated.h"
+#include "emulation/device_emulated.h"
 #endif

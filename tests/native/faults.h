@@ -5,7 +5,7 @@
 #include <string>
 
 #include "cuda/device.h"
-#include "cuda/emulation.h"
+#include "emulation/emulation.h"
 #include "native.h"
 
 using namespace rnnkernels;

@@ -4,7 +4,7 @@
 #include <array>
 #include <cstdlib>
 
-#include "cuda/emulation.h"
+#include "emulation/emulation.h"
 #include "cuda/nade.h"
 #include "nades.h"
 

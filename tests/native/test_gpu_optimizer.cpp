@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstdlib>
 
-#include "cuda/emulation.h"
+#include "emulation/emulation.h"
 #include "cuda/optimizer.h"
 #include "optimizers.h"
 

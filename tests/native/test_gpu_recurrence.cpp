@@ -2,7 +2,7 @@
 // forms and layouts against plain loops, under several orders of their threads each.
 #include <cstdlib>
 
-#include "cuda/emulation.h"
+#include "emulation/emulation.h"
 #include "cuda/recurrence.h"
 #include "native.h"
 #include "recurrences.h"

@@ -2,7 +2,7 @@
 // directions, forms and layouts against plain loops, which also stand in for the library's product.
 #include <cstdlib>
 
-#include "cuda/emulation.h"
+#include "emulation/emulation.h"
 #include "cuda/layout.h"
 #include "cuda/steps.h"
 #include "native.h"

@@ -4,8 +4,8 @@
 #include <random>
 #include <vector>
 
-#include "cuda/clock.h"
-#include "cuda/shadow.h"
+#include "emulation/clock.h"
+#include "emulation/shadow.h"
 #include "native.h"
 
 using namespace rnnkernels;

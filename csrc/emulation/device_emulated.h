@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "cuda/emulation.h"
+#include "emulation/emulation.h"
 
 #define RNNKERNELS_DEVICE inline
 #define RNNKERNELS_KERNEL(threads, blocks) void

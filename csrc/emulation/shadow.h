@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cuda/clock.h"
+#include "emulation/clock.h"
 
 namespace rnnkernels::emulation {
 

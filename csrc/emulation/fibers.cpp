@@ -1,6 +1,6 @@
 // The switch from one stack to another, for x86-64 by hand and for others by ucontext, which asks the system
 // for its signal mask twice a switch; and the stacks, which outlive their fibers.
-#include "cuda/fibers.h"
+#include "emulation/fibers.h"
 
 #include <sys/mman.h>
 

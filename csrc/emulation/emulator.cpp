@@ -1,5 +1,5 @@
 // The order that fibers run in, meetings, and what lands late.
-#include "cuda/machine.h"
+#include "emulation/emulator.h"
 
 #include <cstdarg>
 #include <cstdio>

@@ -1,9 +1,9 @@
-// The primitives of emulation.h, on the fibers of machine.h.
-#include "cuda/emulation.h"
+// The primitives of emulation.h, on the fibers of emulator.h.
+#include "emulation/emulation.h"
 
 #include <cstring>
 
-#include "cuda/machine.h"
+#include "emulation/emulator.h"
 
 namespace rnnkernels::emulation {
 

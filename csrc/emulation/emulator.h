@@ -6,10 +6,10 @@
 #include <string_view>
 #include <vector>
 
-#include "cuda/clock.h"
-#include "cuda/emulation.h"
-#include "cuda/fibers.h"
-#include "cuda/shadow.h"
+#include "emulation/clock.h"
+#include "emulation/emulation.h"
+#include "emulation/fibers.h"
+#include "emulation/shadow.h"
 
 namespace rnnkernels::emulation {
 
