@@ -13,6 +13,7 @@
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"
+#include "cuda/tuning.h"
 #if defined(RNNKERNELS_GPU)
 #include "binding/cuda.h"
 #endif
@@ -44,14 +45,9 @@ void add_product(const at::Tensor& sum, const at::Tensor& u, const at::Tensor& x
   }
 }
 
-// About how many rows of the matrix's right operand are copied together at a time; on a GPU as many as take
-// so much memory.
+// About how many rows of the matrix's right operand are copied together at a time; on a GPU the
+// memory for them is limited (tuning::kOperandBytes).
 constexpr int64_t kRowsAtOnce = 4096;
-#if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kBytesAtOnce = 1000;  // so that few steps are many blocks
-#else
-constexpr int64_t kBytesAtOnce = int64_t{256} << 20;
-#endif
 
 // dW_hh = sum_t u_t^T x_t, where x_t is h_{t-1} (rate) or f(h_{t-1}) (current).
 class WeightGradient {
@@ -128,7 +124,7 @@ class WeightGradient {
   int64_t rows_at_once() const {
     if (!on_gpu(d_pre_)) return kRowsAtOnce;
     const int64_t row_bytes = problem_.networks * problem_.hidden * d_pre_.element_size();
-    return std::clamp(kBytesAtOnce / row_bytes, int64_t{1}, int64_t{INT32_MAX});
+    return std::clamp(cuda::tuning::kOperandBytes / row_bytes, int64_t{1}, int64_t{INT32_MAX});
   }
 
   // x of the steps from `first` up to `last`, so many rows; on a GPU of the type of u, else computed.

@@ -6,16 +6,13 @@
 #include "binding/machine.h"
 #include "binding/optimizer.h"
 #include "cuda/optimizer.h"
+#include "cuda/tuning.h"
 
 namespace rnnkernels::binding {
 
 namespace {
 
-#if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kMostBlocks = 3;  // each has its threads for as long as the launch takes
-#else
-constexpr int64_t kMostBlocks = INT32_MAX;  // they are dealt out as others end
-#endif
+using cuda::tuning::kMostOptimizerBlocks;
 
 at::Tensor empty_bytes(int64_t bytes, const at::Device& device) {
   return at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));
@@ -28,7 +25,7 @@ void step_on_gpu(const StepProblem& problem, const at::Device& device) {
   const c10::DeviceGuard guard(device);
   const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem), device);
   const auto step = Rule::kStates == 1 ? &cuda::nesterov_step : &cuda::adamw_step;
-  check_launched(step(problem, kMostBlocks, workspace.data_ptr(), current_stream(device)));
+  check_launched(step(problem, kMostOptimizerBlocks, workspace.data_ptr(), current_stream(device)));
 }
 template void step_on_gpu<NesterovRule>(const StepProblem&, const at::Device&);
 template void step_on_gpu<AdamWRule>(const StepProblem&, const at::Device&);
@@ -37,7 +34,7 @@ at::Tensor power_sum_on_gpu(const PowerSum& problem, const at::Device& device) {
   const c10::DeviceGuard guard(device);
   const at::Tensor sum = at::empty({}, at::TensorOptions().device(device).dtype(at::kDouble));
   const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem), device);
-  check_launched(cuda::power_sum(problem, sum.data_ptr<double>(), kMostBlocks, workspace.data_ptr(),
+  check_launched(cuda::power_sum(problem, sum.data_ptr<double>(), kMostOptimizerBlocks, workspace.data_ptr(),
                                  current_stream(device)));
   return sum;
 }

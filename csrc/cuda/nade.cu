@@ -9,19 +9,12 @@
 #include "core/nonlinearities.h"
 #include "cuda/lanes.h"
 #include "cuda/nade_grid.h"
+#include "cuda/tuning.h"
 
 namespace rnnkernels::cuda {
 namespace {
 
 constexpr int kUnits = 8;  // whose logits are made together
-#if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kSharedBytes = 1024;  // so that small rows go both ways
-constexpr int64_t kMostGlobalBlocks = 5;
-#else
-constexpr int64_t kSharedBytes = 48 * 1024;  // what a block has on any GPU
-// With memory of their own: about as many as a GPU runs at once, for more would only cost memory.
-constexpr int64_t kMostGlobalBlocks = 1024;
-#endif
 
 // For rows whose hidden units do not fit the shared memory.
 template <class T>
@@ -174,10 +167,10 @@ nade_rows(RNNKERNELS_ARGUMENT NadeForward problem, T* states) {
 int64_t state_bytes(const NadeForward& problem) {  // of a block
   return kBlockWarps * 2 * problem.hidden * number_bytes(problem);
 }
-bool in_shared(const NadeForward& problem) { return state_bytes(problem) <= kSharedBytes; }
+bool in_shared(const NadeForward& problem) { return state_bytes(problem) <= tuning::kNadeSharedBytes; }
 int64_t blocks_of(const NadeForward& problem, int64_t most_blocks) {
   const int64_t blocks = least(ceil_div(problem.rows, kBlockWarps), most_blocks);
-  return in_shared(problem) ? blocks : least(blocks, kMostGlobalBlocks);
+  return in_shared(problem) ? blocks : least(blocks, tuning::kMostNadeGlobalBlocks);
 }
 
 template <class T, bool kDrawn>

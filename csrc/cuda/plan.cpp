@@ -64,7 +64,8 @@ bool fill(const Extent& extent, const Device& device, const Candidate& candidate
   if (columns > kMostWarps) return false;
   plan->words = all_tiles * kTileUnits / units_of_word;
   const int chunks = static_cast<int>(ceil_div(plan->words, kChunk * kSliceWords));
-  const int most_parts = std::max(1, std::min(kMostWarps / columns, chunks / (kDeepEnough / kChunk)));
+  const int most_parts =
+      std::max(1, std::min(kMostWarps / columns, chunks / (tuning::kLeastPartSlices / kChunk)));
   plan->part_slices = static_cast<int>(ceil_div(chunks, most_parts)) * kChunk;
   plan->parts = static_cast<int>(ceil_div(chunks * kChunk, plan->part_slices));
   plan->warps = columns * plan->parts;

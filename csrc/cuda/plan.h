@@ -14,6 +14,7 @@
 
 #include "core/config.h"
 #include "core/element_type.h"
+#include "cuda/tuning.h"
 
 namespace rnnkernels::cuda {
 
@@ -87,26 +88,20 @@ RNNKERNELS_INLINE constexpr int tiles_of_warp(Shape shape) { return shape == Sha
 // Slices whose operands a warp loads together.
 constexpr int kChunk = 4;
 
-// Slices of each of its tiles that a warp has in registers, as many as no kernel spills with; the rest of its
-// part is in shared memory. And how deep a part must be to be worth its meeting. Emulated, both are small, so
-// that small walks go all the ways of large ones.
-#if defined(RNNKERNELS_EMULATED)
-RNNKERNELS_INLINE constexpr int register_slices(Shape) { return kChunk; }
-constexpr int kDeepEnough = kChunk;
-#else
+// Slices of each of its tiles that a warp has in registers; the rest of its part is in shared memory.
 RNNKERNELS_INLINE constexpr int register_slices(Shape shape) {
   switch (shape) {
     case Shape::kSmall:
-      return 8;
+      return tuning::kRegisterSlicesSmall;
     case Shape::kWide:
-      return 12;
+      return tuning::kRegisterSlicesWide;
     case Shape::kLong:
-      return 28;
+      return tuning::kRegisterSlicesLong;
   }
   return 0;
 }
-constexpr int kDeepEnough = 8;
-#endif
+static_assert(register_slices(Shape::kSmall) % kChunk == 0 && register_slices(Shape::kWide) % kChunk == 0 &&
+              register_slices(Shape::kLong) % kChunk == 0 && tuning::kLeastPartSlices % kChunk == 0);
 constexpr int kMostWarps = 8;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

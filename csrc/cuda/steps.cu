@@ -5,17 +5,13 @@
 #include "cuda/lanes.h"
 #include "cuda/steps.h"
 #include "cuda/sweeps.h"
+#include "cuda/tuning.h"
 
 namespace rnnkernels::cuda {
 
 namespace {
 
 constexpr int kBlockWarps = 4;
-#if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kMostBlocks = 3;  // so that few rows go round, too
-#else
-constexpr int64_t kMostBlocks = 1 << 16;
-#endif
 
 // A unit of a row, as one lane sees it. A row is a walk of its own, so that all offsets have 64 bits.
 struct Place {
@@ -39,8 +35,8 @@ RNNKERNELS_DEVICE void for_places(int64_t networks, int64_t rows, int64_t hidden
 
 device::Grid grid_of(int64_t networks, int64_t rows, int64_t hidden) {
   device::Grid grid;
-  grid.blocks =
-      std::min(kMostBlocks, ceil_div(networks * rows * ceil_div(hidden, device::kWarpLanes), kBlockWarps));
+  grid.blocks = std::min(tuning::kMostStepBlocks,
+                         ceil_div(networks * rows * ceil_div(hidden, device::kWarpLanes), kBlockWarps));
   grid.threads = kBlockWarps * device::kWarpLanes;
   return grid;
 }
