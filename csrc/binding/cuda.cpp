@@ -25,15 +25,15 @@ at::Tensor empty_bytes(int64_t bytes, const at::Tensor& like) {
   return at::empty({bytes}, like.options().dtype(at::kByte));
 }
 
-cuda::Plan plan_of(const Recurrence& problem, const at::Tensor& weight) {
+cuda::LaunchPlan plan_of(const Recurrence& problem, const at::Tensor& weight) {
   const cuda::Device* device = gpu(weight.get_device());
   TORCH_CHECK(device, "there is no GPU ", weight.get_device());
-  const char* wish = std::getenv("RNNKERNELS_TIER");
-  cuda::Plan plan;
-  std::string sentence;
+  const char* requested = std::getenv("RNNKERNELS_TEAM");
+  cuda::LaunchPlan plan;
+  std::string message;
   const bool planned = cuda::make_plan({problem.type, problem.networks, problem.layout.batch, problem.hidden},
-                                       *device, wish ? wish : "", &plan, &sentence);
-  TORCH_CHECK_VALUE(planned, "RNNKERNELS_TIER ", sentence);
+                                       *device, requested ? requested : "", &plan, &message);
+  TORCH_CHECK_VALUE(planned, "RNNKERNELS_TEAM ", message);
   return plan;
 }
 
@@ -73,21 +73,21 @@ class StepProducts {
 };
 
 template <class Problem>
-void walk_by_steps(const Problem& problem, const Layout& layout, const at::Tensor& weight,
-                   cuda::Stream stream) {
+void run_by_steps(const Problem& problem, const Layout& layout, const at::Tensor& weight,
+                  cuda::Stream stream) {
   const at::Tensor states = empty_bytes(cuda::state_bytes(problem), weight);
   StepProducts products(weight, !std::is_same_v<Problem, BackwardProblem>,
                         problem.networks * layout.batch * problem.hidden);
   const cuda::StepMemory memory{states.data_ptr(), products.product(), products.operand()};
   for (int64_t i = 0; i <= layout.steps; ++i) {
-    const cuda::Turn turn = cuda::turn_at(problem, layout, i);
-    if (turn.updates) products.multiply(turn.from_rows);
-    check_launched(cuda::take_turn(problem, turn, memory, stream));
+    const cuda::PointwiseStep step = cuda::pointwise_step_at(problem, layout, i);
+    if (step.updates) products.multiply(step.from_rows);
+    check_launched(cuda::run_pointwise_step(problem, step, memory, stream));
   }
 }
 
 template <class Problem>
-using Launcher = cuda::Status (*)(const Problem&, const cuda::Plan&, bool tf32, void*, cuda::Stream);
+using Launcher = cuda::Status (*)(const Problem&, const cuda::LaunchPlan&, bool tf32, void*, cuda::Stream);
 
 template <class Problem>
 void run(const Problem& problem, const Layout& layout, const at::Tensor& weight, Launcher<Problem> launch) {
@@ -95,8 +95,8 @@ void run(const Problem& problem, const Layout& layout, const at::Tensor& weight,
                     layout.steps);
   const c10::DeviceGuard guard(weight.device());
   const cuda::Stream stream = current_stream(weight.device());
-  const cuda::Plan plan = plan_of(problem, weight);
-  if (plan.team == cuda::Team::kSteps) return walk_by_steps(problem, layout, weight, stream);
+  const cuda::LaunchPlan plan = plan_of(problem, weight);
+  if (plan.team == cuda::Team::kSteps) return run_by_steps(problem, layout, weight, stream);
   const bool tf32 = problem.type == ElementType::kFloat32 && at::globalContext().allowTF32CuBLAS();
   const at::Tensor workspace = empty_bytes(plan.workspace_bytes, weight);
   check_launched(launch(problem, plan, tf32, workspace.data_ptr(), stream));

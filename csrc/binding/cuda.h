@@ -9,7 +9,7 @@ namespace rnnkernels::binding {
 // `device` becomes `host`, with arrays on the device of `like`. The tensor that has them must outlive them.
 at::Tensor put_layout_on_gpu(const Layout& host, const at::Tensor& like, Layout* device);
 
-// A walk; `layout` is the host's, the problem has the device's. RNNKERNELS_TIER overrides the choice of the
+// A walk; `layout` is the host's, the problem has the device's. RNNKERNELS_TEAM overrides the choice of the
 // team.
 void run_on_gpu(const ForwardProblem& problem, const Layout& layout, const at::Tensor& weight);
 void run_on_gpu(const BackwardProblem& problem, const Layout& layout, const at::Tensor& weight);

@@ -104,17 +104,17 @@ const rnnkernels::cuda::Device& device_of(const std::string& name) {
 }
 
 py::dict plan(int64_t hidden, int64_t batch, const std::string& dtype, int64_t networks,
-              const std::string& device, const std::string& wish) {
+              const std::string& device, const std::string& team) {
   namespace cuda = rnnkernels::cuda;
   if (hidden < 1 || batch < 1 || networks < 1) {
     throw py::value_error("hidden, batch and networks must be at least 1, got " + std::to_string(hidden) +
                           ", " + std::to_string(batch) + " and " + std::to_string(networks));
   }
-  cuda::Plan plan;
-  std::string sentence;
-  if (!cuda::make_plan({element_type_of(dtype), networks, batch, hidden}, device_of(device), wish, &plan,
-                       &sentence)) {
-    throw py::value_error("wish " + sentence);
+  cuda::LaunchPlan plan;
+  std::string message;
+  if (!cuda::make_plan({element_type_of(dtype), networks, batch, hidden}, device_of(device), team, &plan,
+                       &message)) {
+    throw py::value_error("team " + message);
   }
   constexpr const char* kTeams[] = {"block", "cluster", "grid", "steps"};
   const int slices = std::min(plan.part_slices, cuda::register_slices(plan.shape));
@@ -147,10 +147,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("known_devices", &known_devices,
         "The GPUs that plan() knows, by name: some from afar, and cuda:0 and so on, which are here.");
   m.def("plan", &plan, py::arg("hidden"), py::arg("batch"), py::arg("dtype"), py::arg("networks"),
-        py::arg("device"), py::arg("wish"),
+        py::arg("device"), py::arg("team"),
         "Who walks a recurrence of this size on a device: the team of blocks that has W_hh, how much of it a "
         "thread has in registers, the memory of a block and of a launch, and the model's cycles for a step. "
-        "wish: a team, as for RNNKERNELS_TIER, or the empty string for the fastest by the model.");
+        "team: a team, as for RNNKERNELS_TEAM, or the empty string for the fastest by the model.");
   m.def(
       "read_memory", &read_memory, py::arg("bytes"), py::arg("times"),
       "Seconds to read that much memory so many times with one thread: what the cache that holds it gives.");

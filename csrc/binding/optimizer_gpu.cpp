@@ -24,8 +24,8 @@ template <class Rule>
 void step_on_gpu(const StepProblem& problem, const at::Device& device) {
   const c10::DeviceGuard guard(device);
   const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem), device);
-  const auto step = Rule::kStates == 1 ? &cuda::nesterov_step : &cuda::adamw_step;
-  check_launched(step(problem, kMostOptimizerBlocks, workspace.data_ptr(), current_stream(device)));
+  check_launched(cuda::optimizer_step<Rule>(problem, kMostOptimizerBlocks, workspace.data_ptr(),
+                                            current_stream(device)));
 }
 template void step_on_gpu<NesterovRule>(const StepProblem&, const at::Device&);
 template void step_on_gpu<AdamWRule>(const StepProblem&, const at::Device&);

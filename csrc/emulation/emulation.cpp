@@ -1,4 +1,5 @@
-// The primitives of emulation.h, on the fibers of emulator.h.
+// The primitives of emulation.h: each checks its arguments, updates the clocks of the threads it orders, and
+// lets the emulator choose the thread that continues.
 #include "emulation/emulation.h"
 
 #include <cstring>
@@ -7,22 +8,22 @@
 
 namespace rnnkernels::emulation {
 
-void run(const Launch& launch, const std::function<void()>& kernel) { Machine(launch, kernel).run(); }
+void run(const Launch& launch, const std::function<void()>& kernel) { Emulator(launch, kernel).run(); }
 
-Place place() {
-  const Thread& thread = machine->current();
-  const Launch& launch = machine->launch();
+device::Place place() {
+  const Thread& thread = emulator->current();
+  const Launch& launch = emulator->launch();
   return {thread.in_block, launch.threads, thread.block, launch.blocks, thread.block % launch.cluster,
           launch.cluster};
 }
 
 char* touch(Address at, int64_t bytes, Access access) {
-  machine->yield_sometimes();
-  Thread& thread = machine->current();
-  Block& block = machine->block(at.block);
+  emulator->yield_sometimes();
+  Thread& thread = emulator->current();
+  Block& block = emulator->block(at.block);
   const char* verb = access == Access::kRead ? "reads" : "writes";
   const auto where = [&] {
-    return machine->who(thread) + text(" %s %ld bytes at byte %ld", verb, long(bytes), long(at.offset)) +
+    return emulator->name_of(thread) + text(" %s %ld bytes at byte %ld", verb, long(bytes), long(at.offset)) +
            (at.block == thread.block ? std::string() : text(" of block %d", at.block));
   };
   if (at.offset < 0 || at.offset + bytes > static_cast<int64_t>(block.shared.size())) {
@@ -38,144 +39,148 @@ char* touch(Address at, int64_t bytes, Access access) {
     case Conflict::kUnwritten:
       throw Fault("unwritten", where());
     case Conflict::kPending:
-      throw Fault("race", where() + ", where an asynchronous copy has not landed");
+      throw Fault("race", where() + ", where an asynchronous copy is still pending");
     case Conflict::kRace:
-      throw Fault("race", where() + ", which " + machine->who(conflict.other) + " touched, unordered");
+      throw Fault("race", where() + ", unordered with an access of " + emulator->name_of(conflict.other));
   }
   return block.shared.data() + at.offset;
 }
 
-void out_of_run(int64_t index, int64_t size) {
-  throw Fault("out of bounds", machine->who(machine->current()) +
-                                   text(" asks for element %ld of a run of %ld", long(index), long(size)));
+void throw_out_of_bounds(int64_t index, int64_t size) {
+  throw Fault("out of bounds", emulator->name_of(emulator->current()) +
+                                   text(" accesses element %ld of %ld", long(index), long(size)));
 }
 
 void sync_block() {
-  const int count = machine->launch().threads;
-  machine->meet(machine->home().meeting, "sync_block", machine->current().block * count, count, true);
+  const int count = emulator->launch().threads;
+  emulator->synchronize(emulator->current_block().barrier, "sync_block", emulator->current().block * count,
+                        count, true);
 }
 
 void sync_warp() {
-  machine->meet(machine->warp().meeting, "sync_warp", machine->current().index / kWarp * kWarp, kWarp, true);
+  emulator->synchronize(emulator->warp().barrier, "sync_warp", emulator->current().index / kWarp * kWarp,
+                        kWarp, true);
 }
 
 void sync_cluster() {
-  const int count = machine->launch().cluster * machine->launch().threads;
-  machine->meet(machine->cluster(), "sync_cluster", machine->current().index / count * count, count, true);
+  const int count = emulator->launch().cluster * emulator->launch().threads;
+  emulator->synchronize(emulator->cluster(), "sync_cluster", emulator->current().index / count * count, count,
+                        true);
 }
 
 const char* exchange(const char* operation, const void* mine, int64_t bytes) {
-  Warp& warp = machine->warp();
-  const int index = machine->current().index, lane = index % kWarp;
-  std::vector<char>& all = warp.brought[warp.meeting.round % 2];
+  Warp& warp = emulator->warp();
+  const int index = emulator->current().index, lane = index % kWarp;
+  std::vector<char>& all = warp.contributions[warp.barrier.round % 2];
   if (static_cast<int64_t>(all.size()) < kWarp * bytes) all.resize(kWarp * bytes);
   std::memcpy(all.data() + lane * bytes, mine, bytes);
-  machine->meet(warp.meeting, operation, index - lane, kWarp, false);
+  emulator->synchronize(warp.barrier, operation, index - lane, kWarp, false);
   return all.data();
 }
 
 void copy_async(Address to, const void* from) {
   touch(to, 16, Access::kWrite);
-  machine->block(to.block).shadow.set_pending(to.offset, 16, true);
-  machine->current().groups.back().push_back({to, from, 16});
+  emulator->block(to.block).shadow.set_pending(to.offset, 16, true);
+  emulator->current().groups.back().push_back({to, from, 16});
 }
 
-void commit_copies() { machine->current().groups.emplace_back(); }
+void commit_copies() { emulator->current().groups.emplace_back(); }
 
 void wait_copies(int groups_left) {
-  Thread& thread = machine->current();
-  machine->yield();
+  Thread& thread = emulator->current();
+  emulator->yield();
   while (static_cast<int>(thread.groups.size()) - 1 > groups_left) {
     for (Copy& copy : thread.groups.front()) {
-      machine->land(copy);
-      machine->block(copy.to.block).shadow.set_pending(copy.to.offset, copy.bytes, false);
+      emulator->land(copy);
+      emulator->block(copy.to.block).shadow.set_pending(copy.to.offset, copy.bytes, false);
     }
     thread.groups.erase(thread.groups.begin());
   }
 }
 
-void barrier_init(Address at, int arrivals) {
+void mbarrier_init(Address at, int arrivals) {
   touch(at, 8, Access::kWrite);
-  Mbarrier& barrier = machine->block(at.block).barriers[at.offset];
-  machine->wake(barrier.waiters);
-  barrier = Mbarrier{};
-  barrier.expected = barrier.pending = arrivals;
-  barrier.arriving = barrier.released = machine->no_clock();
+  Mbarrier& mbarrier = emulator->block(at.block).mbarriers[at.offset];
+  emulator->wake(mbarrier.waiters);
+  mbarrier = Mbarrier{};
+  mbarrier.expected = mbarrier.pending = arrivals;
+  mbarrier.arriving = mbarrier.released = emulator->no_clock();
 }
 
-void barrier_arrive(Address at) {
-  Thread& thread = machine->current();
-  Mbarrier& barrier = machine->barrier_at(at);
-  if (barrier.pending == 0) throw Fault("barrier", machine->who(thread) + " arrives where all have arrived");
-  barrier.arriving.join(thread.clock);
+void mbarrier_arrive(Address at) {
+  Thread& thread = emulator->current();
+  Mbarrier& mbarrier = emulator->mbarrier_at(at);
+  if (mbarrier.pending == 0)
+    throw Fault("barrier", emulator->name_of(thread) + " arrives at a complete phase");
+  mbarrier.arriving.join(thread.clock);
   thread.clock.tick();
-  --barrier.pending;
-  machine->finish_phase(barrier);
-  machine->yield();
+  --mbarrier.pending;
+  emulator->finish_phase(mbarrier);
+  emulator->yield();
 }
 
-void barrier_expect(Address at, int64_t bytes) { machine->barrier_at(at).bytes += bytes; }
+void mbarrier_expect(Address at, int64_t bytes) { emulator->mbarrier_at(at).bytes += bytes; }
 
-void barrier_wait(Address at, int parity) {
-  Mbarrier& barrier = machine->barrier_at(at);
-  machine->yield();
-  while (barrier.phase % 2 == parity) {
-    machine->wait(parity == 0 ? "phase 0 of a barrier" : "phase 1 of a barrier", barrier.waiters);
+void mbarrier_wait(Address at, int parity) {
+  Mbarrier& mbarrier = emulator->mbarrier_at(at);
+  emulator->yield();
+  while (mbarrier.phase % 2 == parity) {
+    emulator->wait(parity == 0 ? "phase 0 of a barrier" : "phase 1 of a barrier", mbarrier.waiters);
   }
-  machine->current().clock.join(barrier.released);
+  emulator->current().clock.join(mbarrier.released);
 }
 
 void store_async(Address to, const void* from, int64_t bytes, Address at) {
-  Thread& thread = machine->current();
+  Thread& thread = emulator->current();
   touch(to, bytes, Access::kWrite);
-  machine->block(to.block).shadow.set_pending(to.offset, bytes, true);
-  Mbarrier& barrier = machine->barrier_at(at);
-  barrier.arriving.join(thread.clock);
+  emulator->block(to.block).shadow.set_pending(to.offset, bytes, true);
+  Mbarrier& mbarrier = emulator->mbarrier_at(at);
+  mbarrier.arriving.join(thread.clock);
   const char* data = static_cast<const char*>(from);
-  machine->store_later({to, &barrier, std::vector<char>(data, data + bytes)});
+  emulator->store_later({to, &mbarrier, std::vector<char>(data, data + bytes)});
   thread.clock.tick();
 }
 
 unsigned load_acquire(const unsigned* from) {
-  machine->yield();
-  machine->current().clock.join(machine->word(from).released);
+  emulator->yield();
+  emulator->current().clock.join(emulator->word(from).released);
   return *from;
 }
 
 void store_release(unsigned* to, unsigned value) {
-  Thread& thread = machine->current();
-  Word& word = machine->word(to);
+  Thread& thread = emulator->current();
+  Word& word = emulator->word(to);
   word.released = thread.clock;
   thread.clock.tick();
   *to = value;
-  machine->wake(word.waiters);
-  machine->yield();
+  emulator->wake(word.waiters);
+  emulator->yield();
 }
 
 unsigned add_release(unsigned* to, unsigned value) {
-  Thread& thread = machine->current();
-  Word& word = machine->word(to);
+  Thread& thread = emulator->current();
+  Word& word = emulator->word(to);
   word.released.join(thread.clock);
   thread.clock.tick();
   const unsigned before = *to;
   *to += value;
-  machine->wake(word.waiters);
-  machine->yield();
+  emulator->wake(word.waiters);
+  emulator->yield();
   return before;
 }
 
 void store_word(uint64_t* to, uint32_t x, uint32_t mark) {
-  machine->yield_sometimes();
+  emulator->yield_sometimes();
   *to = static_cast<uint64_t>(mark) << 32 | x;
-  machine->wake(machine->word(to).waiters);
+  emulator->wake(emulator->word(to).waiters);
 }
 
 uint32_t await_word(const uint64_t* from, uint32_t mark) {
   const auto found = [from] { return static_cast<uint32_t>(*from >> 32); };
-  while (found() < mark) machine->wait("a word of global memory", machine->word(from).waiters);
+  while (found() < mark) emulator->wait("a word of global memory", emulator->word(from).waiters);
   if (found() != mark) {
-    throw Fault("overrun",
-                machine->who(machine->current()) + text(" finds mark %u in place of %u", found(), mark));
+    throw Fault("overrun", emulator->name_of(emulator->current()) +
+                               text(" reads mark %u while it waits for %u", found(), mark));
   }
   return static_cast<uint32_t>(*from);
 }

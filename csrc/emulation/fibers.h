@@ -1,4 +1,4 @@
-// Threads of control that pass the processor to one another, each on a stack of its own.
+// Fibers: threads of control that hand the processor to one another explicitly. Each has its own stack.
 #pragma once
 
 #include <cstddef>
@@ -7,23 +7,23 @@ namespace rnnkernels::emulation {
 
 class Fiber {
  public:
-  Fiber() = default;  // what runs already, on the stack it has
+  Fiber() = default;  // the code that is running already, on its current stack
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
   ~Fiber();
 
-  // Makes it begin with entry(), which does not return, once somebody goes on with it.
+  // The first switch to this fiber calls entry(), which must not return.
   void prepare(void (*entry)());
-  // Returns when somebody goes on with this one again.
-  void go_on_with(Fiber& to) { leave(to, false); }
-  // Does not return: the stack may be used again.
-  [[noreturn]] void end_with(Fiber& to);
+  // Returns when another fiber switches back to this one.
+  void switch_to(Fiber& to) { leave(to, false); }
+  // Never returns. The stack may be reused afterwards.
+  [[noreturn]] void finish_and_switch_to(Fiber& to);
 
  private:
-  void* at_ = nullptr;  // where it was left: its stack pointer, or its ucontext_t
+  void* at_ = nullptr;  // the suspended state: the stack pointer, or a ucontext_t
   char* stack_ = nullptr;
   void (*entry_)() = nullptr;
-  // What the address sanitizer knows it by.
+  // For the address sanitizer: the stack's bottom and size, and its fake stack.
   const void* bottom_ = nullptr;
   size_t size_ = 0;
   void* fake_ = nullptr;

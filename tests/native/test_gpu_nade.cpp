@@ -4,8 +4,8 @@
 #include <array>
 #include <cstdlib>
 
-#include "emulation/emulation.h"
 #include "cuda/nade.h"
+#include "emulation/emulation.h"
 #include "nades.h"
 
 namespace {

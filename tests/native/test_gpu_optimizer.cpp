@@ -4,8 +4,8 @@
 #include <bit>
 #include <cstdlib>
 
-#include "emulation/emulation.h"
 #include "cuda/optimizer.h"
+#include "emulation/emulation.h"
 #include "optimizers.h"
 
 namespace {

@@ -2,8 +2,8 @@
 // forms and layouts against plain loops, under several orders of their threads each.
 #include <cstdlib>
 
-#include "emulation/emulation.h"
 #include "cuda/recurrence.h"
+#include "emulation/emulation.h"
 #include "native.h"
 #include "recurrences.h"
 
@@ -17,7 +17,7 @@ constexpr cuda::Device kDevice = {"emulated", 90, 16, 232448, 16},
 
 // Layouts are the device's, and there is only one memory here.
 template <class S>
-Results<S> run_kernels(const Case& c, const Data<S>& data, const cuda::Plan& plan) {
+Results<S> run_kernels(const Case& c, const Data<S>& data, const cuda::LaunchPlan& plan) {
   Results<S> r = empty_results(c, data);
   std::vector<uint64_t> workspace(plan.workspace_bytes / sizeof(uint64_t), ~uint64_t{0});
   const ForwardProblem forward = forward_problem(c, data, r);
@@ -30,13 +30,13 @@ Results<S> run_kernels(const Case& c, const Data<S>& data, const cuda::Plan& pla
 }
 
 template <class S>
-void check(const Case& c, const char* wish, unsigned seed, int orders) {
-  cuda::Plan plan;
-  std::string sentence;
-  const cuda::Device& device = std::string(wish) == "grid" ? kSmallDevice : kDevice;
+void check(const Case& c, const char* team, unsigned seed, int orders) {
+  cuda::LaunchPlan plan;
+  std::string message;
+  const cuda::Device& device = std::string(team) == "grid" ? kSmallDevice : kDevice;
   const bool planned =
-      cuda::make_plan({c.type, c.networks, c.batch, c.hidden}, device, wish, &plan, &sentence);
-  expect(planned, c.text() + ": " + sentence);
+      cuda::make_plan({c.type, c.networks, c.batch, c.hidden}, device, team, &plan, &message);
+  expect(planned, c.text() + ": " + message);
   if (!planned) return;
   const Data<S> data = make_data<S>(c, seed);
   const Expected<S> expected(c, data, sizeof(S) == 2 ? 1 : 0.1);
@@ -59,7 +59,7 @@ void check(const Case& c, const char* wish, unsigned seed, int orders) {
 }
 
 struct Part {
-  std::vector<const char*> wishes;
+  std::vector<const char*> teams;
   std::vector<std::array<int64_t, 4>> shapes;  // G, T, B, H
 };
 
@@ -84,16 +84,16 @@ int main(int argc, char** argv) {
       {{"cluster16"}, {{1, 3, 2, 130}}},
   };
   for (const Part& part : parts) {
-    for (const char* wish : part.wishes) {
+    for (const char* team : part.teams) {
       for_cases(part.shapes, {ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat16},
                 [&](const Case& c) {
                   if (!cases.takes_next()) return;
                   if (c.type == ElementType::kFloat32) {
-                    check<float>(c, wish, cases.number(), cases.orders);
+                    check<float>(c, team, cases.number(), cases.orders);
                   } else if (c.type == ElementType::kBFloat16) {
-                    check<BFloat16>(c, wish, cases.number(), cases.orders);
+                    check<BFloat16>(c, team, cases.number(), cases.orders);
                   } else {
-                    check<Float16>(c, wish, cases.number(), cases.orders);
+                    check<Float16>(c, team, cases.number(), cases.orders);
                   }
                 });
     }

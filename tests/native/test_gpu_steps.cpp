@@ -2,9 +2,9 @@
 // directions, forms and layouts against plain loops, which also stand in for the library's product.
 #include <cstdlib>
 
-#include "emulation/emulation.h"
 #include "cuda/layout.h"
 #include "cuda/steps.h"
+#include "emulation/emulation.h"
 #include "native.h"
 #include "recurrences.h"
 
@@ -38,13 +38,13 @@ void walk(Problem problem) {
   std::vector<T> operand(n, T(NAN)), product(n, T(NAN));
   std::vector<T> states(cuda::state_bytes(problem) / sizeof(T), T(NAN));
   for (int64_t i = 0; i <= layout.steps; ++i) {
-    const cuda::Turn turn = cuda::turn_at(problem, layout, i);
-    if (turn.updates) {
-      multiply(problem.weight, problem.networks, turn.from_rows, problem.hidden,
+    const cuda::PointwiseStep step = cuda::pointwise_step_at(problem, layout, i);
+    if (step.updates) {
+      multiply(problem.weight, problem.networks, step.from_rows, problem.hidden,
                std::is_same_v<Problem, BackwardProblem>, operand.data(), product.data());
     }
     const cuda::StepMemory memory{states.data(), product.data(), operand.data()};
-    expect(cuda::take_turn(problem, turn, memory, nullptr) == 0, "a turn is launched");
+    expect(cuda::run_pointwise_step(problem, step, memory, nullptr) == 0, "a pointwise step is launched");
   }
 }
 
