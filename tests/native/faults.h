@@ -1,4 +1,4 @@
-// What the tests of the emulated GPU share: whether a kernel ends in a fault, and in which.
+// Helpers of the emulated GPU's own tests: run a kernel and compare its fault with the expected one.
 #pragma once
 
 #include <functional>
@@ -14,7 +14,7 @@ using emulation::Launch;
 
 namespace {
 
-// The name of the fault that a kernel ends in, or "none".
+// The name of the fault that a kernel raises, or "none".
 std::string fault(const Launch& launch, const std::function<void()>& kernel, std::string* text = nullptr) {
   try {
     emulation::run(launch, kernel);
@@ -27,7 +27,7 @@ std::string fault(const Launch& launch, const std::function<void()>& kernel, std
 
 constexpr int kSeeds = 20;
 
-// A kernel is right under every order of its threads.
+// A correct kernel raises no fault, in any order of its threads.
 void expect_right(const char* what, Launch launch, const std::function<void()>& kernel) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     launch.seed = seed;
@@ -37,7 +37,7 @@ void expect_right(const char* what, Launch launch, const std::function<void()>& 
   }
 }
 
-// And a wrong one is caught under every order, whatever it would have computed.
+// A wrong kernel raises the fault `name` in every order, whether or not the order would change its result.
 void expect_fault(const char* what, const char* name, Launch launch, const std::function<void()>& kernel) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     launch.seed = seed;

@@ -1,5 +1,5 @@
-// The GPU's kernels of the recurrence, on the emulated GPU, through their launchers: all teams, directions,
-// forms and layouts against plain loops, under several orders of their threads each.
+// Tests of the CUDA kernels of the recurrence on the emulated GPU, through their launchers: all teams,
+// passes, forms and layouts against plain loops, each in several orders of the threads.
 #include <cstdlib>
 
 #include "cuda/recurrence.h"
@@ -11,11 +11,11 @@ using namespace rnnkernels;
 
 namespace {
 
-// Few multiprocessors for a grid, so that its teams have more than one walk.
+// The small device has few multiprocessors, so that a team of a grid runs more than one scan.
 constexpr cuda::Device kDevice = {"emulated", 90, 16, 232448, 16},
                        kSmallDevice = {"emulated", 90, 5, 232448, 16};
 
-// Layouts are the device's, and there is only one memory here.
+// The emulated GPU uses the host's memory, so layouts need no copy.
 template <class S>
 Results<S> run_kernels(const Case& c, const Data<S>& data, const cuda::LaunchPlan& plan) {
   Results<S> r = empty_results(c, data);
@@ -25,7 +25,7 @@ Results<S> run_kernels(const Case& c, const Data<S>& data, const cuda::LaunchPla
   const LinearProblem linear = linear_problem(c, data, r);
   expect(cuda::forward(forward, plan, false, workspace.data(), nullptr) == 0, "forward is launched");
   expect(cuda::backward(backward, plan, false, workspace.data(), nullptr) == 0, "backward is launched");
-  expect(cuda::linear(linear, plan, false, workspace.data(), nullptr) == 0, "the linear walk is launched");
+  expect(cuda::linear(linear, plan, false, workspace.data(), nullptr) == 0, "the linear pass is launched");
   return r;
 }
 
@@ -50,7 +50,7 @@ void check(const Case& c, const char* team, unsigned seed, int orders) {
         first = r;
         expected.check(r, where);
       } else {
-        expect(same_bits(r, first), where + "the same bits as in the first");
+        expect(same_bits(r, first), where + "the same bits as in the first order");
       }
     } catch (const emulation::Fault& fault) {
       expect(false, where + fault.what());
@@ -65,7 +65,7 @@ struct Part {
 
 }  // namespace
 
-// test_gpu_recurrence [n [orders]]: every n-th case only, each in so many orders.
+// test_gpu_recurrence [n [orders]]: runs every n-th case, each in the given number of orders.
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
   const Part parts[] = {
@@ -88,13 +88,9 @@ int main(int argc, char** argv) {
       for_cases(part.shapes, {ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat16},
                 [&](const Case& c) {
                   if (!cases.takes_next()) return;
-                  if (c.type == ElementType::kFloat32) {
-                    check<float>(c, team, cases.number(), cases.orders);
-                  } else if (c.type == ElementType::kBFloat16) {
-                    check<BFloat16>(c, team, cases.number(), cases.orders);
-                  } else {
-                    check<Float16>(c, team, cases.number(), cases.orders);
-                  }
+                  with_element(c.type, [&](auto element) {
+                    check<decltype(element)>(c, team, cases.number(), cases.orders);
+                  });
                 });
     }
   }

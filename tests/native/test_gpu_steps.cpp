@@ -1,5 +1,6 @@
-// The kernels of the walk by steps, and those that carry a layout, on the emulated GPU: all types,
-// directions, forms and layouts against plain loops, which also stand in for the library's product.
+// Tests of the pointwise kernels of the recurrence with one product per step, and of the kernels that copy a
+// layout, on the emulated GPU: all types, passes, forms and layouts against plain loops. A plain loop
+// replaces the library's product.
 #include <cstdlib>
 
 #include "cuda/layout.h"
@@ -28,9 +29,9 @@ void multiply(const Matrix& weight, int64_t networks, int64_t rows, int64_t hidd
   }
 }
 
-// As the binding does it. What nobody wrote stays NaN and must not reach a result.
+// Runs the time loop as the binding does. Memory that is not written stays NaN and must not reach a result.
 template <class T, class Problem>
-void walk(Problem problem) {
+void run(Problem problem) {
   const Layout layout = problem.layout;
   std::vector<int64_t> table(cuda::layout_bytes(layout) / sizeof(int64_t), -1);
   expect(cuda::put_layout(layout, table.data(), &problem.layout, nullptr) == 0, "the layout is put");
@@ -48,7 +49,7 @@ void walk(Problem problem) {
   }
 }
 
-// The operands of all steps, in pieces that begin and end anywhere.
+// The operands of all steps, computed in pieces that do not end with a step.
 template <class S>
 std::vector<S> operands(const Case& c, const Data<S>& data, BackwardProblem problem) {
   std::vector<S> all(data.pre.size());
@@ -98,15 +99,15 @@ void check(const Case& c, unsigned seed, int orders) {
     emulation::set_seed(3 * order);
     try {
       Results<S> r = empty_results(c, data);
-      walk<Number<S>>(forward_problem(c, data, r));
-      walk<Number<S>>(backward_problem(c, data, r));
-      walk<Number<S>>(linear_problem(c, data, r));
+      run<Number<S>>(forward_problem(c, data, r));
+      run<Number<S>>(backward_problem(c, data, r));
+      run<Number<S>>(linear_problem(c, data, r));
       if (order == 0) {
         first = r;
         expected.check(r, where);
         check_operands(c, data, r, operands(c, data, backward_problem(c, data, r)), where);
       } else {
-        expect(same_bits(r, first), where + "the same bits as in the first");
+        expect(same_bits(r, first), where + "the same bits as in the first order");
       }
     } catch (const emulation::Fault& fault) {
       expect(false, where + fault.what());
@@ -138,7 +139,7 @@ void check_layouts() {
 
 }  // namespace
 
-// test_gpu_steps [n [orders]]: every n-th case only, each in so many orders.
+// test_gpu_steps [n [orders]]: runs every n-th case, each in the given number of orders.
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
   check_layouts();
