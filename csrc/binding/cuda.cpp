@@ -1,3 +1,5 @@
+// Runs the recurrence's kernels of csrc/cuda on torch's current stream: the choice of the launch plan, and
+// the time loop with one product of torch per step where no team holds W_hh.
 #include "binding/cuda.h"
 
 #include <ATen/Context.h>
@@ -37,14 +39,15 @@ cuda::LaunchPlan plan_of(const Recurrence& problem, const at::Tensor& weight) {
   return plan;
 }
 
-// The products of the walk by steps, [rows, H] for each network, in memory for the most numbers there are.
+// The products of the time loop with one product per step: product = operand W^T or operand W, [rows, H] per
+// network. All steps use the same memory, of `most_numbers` elements.
 class StepProducts {
  public:
   StepProducts(const at::Tensor& weight, bool transposed, int64_t most_numbers)
       : factor_(transposed ? weight.transpose(-2, -1) : weight),
         operand_(at::empty({most_numbers}, weight.options())),
         product_(at::empty_like(operand_)) {
-    // What a library does not multiply as it lies would be copied for each step.
+    // A library would copy a matrix with other strides for each product.
     if (weight.stride(-1) != 1 && weight.stride(-2) != 1) factor_ = factor_.contiguous();
   }
 

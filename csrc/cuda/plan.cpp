@@ -52,13 +52,27 @@ int teams_at_once(const Candidate& candidate, const LaunchPlan& plan, const Devi
   }
 }
 
+// The modelled cycles of a step, for a plan whose sizes are known, times `rounds` of the teams. `left` is the
+// number of slices per tile that a warp reads from shared memory.
+double modelled_cycles(const LaunchPlan& plan, const Candidate& candidate, ElementType type, int64_t left,
+                       double rounds) {
+  const int per_warp = tiles_of_warp(candidate.shape);
+  const double products = double(plan.part_slices) * per_warp * (type == ElementType::kBFloat16 ? 1 : 3);
+  const double warps_of_quarter = double(ceil_div(plan.warps, 4));
+  const double read = (double(left) * plan.warps * per_warp * kFragmentBytes +
+                       4.0 * kTeamRows * plan.part_slices * kSliceWords * plan.warps) /
+                      kSharedBytesPerCycle;
+  return rounds *
+         (candidate.exchange + std::max(products * warps_of_quarter * kProductCycles, read) + kUpdateCycles);
+}
+
 // Fills in the plan for teams of `blocks` blocks. Returns false if it does not fit.
 bool fill(const Extent& extent, const Device& device, const Candidate& candidate, int blocks,
           LaunchPlan* plan) {
-  const bool bfloat16 = extent.type == ElementType::kBFloat16;
   const int64_t groups = ceil_div(extent.batch, kTeamRows), scans = extent.networks * groups;
   const int all_tiles = static_cast<int>(ceil_div(extent.hidden, kTileUnits));
-  const int units_of_word = bfloat16 ? 2 : 1, per_warp = tiles_of_warp(candidate.shape);
+  const int units_of_word = extent.type == ElementType::kBFloat16 ? 2 : 1,
+            per_warp = tiles_of_warp(candidate.shape);
   plan->team = candidate.team;
   plan->shape = candidate.shape;
   plan->blocks = blocks;
@@ -97,15 +111,9 @@ bool fill(const Extent& extent, const Device& device, const Candidate& candidate
   if (grid) {
     plan->workspace_bytes = int64_t{8} * plan->teams * 2 * kTeamRows * plan->words;
   }
-  const double products = double(plan->part_slices) * per_warp * (bfloat16 ? 1 : 3);
-  const double busy = double(ceil_div(plan->warps, 4));
-  const double read = (double(left) * plan->warps * per_warp * kFragmentBytes +
-                       4.0 * kTeamRows * plan->part_slices * kSliceWords * plan->warps) /
-                      kSharedBytesPerCycle;
-  const double waves =
+  const double rounds =
       grid ? double(extent.networks) * double(ceil_div(groups, at_once)) : double(ceil_div(scans, at_once));
-  plan->cycles =
-      waves * (candidate.exchange + std::max(products * busy * kProductCycles, read) + kUpdateCycles);
+  plan->cycles = modelled_cycles(*plan, candidate, extent.type, left, rounds);
   return true;
 }
 

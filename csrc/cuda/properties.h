@@ -6,7 +6,7 @@
 
 namespace rnnkernels::cuda {
 
-// Of the current device. Returns an error if no kernel was compiled for it.
+// Reads the current device. Returns an error if no kernel was compiled for it.
 Status current_device(Device* device);
 
 }  // namespace rnnkernels::cuda

@@ -1,6 +1,5 @@
 // Tuning constants of the CUDA kernels and of their launches: sizes that change the speed and the memory of a
-// call. None of them changes a result, except kRegisterSlices* and kLeastPartSlices, which decide how the sum
-// of a product is cut into parts.
+// call. Only kLeastPartSlices and kOperandBytes change the order of a sum, and so the rounding of a result.
 //
 // This is the only place that knows two sets of values. The emulated GPU has small ones
 // (emulation/tuning.h), so that small problems take every path that large problems take on a GPU.

@@ -116,7 +116,7 @@ class Emulator {
   const Clock& no_clock() const { return nothing_; }
 
   // Lets another thread continue first.
-  void yield() { wait("its turn", runnable_); }
+  void yield() { wait("the scheduler", runnable_); }
   void yield_sometimes() {
     if (random_.draw(16) == 0) yield();
   }

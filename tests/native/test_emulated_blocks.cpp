@@ -86,7 +86,10 @@ void test_clusters() {
     }));
   }
   expect(names.count("gone") == 1, "a block that returned while a peer writes to it");
-  names.clear();
+}
+
+void test_mbarriers() {
+  std::set<std::string> names;
   for (int seed = 0; seed < 2 * kSeeds; ++seed) {
     names.insert(fault({1, 32, 1, 64, static_cast<uint64_t>(seed)}, [] {
       const Mbarrier barrier(shared_memory<uint64_t>(0, 1));
@@ -233,6 +236,7 @@ void test_words() {
 
 int main() {
   test_clusters();
+  test_mbarriers();
   test_large_cluster();
   test_flags();
   test_words();
