@@ -8,7 +8,7 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <string>
 
 namespace rnnkernels::cuda {
 
@@ -187,10 +187,12 @@ bool make_plan(const Extent& extent, const Device& device, const std::string& re
 std::string text(const LaunchPlan& plan) {
   if (plan.team == Team::kSteps) return "steps: one product and one pointwise kernel per step";
   const char* name = plan.team == Team::kBlock ? "block" : plan.team == Team::kCluster ? "cluster" : "grid";
-  char line[200];
-  std::snprintf(line, sizeof(line), "%s of %d: %d warps, %d tiles of 16 units, %d parts, %d KiB shared", name,
-                plan.blocks, plan.warps, plan.tiles, plan.parts, (plan.shared_bytes + 1023) / 1024);
-  return line;
+  const auto count = [](int n, const char* noun) {
+    return std::to_string(n) + " " + noun + (n == 1 ? "" : "s");
+  };
+  return std::string(name) + " of " + std::to_string(plan.blocks) + ": " + count(plan.warps, "warp") + ", " +
+         count(plan.tiles, "tile") + " of 16 units, " + count(plan.parts, "part") + ", " +
+         std::to_string((plan.shared_bytes + 1023) / 1024) + " KiB shared";
 }
 
 const Device* known_device(int index) {
