@@ -1,4 +1,4 @@
-"""``python -m rnnkernels``: what was built. ``--plan``: what a GPU would do. ``--json`` for machines."""
+"""Print the build configuration; with ``--plan``, the launch plan of a recurrence on GPUs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from rnnkernels import _C, build_config
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the build configuration, or plans."""
+    """Print the build configuration, or the launch plans that ``--plan`` asks for.
+
+    An invalid argument ends the program with status 2 and a message that names it.
+    """
     parser = argparse.ArgumentParser(prog="python -m rnnkernels", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--plan",
         nargs=3,
         metavar=("H", "B", "DTYPE"),
-        help="who would walk a recurrence of H units and B rows on a GPU, and the model of a step",
+        help="print the launch plan of a recurrence of H units and B rows, with the modelled cost of a step",
     )
-    parser.add_argument("--device", help="for --plan: one GPU; default: all that are known")
-    parser.add_argument("--networks", type=int, default=1, help="for --plan: G, networks of one call")
-    parser.add_argument("--tier", default="", help="for --plan: a team, as for RNNKERNELS_TIER")
+    parser.add_argument("--device", help="for --plan: one GPU; default: all known GPUs")
+    parser.add_argument("--networks", type=int, default=1, help="for --plan: G, the number of networks")
+    parser.add_argument(
+        "--team",
+        default="",
+        help="for --plan: the requested team (block, cluster2 to cluster16, grid or steps), as in "
+        "RNNKERNELS_TEAM; default: the one with the lowest modelled cost",
+    )
     options = parser.parse_args(arguments)
     if options.plan is None:
         _print_config(build_config(), options.json)
@@ -32,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         hidden, batch, dtype = options.plan
         if not (hidden.isdecimal() and batch.isdecimal()):
             raise ValueError(f"H and B must be whole numbers, got {hidden} and {batch}")
-        plans = _plans(int(hidden), int(batch), dtype, options.networks, options.device, options.tier)
+        plans = _plans(int(hidden), int(batch), dtype, options.networks, options.device, options.team)
     except ValueError as error:
         parser.error(str(error))
     _print_plans(plans, options.json)
@@ -56,14 +64,14 @@ def _print_config(config: dict[str, Any], as_json: bool) -> None:
 
 
 def _plans(
-    hidden: int, batch: int, dtype: str, networks: int, device: str | None, tier: str
+    hidden: int, batch: int, dtype: str, networks: int, device: str | None, team: str
 ) -> dict[str, dict[str, Any]]:
-    """By device; a sentence in place of a plan where the wish does not fit one of several devices."""
+    """The plan for each device; a message in its place if the team does not fit one of several devices."""
     names = [device] if device is not None else list(_C.known_devices())
     plans: dict[str, dict[str, Any]] = {}
     for name in names:
         try:
-            plans[name] = _C.plan(hidden, batch, dtype, networks, name, tier)
+            plans[name] = _C.plan(hidden, batch, dtype, networks, name, team)
         except ValueError as error:
             if len(names) == 1 or "does not fit" not in str(error):
                 raise
@@ -77,9 +85,10 @@ def _print_plans(plans: dict[str, dict[str, Any]], as_json: bool) -> None:
         return
     width = max(map(len, plans))
     for name, plan in plans.items():
-        model = f"; {plan['cycles']:.0f} cycles a step by the model" if "cycles" in plan else ""
+        model = f"; {plan['cycles']:.0f} cycles per step by the model" if "cycles" in plan else ""
         registers = plan.get("matrix_registers", 0)
-        held = f", {registers} registers a thread of W_hh" if plan.get("team") not in (None, "steps") else ""
+        on_chip = plan.get("team") not in (None, "steps")
+        held = f", {registers} registers per thread for W_hh" if on_chip else ""
         own = f" ({torch.cuda.get_device_name(name)})" if name.startswith("cuda:") else ""
         print(f"{name:{width}}  {plan['text']}{held}{model}{own}")
 

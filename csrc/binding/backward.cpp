@@ -13,6 +13,7 @@
 #include "binding/problem.h"
 #include "binding/product.h"
 #include "binding/recurrence.h"
+#include "cuda/tuning.h"
 #if defined(RNNKERNELS_GPU)
 #include "binding/cuda.h"
 #endif
@@ -43,13 +44,9 @@ void add_product(const at::Tensor& sum, const at::Tensor& u, const at::Tensor& x
   }
 }
 
-// How many rows of the product's right operand are copied at a time; on a GPU the memory that they may take.
+// How many rows of the product's right operand are copied at a time; on a GPU their memory is limited
+// (tuning::kOperandBytes).
 constexpr int64_t kRowsAtOnce = 4096;
-#if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kBytesAtOnce = 1000;  // so that a few steps make several blocks
-#else
-constexpr int64_t kBytesAtOnce = int64_t{256} << 20;
-#endif
 
 // dW_hh = sum_t u_t^T x_t, where x_t is h_{t-1} (rate) or f(h_{t-1}) (current).
 class WeightGradient {
@@ -126,7 +123,7 @@ class WeightGradient {
   int64_t rows_at_once() const {
     if (!on_gpu(d_pre_)) return kRowsAtOnce;
     const int64_t row_bytes = problem_.networks * problem_.hidden * d_pre_.element_size();
-    return std::clamp(kBytesAtOnce / row_bytes, int64_t{1}, int64_t{INT32_MAX});
+    return std::clamp(cuda::tuning::kOperandBytes / row_bytes, int64_t{1}, int64_t{INT32_MAX});
   }
 
   // x of the steps from `first` to `last` (exclusive), which have this number of rows; on a GPU in the dtype

@@ -1,3 +1,5 @@
+// Runs the recurrence's kernels of csrc/cuda on torch's current stream: the choice of the launch plan, and
+// the time loop with one product of torch per step where no team holds W_hh.
 #include "binding/cuda.h"
 
 #include <ATen/Context.h>
@@ -25,26 +27,27 @@ at::Tensor empty_bytes(int64_t bytes, const at::Tensor& like) {
   return at::empty({bytes}, like.options().dtype(at::kByte));
 }
 
-cuda::Plan plan_of(const Recurrence& problem, const at::Tensor& weight) {
+cuda::LaunchPlan plan_of(const Recurrence& problem, const at::Tensor& weight) {
   const cuda::Device* device = gpu(weight.get_device());
   TORCH_CHECK(device, "there is no GPU ", weight.get_device());
-  const char* wish = std::getenv("RNNKERNELS_TIER");
-  cuda::Plan plan;
-  std::string sentence;
+  const char* requested = std::getenv("RNNKERNELS_TEAM");
+  cuda::LaunchPlan plan;
+  std::string message;
   const bool planned = cuda::make_plan({problem.type, problem.networks, problem.layout.batch, problem.hidden},
-                                       *device, wish ? wish : "", &plan, &sentence);
-  TORCH_CHECK_VALUE(planned, "RNNKERNELS_TIER ", sentence);
+                                       *device, requested ? requested : "", &plan, &message);
+  TORCH_CHECK_VALUE(planned, "RNNKERNELS_TEAM ", message);
   return plan;
 }
 
-// The products of the walk by steps, [rows, H] for each network, in memory for the most numbers there are.
+// The products of the time loop with one product per step: product = operand W^T or operand W, [rows, H] per
+// network. All steps use the same memory, of `most_numbers` elements.
 class StepProducts {
  public:
   StepProducts(const at::Tensor& weight, bool transposed, int64_t most_numbers)
       : factor_(transposed ? weight.transpose(-2, -1) : weight),
         operand_(at::empty({most_numbers}, weight.options())),
         product_(at::empty_like(operand_)) {
-    // What a library does not multiply as it lies would be copied for each step.
+    // A library would copy a matrix with other strides for each product.
     if (weight.stride(-1) != 1 && weight.stride(-2) != 1) factor_ = factor_.contiguous();
   }
 
@@ -73,21 +76,21 @@ class StepProducts {
 };
 
 template <class Problem>
-void walk_by_steps(const Problem& problem, const Layout& layout, const at::Tensor& weight,
-                   cuda::Stream stream) {
+void run_by_steps(const Problem& problem, const Layout& layout, const at::Tensor& weight,
+                  cuda::Stream stream) {
   const at::Tensor states = empty_bytes(cuda::state_bytes(problem), weight);
   StepProducts products(weight, !std::is_same_v<Problem, BackwardProblem>,
                         problem.networks * layout.batch * problem.hidden);
   const cuda::StepMemory memory{states.data_ptr(), products.product(), products.operand()};
   for (int64_t i = 0; i <= layout.steps; ++i) {
-    const cuda::Turn turn = cuda::turn_at(problem, layout, i);
-    if (turn.updates) products.multiply(turn.from_rows);
-    check_launched(cuda::take_turn(problem, turn, memory, stream));
+    const cuda::PointwiseStep step = cuda::pointwise_step_at(problem, layout, i);
+    if (step.updates) products.multiply(step.from_rows);
+    check_launched(cuda::run_pointwise_step(problem, step, memory, stream));
   }
 }
 
 template <class Problem>
-using Launcher = cuda::Status (*)(const Problem&, const cuda::Plan&, bool tf32, void*, cuda::Stream);
+using Launcher = cuda::Status (*)(const Problem&, const cuda::LaunchPlan&, bool tf32, void*, cuda::Stream);
 
 template <class Problem>
 void run(const Problem& problem, const Layout& layout, const at::Tensor& weight, Launcher<Problem> launch) {
@@ -95,8 +98,8 @@ void run(const Problem& problem, const Layout& layout, const at::Tensor& weight,
                     layout.steps);
   const c10::DeviceGuard guard(weight.device());
   const cuda::Stream stream = current_stream(weight.device());
-  const cuda::Plan plan = plan_of(problem, weight);
-  if (plan.team == cuda::Team::kSteps) return walk_by_steps(problem, layout, weight, stream);
+  const cuda::LaunchPlan plan = plan_of(problem, weight);
+  if (plan.team == cuda::Team::kSteps) return run_by_steps(problem, layout, weight, stream);
   const bool tf32 = problem.type == ElementType::kFloat32 && at::globalContext().allowTF32CuBLAS();
   const at::Tensor workspace = empty_bytes(plan.workspace_bytes, weight);
   check_launched(launch(problem, plan, tf32, workspace.data_ptr(), stream));

@@ -112,7 +112,7 @@ py::dict plan(int64_t hidden, int64_t batch, const std::string& dtype, int64_t n
     throw py::value_error("hidden, batch and networks must be at least 1, got " + std::to_string(hidden) +
                           ", " + std::to_string(batch) + " and " + std::to_string(networks));
   }
-  cuda::Plan plan;
+  cuda::LaunchPlan plan;
   std::string message;
   if (!cuda::make_plan({element_type_of(dtype), networks, batch, hidden}, device_of(device), team, &plan,
                        &message)) {
@@ -145,24 +145,19 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_sets", &instruction_sets,
         "The CPU instruction sets that were built, fastest first, with whether each runs here.");
   m.def("active_instruction_set", &active_instruction_set,
-        "The CPU instruction set in use, or None if RNNKERNELS_ISA names one that was not built or does not "
-        "run "
-        "here.");
+        "The CPU instruction set in use, or None if RNNKERNELS_ISA names one that was not built or cannot "
+        "run.");
   m.def("known_devices", &known_devices,
-        "The devices that plan() accepts, by name: built-in device properties, usable without a GPU, and "
-        "cuda:0 "
-        "and so on, the GPUs of this host.");
+        "The devices that plan() accepts, by name: built-in device properties, usable without a GPU, and the "
+        "GPUs of this host (cuda:0 ...).");
   m.def(
       "plan", &plan, py::arg("hidden"), py::arg("batch"), py::arg("dtype"), py::arg("networks"),
       py::arg("device"), py::arg("team"),
-      "The launch plan of a recurrence of this size on a device: the team of blocks that holds W_hh, how "
-      "many "
-      "registers per thread hold it, the memory of a block and of a launch, and the model's cycles per step. "
-      "team: the requested team, one of block, cluster2 to cluster16, grid and steps, or the empty string "
-      "for "
-      "the fastest one by the model. Raises ValueError if the recurrence does not fit the requested team.");
-  m.def("read_memory", &read_memory, py::arg("bytes"), py::arg("times"),
-        "Seconds that one thread takes to read `bytes` bytes of memory `times` times: the rate of the cache "
-        "that "
-        "holds them.");
+      "The launch plan of a recurrence of this size on a device: the team of blocks that holds W_hh, the "
+      "registers per thread that hold it, the memory of a block and of a launch, and the model's cycles per "
+      "step. team: the requested team, one of block, cluster2 to cluster16, grid and steps, or the empty "
+      "string for the fastest one by the model. Raises ValueError unless the recurrence fits that team.");
+  m.def(
+      "read_memory", &read_memory, py::arg("bytes"), py::arg("times"),
+      "Seconds that one thread takes to read `bytes` bytes of memory `times` times: the cache's bandwidth.");
 }

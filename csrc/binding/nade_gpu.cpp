@@ -5,16 +5,13 @@
 #include "binding/host.h"
 #include "binding/nade.h"
 #include "cuda/nade.h"
+#include "cuda/tuning.h"
 
 namespace rnnkernels::binding {
 
 namespace {
 
-#if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kMostBlocks = 3;  // the emulator keeps the threads of all blocks until the launch ends
-#else
-constexpr int64_t kMostBlocks = 1 << 16;
-#endif
+using cuda::tuning::kMostNadeBlocks;
 
 }  // namespace
 
@@ -25,14 +22,14 @@ at::Tensor bytes_on_gpu(const at::Tensor& v) {
 
 void run_on_gpu(const NadeForward& problem, const at::Device& device) {
   const c10::DeviceGuard guard(device);
-  const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem, kMostBlocks), device);
-  check_launched(cuda::nade(problem, kMostBlocks, workspace.data_ptr(), current_stream(device)));
+  const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem, kMostNadeBlocks), device);
+  check_launched(cuda::nade(problem, kMostNadeBlocks, workspace.data_ptr(), current_stream(device)));
 }
 
 void run_on_gpu(const NadeBackward& problem, const at::Device& device) {
   const c10::DeviceGuard guard(device);
   const at::Tensor workspace = empty_bytes(cuda::workspace_bytes(problem), device);
-  check_launched(cuda::nade_backward(problem, kMostBlocks, workspace.data_ptr(), current_stream(device)));
+  check_launched(cuda::nade_backward(problem, kMostNadeBlocks, workspace.data_ptr(), current_stream(device)));
 }
 
 }  // namespace rnnkernels::binding

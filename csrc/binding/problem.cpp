@@ -5,7 +5,7 @@
 #include "binding/host.h"
 #if defined(RNNKERNELS_GPU)
 #include "binding/cuda.h"
-#include "cuda/sweeps.h"
+#include "cuda/passes.h"
 #endif
 
 namespace rnnkernels::binding {

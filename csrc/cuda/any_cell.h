@@ -1,7 +1,8 @@
-// The cells of core/cells.h with f chosen as the kernel runs, so that a kernel is compiled once for all f
-// that keep the same for backward. All threads choose alike, once for each number of a step.
+// The cells of core/cells.h with f selected at run time, so that a kernel is compiled once for all f that
+// save the same values for the backward pass. All threads select the same f, once per state and step.
 //
-//   AnyRate<kBinary>   f' is 0 or 1: keeps bits      AnyRate<kSmooth>   keeps f(z)      AnyCurrent   nothing
+//   AnyRate<kBinary>   f' is 0 or 1: saves bits     AnyRate<kSmooth>   saves f(z)     AnyCurrent   saves
+//   nothing
 #pragma once
 
 #include <type_traits>
@@ -10,13 +11,13 @@
 
 namespace rnnkernels::cuda {
 
-enum class Slopes { kBinary, kSmooth, kAny };  // of the f that a cell may have
+enum class Slopes { kBinary, kSmooth, kAny };  // the slopes of the f that a cell can have
 
 template <class F, Slopes kSlopes>
 constexpr bool kHasSlope = kSlopes == Slopes::kAny || (kSlopes == Slopes::kBinary) == F::kBinarySlope;
 
-// Calls fn(F{}) with row `index` of the list, one of those with such a slope. If there is but one, no
-// question is asked.
+// Calls fn(F{}) with entry `index` of the list, which must have such a slope. Compares no index if the list
+// has only one.
 template <Slopes kSlopes, class Fn, class... F>
 RNNKERNELS_INLINE void visit(NonlinearityIndex index, NonlinearityList<F...>, const Fn& fn) {
   constexpr bool kOnlyOne = (int{kHasSlope<F, kSlopes>} + ...) == 1;
@@ -33,7 +34,7 @@ RNNKERNELS_INLINE void visit(NonlinearityIndex index, NonlinearityList<F...>, co
 
 template <template <class> class CellOf, Slopes kSlopes>
 class AnyCell {
-  // What all of them have in common.
+  // A cell with the properties that all of them share.
   using One = CellOf<std::conditional_t<kSlopes == Slopes::kSmooth, Tanh, Relu>>;
 
  public:
@@ -79,7 +80,7 @@ template <Slopes kSlopes>
 using AnyRate = AnyCell<RateCell, kSlopes>;
 using AnyCurrent = AnyCell<CurrentCell, Slopes::kAny>;
 
-// Calls fn(null, of the type of the cell) for the form and row of the list.
+// Calls fn(null pointer to the cell) for a form and an entry of the list.
 template <class Fn>
 void with_any_cell(NonlinearityIndex nonlinearity, Form form, const Fn& fn) {
   with_cell(nonlinearity, form, Nonlinearities{}, [&](auto cell) {

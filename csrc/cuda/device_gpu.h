@@ -1,5 +1,5 @@
-// The GPU's body of device.h. Clusters, and barriers that count bytes, need sm_90; on older ones a block is a
-// cluster by itself, and what needs a peer traps.
+// The implementation of device.h on a GPU. Clusters, and mbarriers that count bytes, need sm_90. On older
+// GPUs a block is a cluster of its own, and every operation that needs a peer traps.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -59,7 +59,7 @@ class Shared {
     return data_;
 #endif
   }
-  // As an address in the shared window, which a peer's place has too.
+  // The address within the shared window, which also covers the memory of peers.
   __device__ __forceinline__ uint32_t address(int64_t i = 0) const {
     uint64_t wide;
     asm("cvta.to.shared.u64 %0, %1;" : "=l"(wide) : "l"(data_ + i));
@@ -128,7 +128,7 @@ __device__ __forceinline__ void multiply_add(Sums& c, const TF32Fragments::A& a,
 
 template <class T>
 __device__ __forceinline__ void copy_async(const Shared<T>& to, int64_t i, const T* from) {
-  const int bytes = from ? 16 : 0;  // of the 16 those that are read; the rest becomes zero
+  const int bytes = from ? 16 : 0;  // bytes to read; the instruction fills the rest of the 16 with zeros
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address(i)),
                "l"(from ? from : reinterpret_cast<const T*>(1024)), "r"(bytes)
                : "memory");
@@ -142,7 +142,7 @@ __device__ __forceinline__ void wait_copies() {
 class Mbarrier {
  public:
   __device__ __forceinline__ explicit Mbarrier(const Shared<uint64_t>& memory) : memory_(memory) {}
-  // All blocks of the cluster see it after sync_cluster.
+  // Visible to all blocks of the cluster after sync_cluster.
   __device__ __forceinline__ void init(int arrivals) const {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(memory_.address()), "r"(arrivals)
                  : "memory");
@@ -220,7 +220,7 @@ __device__ __forceinline__ unsigned add_release(unsigned* to, unsigned value) {
   return before;
 }
 
-// A word and its mark are one number of 64 bits, so they come together and nothing has to be ordered.
+// A word and its mark are stored in one access of 64 bits, so they arrive together and need no ordering.
 __device__ __forceinline__ void store_word(uint64_t* to, uint32_t x, uint32_t mark) {
   const uint64_t both = static_cast<uint64_t>(mark) << 32 | x;
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(both) : "memory");

@@ -1,12 +1,13 @@
-// What W_hh is multiplied with and as what, for 16 units times 8 rows of a warp (the fragments of device.h).
+// The factors of the product W_hh x, 16 units times 8 rows per warp (the fragments of device.h).
 //
-//   BFloat16Factors   products of bfloat16, 16 deep: both factors are rounded to it
-//   FloatFactors      products of TF32, 8 deep. Exact: float32 out of three of them, with a = a' + a'', of
-//                     which the product sees a' whole and of a'' the upper digits,
+//   BFloat16Factors   products of bfloat16, 16 deep: both factors are rounded to bfloat16
+//   FloatFactors      products of TF32, 8 deep.
+//                     Exact: float32 from three products. With a = a' + a'', where a' has the 11 digits of
+//                     TF32 and a'' the rest,
 //                       a b = a'' b' + a' b'' + a' b'   to about 2^-21
-//                     Not exact: one of them, of a and b rounded to TF32's 11 digits
+//                     Not exact: one product, of a and b rounded to the 11 digits of TF32
 //
-// A row of the operand is words of 32 bits, 8 for a slice of the depth, of either type.
+// A row of the operand consists of words of 32 bits, 8 per slice, for either type.
 #pragma once
 
 #include "core/elements.h"
@@ -15,7 +16,7 @@
 
 namespace rnnkernels::cuda {
 
-// A word of the operand and where it belongs: row of the team, word within 16 units.
+// A word of the operand and its position: the row of the team, and the word within 16 units.
 struct OperandWord {
   int row, word;
   uint32_t bits;
@@ -29,7 +30,7 @@ struct BFloat16Factors {
 
   RNNKERNELS_DEVICE explicit BFloat16Factors(bool /*exact*/) {}
 
-  // `get(i, k)` is the matrix, row i of the tile, column k of the slice.
+  // `get(i, k)` returns the element of W_hh in row i of the tile, column k of the slice.
   template <class Get>
   static RNNKERNELS_DEVICE A matrix(int lane, const Get& get) {
     A a;
@@ -40,14 +41,14 @@ struct BFloat16Factors {
     }
     return a;
   }
-  // The words made of a lane's four numbers (device.h, Sums). Two units share a word, so the lane next to
-  // this one in g gives one row's number and takes the other's.
+  // The words that contain a lane's four elements (device.h, Sums). A word has two units, so neighbouring
+  // lanes in g exchange elements: each gives one row's element and gets the other's.
   static RNNKERNELS_DEVICE void words(int lane, const float (&x)[4], OperandWord (&to)[kWordsOfLane]) {
     const bool odd = lane / 4 % 2;
     RNNKERNELS_UNROLL
     for (int half = 0; half < 2; ++half) {
       const float even_row = x[2 * half], odd_row = x[2 * half + 1];
-      // Opaque, or the choice becomes a branch with a shuffle on either side.
+      // Opaque, because otherwise the choice becomes a branch with a shuffle on either side.
       const float got = device::shuffle_xor(device::opaque(odd ? even_row : odd_row), 4);
       const uint32_t bits = device::rounded_pair(odd ? got : even_row, odd ? odd_row : got);
       to[half] = {lane % 4 * 2 + odd, lane / 8 + 4 * half, bits};
@@ -83,7 +84,7 @@ class FloatFactors {
   RNNKERNELS_DEVICE void multiply(device::Sums& sums, const A& a, uint32_t above, uint32_t below) const {
     const B b{{__builtin_bit_cast(float, above), __builtin_bit_cast(float, below)}};
     if (!exact_) return device::multiply_add(sums, a, b);
-    // Opaque, or the matrix is split once for all steps and takes twice the registers.
+    // Opaque, because otherwise the matrix is split once for all steps and needs twice the registers.
     A a_upper, a_rest;
     B b_upper, b_rest;
     RNNKERNELS_UNROLL
@@ -99,14 +100,14 @@ class FloatFactors {
   using B = device::TF32Fragments::B;
   const bool exact_;
 
-  // The product leaves the lower 13 bits out; to the nearest is better, as a library has it.
+  // The product ignores the lower 13 bits, so the factor is rounded to nearest first, as libraries do.
   RNNKERNELS_DEVICE float factor(float x) const {
     const uint32_t bits = __builtin_bit_cast(uint32_t, x);
     return exact_ || x != x ? x : __builtin_bit_cast(float, (bits + 0x1000u) & 0xffffe000u);
   }
   static RNNKERNELS_DEVICE void split(float x, float& upper, float& rest) {
     upper = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x) & 0xffffe000u);
-    // What is infinite or not a number stays so in one of the parts.
+    // Infinity and NaN remain in `upper`.
     rest = x - upper == x - upper ? x - upper : 0.0f;
   }
 };

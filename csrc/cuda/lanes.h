@@ -1,4 +1,4 @@
-// What the lanes of a warp make together. All of them call it.
+// Reductions over the lanes of a warp. All lanes must call them.
 #pragma once
 
 #include "cuda/device.h"
@@ -6,15 +6,15 @@
 namespace rnnkernels::cuda {
 namespace {
 
-// Bit i is that of lane i.
+// The word whose bit i is the bit of lane i, in every lane.
 RNNKERNELS_DEVICE uint32_t word_of_lanes(bool bit) {
   uint32_t word = static_cast<uint32_t>(bit) << device::place().thread % device::kWarpLanes;
   for (int mask = 1; mask < device::kWarpLanes; mask *= 2) word |= device::shuffle_xor(word, mask);
   return word;
 }
 
-// Sums over all lanes of kCount numbers, a power of two: lane i gets that of number i / (32 / kCount). As
-// many numbers are left as lanes have not met, so that 8 numbers take 9 shuffles.
+// The sums over all lanes of each of kCount values; kCount is a power of two. Lane i returns the sum of value
+// i / (32 / kCount). Each shuffle halves the number of values, so that 8 values need 9 shuffles.
 template <int kCount, class T>
 RNNKERNELS_DEVICE T sums_of_lanes(T (&x)[kCount]) {
   const int lane = device::place().thread % device::kWarpLanes;

@@ -1,5 +1,5 @@
-// The kernel around the engine, and its launch for what is stored as S: instantiated once for each S
-// (recurrence_*.cu), so that they compile side by side.
+// The kernel around the engine, and its launch for one stored type: instantiated once per type, in
+// recurrence_*.cu, so that the types compile in parallel.
 #pragma once
 
 #include <type_traits>
@@ -9,65 +9,64 @@
 
 namespace rnnkernels::cuda {
 
-constexpr Status kNotSupported = 801;  // cudaErrorNotSupported
-
-// One block is all that a multiprocessor holds, but for the small shape, if it need not fetch much.
+// Blocks per multiprocessor: one, except for the small shape with few fetched inputs.
 constexpr int blocks_at_once(Shape shape, int fetched) {
   return shape == Shape::kSmall && fetched < 3 ? 2 : 1;
 }
 
-template <class Sweep, class Factors, class Team, Shape kShape>
-RNNKERNELS_KERNEL(kMostWarps* kWarpThreads, blocks_at_once(kShape, Sweep::kFetched))
-walk(RNNKERNELS_ARGUMENT typename Sweep::Problem problem, RNNKERNELS_ARGUMENT Plan plan, bool exact,
-     int64_t first_network, void* workspace) {
-  Engine<Sweep, Factors, Team, tiles_of_warp(kShape), register_slices(kShape)>(problem, plan, exact,
-                                                                               workspace)
+template <class Pass, class Factors, class TeamType, Shape kShape>
+RNNKERNELS_KERNEL(kMostWarps* kWarpThreads, blocks_at_once(kShape, Pass::kFetched))
+recurrence_kernel(RNNKERNELS_ARGUMENT typename Pass::Problem problem, RNNKERNELS_ARGUMENT LaunchPlan plan,
+                  bool exact, int64_t first_network, void* workspace) {
+  Engine<Pass, Factors, TeamType, tiles_of_warp(kShape), register_slices(kShape)>(problem, plan, exact,
+                                                                                  workspace)
       .run(first_network);
 }
 
-// Blocks and clusters of all networks at once; a grid has the device to itself.
-
-template <class Sweep, class Factors, class Team, Shape kShape>
-Status launch(const typename Sweep::Problem& problem, const Plan& plan, bool exact, void* workspace,
+// Runs all networks in one launch for blocks and clusters. A grid uses the whole device, so each network has
+// a launch of its own.
+template <class Pass, class Factors, class TeamType, Shape kShape>
+Status launch(const typename Pass::Problem& problem, const LaunchPlan& plan, bool exact, void* workspace,
               Stream stream) {
   if (problem.layout.steps > INT32_MAX) return kNotSupported;
-  const int64_t at_once = Team::kTogether ? 1 : problem.networks;
+  const int64_t at_once = TeamType::kTogether ? 1 : problem.networks;
   device::Grid grid;
   grid.blocks = at_once * plan.teams * plan.blocks;
   grid.threads = plan.warps * kWarpThreads;
-  grid.cluster = plan.team == cuda::Team::kCluster ? plan.blocks : 1;
-  grid.together = Team::kTogether;
+  grid.cluster = plan.team == Team::kCluster ? plan.blocks : 1;
+  grid.together = TeamType::kTogether;
   grid.shared_bytes = plan.shared_bytes;
   Status status = 0;
   for (int64_t network = 0; grid.blocks > 0 && network < problem.networks && status == 0;
        network += at_once) {
     if (plan.workspace_bytes > 0) status = device::fill_zero(workspace, plan.workspace_bytes, stream);
     if (status != 0) break;
-    status = device::launch(grid, stream, &walk<Sweep, Factors, Team, kShape>, problem, plan, exact, network,
-                            workspace);
+    status = device::launch(grid, stream, &recurrence_kernel<Pass, Factors, TeamType, kShape>, problem, plan,
+                            exact, network, workspace);
   }
   return status;
 }
 
-template <class Sweep, class Factors>
-Status launch(const typename Sweep::Problem& problem, const Plan& plan, bool exact, void* workspace,
+template <class Pass, class Factors>
+Status launch(const typename Pass::Problem& problem, const LaunchPlan& plan, bool exact, void* workspace,
               Stream stream) {
   if (plan.team == Team::kBlock && plan.shape == Shape::kSmall) {
-    return launch<Sweep, Factors, BlockTeam, Shape::kSmall>(problem, plan, exact, workspace, stream);
+    return launch<Pass, Factors, BlockTeam, Shape::kSmall>(problem, plan, exact, workspace, stream);
   }
   if (plan.team == Team::kBlock && plan.shape == Shape::kWide) {
-    return launch<Sweep, Factors, BlockTeam, Shape::kWide>(problem, plan, exact, workspace, stream);
+    return launch<Pass, Factors, BlockTeam, Shape::kWide>(problem, plan, exact, workspace, stream);
   }
   if (plan.team == Team::kCluster) {
-    return launch<Sweep, Factors, ClusterTeam, Shape::kLong>(problem, plan, exact, workspace, stream);
+    return launch<Pass, Factors, ClusterTeam, Shape::kLong>(problem, plan, exact, workspace, stream);
   }
   if (plan.team == Team::kGrid) {
-    return launch<Sweep, Factors, GridTeam, Shape::kLong>(problem, plan, exact, workspace, stream);
+    return launch<Pass, Factors, GridTeam, Shape::kLong>(problem, plan, exact, workspace, stream);
   }
   return kNotSupported;
 }
 
-// By type, and not by S: those of half precision are every file's own.
+// Dispatch by ElementType and not by S, because BFloat16 and Float16 are distinct types in every source file
+// (core/elements.h).
 template <ElementType>
 struct Stored;
 template <>
@@ -86,32 +85,15 @@ struct Stored<ElementType::kFloat16> {
   using Factors = FloatFactors;
 };
 
-template <ElementType kType>
-Status forward_of(const ForwardProblem& problem, const Plan& plan, bool exact, void* workspace,
+template <ElementType kType, class Problem>
+Status run_stored(const Problem& problem, const LaunchPlan& plan, bool exact, void* workspace,
                   Stream stream) {
   Status status = kNotSupported;
-  with_any_cell(problem.nonlinearity, problem.form, [&](auto* cell) {
-    using Sweep = ForwardSweep<typename Stored<kType>::S, std::remove_pointer_t<decltype(cell)>>;
-    status = launch<Sweep, typename Stored<kType>::Factors>(problem, plan, exact, workspace, stream);
+  with_pass<typename Stored<kType>::S>(problem, [&](auto* pass) {
+    using Pass = std::remove_pointer_t<decltype(pass)>;
+    status = launch<Pass, typename Stored<kType>::Factors>(problem, plan, exact, workspace, stream);
   });
   return status;
-}
-
-template <ElementType kType>
-Status backward_of(const BackwardProblem& problem, const Plan& plan, bool exact, void* workspace,
-                   Stream stream) {
-  Status status = kNotSupported;
-  with_any_cell(problem.nonlinearity, problem.form, [&](auto* cell) {
-    using Sweep = BackwardSweep<typename Stored<kType>::S, std::remove_pointer_t<decltype(cell)>>;
-    status = launch<Sweep, typename Stored<kType>::Factors>(problem, plan, exact, workspace, stream);
-  });
-  return status;
-}
-
-template <ElementType kType>
-Status linear_of(const LinearProblem& problem, const Plan& plan, bool exact, void* workspace, Stream stream) {
-  return launch<LinearSweep<typename Stored<kType>::S>, typename Stored<kType>::Factors>(problem, plan, exact,
-                                                                                         workspace, stream);
 }
 
 }  // namespace rnnkernels::cuda

@@ -1,3 +1,4 @@
+// The layout of a packed sequence in device memory.
 #include "cuda/layout.h"
 #include "cuda/upload.h"
 

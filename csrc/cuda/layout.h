@@ -1,4 +1,4 @@
-// The layout of a packed sequence, brought to a GPU in the arguments of kernels (upload.h).
+// Copies the layout of a packed sequence to a GPU, through the arguments of kernels (upload.h).
 #pragma once
 
 #include "core/problem.h"
@@ -6,10 +6,10 @@
 
 namespace rnnkernels::cuda {
 
-// Of device memory that put_layout fills; none where steps are strided.
+// Bytes of device memory that put_layout fills: the arrays `rows` and `offsets`, or 0 if steps are strided.
 int64_t layout_bytes(const Layout& layout);
 
-// `device` becomes `host` with its arrays in `memory`.
+// Copies `host` to `device`, and its arrays into `memory`.
 Status put_layout(Layout host, void* memory, Layout* device, Stream stream);
 
 }  // namespace rnnkernels::cuda

@@ -1,29 +1,22 @@
-// Forward: a warp walks a row, and each of its lanes has every 32nd hidden unit, whose a and h = sigmoid(a)
-// only that lane touches.
+// NADE, forward: log p(v), the logits, and samples. A warp scans the visible units of a row. Each lane holds
+// every 32nd hidden unit, and only that lane accesses the unit's a and h = sigmoid(a).
 //
-//   the logits up to the row's next one:  l = b + V h, some units' sums at a time, joined over the lanes
-//   at the one:                           a += W_i, h = sigmoid(a)
+//   up to and including the row's next one:  l = b + V h, for several units at once, summed over the lanes
+//   at the one, unit i:                      a += W_i,  h = sigmoid(a)
 //
-// Rows that are drawn have no next one yet: the logits of 8 units are made, the first of these that is drawn
-// a one is the next one, and those behind it are made again.
+// In a row that is sampled the next one is not known in advance: the logits of 8 units are computed, up to
+// the first of them that is drawn as a one. The logits after it are computed again.
 #include "core/nonlinearities.h"
 #include "cuda/lanes.h"
 #include "cuda/nade_grid.h"
+#include "cuda/tuning.h"
 
 namespace rnnkernels::cuda {
 namespace {
 
-constexpr int kUnits = 8;  // whose logits are made together
-#if defined(RNNKERNELS_EMULATED)
-constexpr int64_t kSharedBytes = 1024;  // so that small rows go both ways
-constexpr int64_t kMostGlobalBlocks = 5;
-#else
-constexpr int64_t kSharedBytes = 48 * 1024;  // what a block has on any GPU
-// With memory of their own: about as many as a GPU runs at once, for more would only cost memory.
-constexpr int64_t kMostGlobalBlocks = 1024;
-#endif
+constexpr int kUnits = 8;  // visible units whose logits are computed at once
 
-// For rows whose hidden units do not fit the shared memory.
+// Global memory with the interface of Shared, for hidden units that do not fit into shared memory.
 template <class T>
 struct Global {
   T* data;
@@ -32,10 +25,10 @@ struct Global {
 };
 
 template <class T, bool kDrawn, class Memory>
-class RowWalk {
+class RowScan {
  public:
-  // `state`: a and h of one row.
-  RNNKERNELS_DEVICE RowWalk(const NadeForward& problem, int64_t row, const Memory& state)
+  // `state` holds a and h of one row.
+  RNNKERNELS_DEVICE RowScan(const NadeForward& problem, int64_t row, const Memory& state)
       : visible_(problem.visible),
         hidden_(problem.hidden),
         lane_(device::place().thread % kLanes),
@@ -58,13 +51,13 @@ class RowWalk {
     if constexpr (kDrawn) {
       for (int64_t unit = 0; unit < visible_;) unit = draw_units(unit);
     } else {
-      for (int64_t unit = 0; unit < visible_; unit += kLanes) walk_word(unit);
+      for (int64_t unit = 0; unit < visible_; unit += kLanes) scan_word(unit);
     }
   }
 
-  // -sum_i softplus((1 - 2 v_i) l_i), which is the same and cancels nothing.
+  // log p(v) = -sum_i softplus((1 - 2 v_i) l_i), a form without cancellation.
   RNNKERNELS_DEVICE T log_prob() const {
-    device::sync_warp();  // other lanes' logits
+    device::sync_warp();  // the logits of other lanes
     const uint8_t* const v = kDrawn ? drawn_ : v_;
     T sum[1] = {};
     for (int64_t i = lane_; i < visible_; i += kLanes) {
@@ -87,12 +80,12 @@ class RowWalk {
     state_.set(hidden_ + j, Sigmoid::value(a));
   }
   RNNKERNELS_DEVICE void add_unit(int64_t unit) const {
-    if (unit + 1 == visible_) return;  // nobody sees it
+    if (unit + 1 == visible_) return;  // no unit depends on the last one
     for (int64_t j = lane_; j < hidden_; j += kLanes) set(j, state_[j] + encoder_[unit * hidden_ + j]);
   }
 
-  // As many units as there are lanes, or what is left.
-  RNNKERNELS_DEVICE void walk_word(int64_t begin) const {
+  // 32 units, or the remaining ones.
+  RNNKERNELS_DEVICE void scan_word(int64_t begin) const {
     const int count = static_cast<int>(least(kLanes, visible_ - begin));
     const uint32_t ones = word_of_lanes(lane_ < count && v_[begin + lane_] != 0);
     for (int unit = 0; unit < count;) {
@@ -104,19 +97,20 @@ class RowWalk {
     }
   }
 
-  // As many at once as kCount, then the rest.
+  // The logits of units unit .. end-1: kCount at once, then the rest.
   template <int kCount>
   RNNKERNELS_DEVICE void make_logits(int64_t unit, int64_t end) const {
     for (; unit + kCount <= end; unit += kCount)
       keep(unit + lane_ * kCount / kLanes, logit<kCount>(unit), kCount);
     if constexpr (kCount > 1) make_logits<kCount / 2>(unit, end);
   }
-  // By one of the lanes that have it.
+  // Stores a logit, in one of the lanes that hold it.
   RNNKERNELS_DEVICE void keep(int64_t unit, T l, int count) const {
     if (lane_ % (kLanes / count) == 0) logits_[unit] = l;
   }
 
-  // Of the kCount units from `unit` on that of number lane * kCount / 32; past the last one, that one's.
+  // The logit of the (lane * kCount / 32)-th of kCount units from `unit` on; past the last unit, the logit of
+  // the last unit.
   template <int kCount>
   RNNKERNELS_DEVICE T logit(int64_t unit) const {
     T sums[kCount] = {};
@@ -131,7 +125,7 @@ class RowWalk {
     return visible_bias_[least(unit + lane_ * kCount / kLanes, visible_ - 1)] + sums_of_lanes(sums);
   }
 
-  // Draws up to the first one among kUnits, and returns the unit behind it.
+  // Draws units up to the first one among kUnits. Returns the index after the last unit drawn.
   RNNKERNELS_DEVICE int64_t draw_units(int64_t begin) const {
     const int64_t mine = begin + lane_ * kUnits / kLanes;
     const bool counts = lane_ % (kLanes / kUnits) == 0 && mine < visible_;
@@ -154,30 +148,30 @@ nade_rows(RNNKERNELS_ARGUMENT NadeForward problem, T* states) {
   const device::Place me = device::place();
   const int warp = me.thread / kLanes;
   const int64_t size = 2 * problem.hidden;
-  const auto walk = [&](const auto& state) {
+  const auto run_rows = [&](const auto& state) {
     for (int64_t row = int64_t{me.block} * kBlockWarps + warp; row < problem.rows;
          row += int64_t{me.blocks} * kBlockWarps) {
-      const RowWalk<T, kDrawn, std::remove_cvref_t<decltype(state)>> at(problem, row, state);
-      at.run();
+      const RowScan<T, kDrawn, std::remove_cvref_t<decltype(state)>> scan(problem, row, state);
+      scan.run();
       if (!problem.log_prob) continue;
-      const T log_prob = at.log_prob();
+      const T log_prob = scan.log_prob();
       if (me.thread % kLanes == 0) static_cast<T*>(problem.log_prob)[row] = log_prob;
     }
   };
   if constexpr (kInShared) {
-    walk(device::shared_memory<T>(0, kBlockWarps * size).slice(warp * size, size));
+    run_rows(device::shared_memory<T>(0, kBlockWarps * size).slice(warp * size, size));
   } else {
-    walk(Global<T>{states + (int64_t{me.block} * kBlockWarps + warp) * size});
+    run_rows(Global<T>{states + (int64_t{me.block} * kBlockWarps + warp) * size});
   }
 }
 
-int64_t state_bytes(const NadeForward& problem) {  // of a block
-  return kBlockWarps * 2 * problem.hidden * number_bytes(problem);
+int64_t state_bytes(const NadeForward& problem) {  // per block
+  return kBlockWarps * 2 * problem.hidden * computed_bytes(problem.type);
 }
-bool in_shared(const NadeForward& problem) { return state_bytes(problem) <= kSharedBytes; }
+bool in_shared(const NadeForward& problem) { return state_bytes(problem) <= tuning::kNadeSharedBytes; }
 int64_t blocks_of(const NadeForward& problem, int64_t most_blocks) {
   const int64_t blocks = least(ceil_div(problem.rows, kBlockWarps), most_blocks);
-  return in_shared(problem) ? blocks : least(blocks, kMostGlobalBlocks);
+  return in_shared(problem) ? blocks : least(blocks, tuning::kMostNadeGlobalBlocks);
 }
 
 template <class T, bool kDrawn>
@@ -199,8 +193,8 @@ int64_t workspace_bytes(const NadeForward& problem, int64_t most_blocks) {
 }
 
 Status nade(const NadeForward& problem, int64_t most_blocks, void* workspace, Stream stream) {
-  const auto run = [&](auto number) {
-    using T = decltype(number);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
     T* const states = static_cast<T*>(workspace);
     return problem.v ? forward<T, false>(problem, most_blocks, states, stream)
                      : forward<T, true>(problem, most_blocks, states, stream);

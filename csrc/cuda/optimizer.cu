@@ -1,15 +1,16 @@
-// The clipped optimizers on a GPU; the rules are those of core/update_rules.h.
+// The optimizers with clipping on a GPU; core/optimizer.h has the equations and core/update_rules.h the
+// rules.
 //
-//   write         leaves and groups into the workspace (upload.h)
-//   norm pass     a block a chunk: sum of |g|^p in float64, in a fixed order, and max |g|; the last block to
-//                 arrive joins the chunks', and leaves on the device the norm, whether there is an update,
-//                 its factors for each leaf, and what the next step finds
-//   update pass   a block a chunk: the rule
+//   upload        writes leaves and groups into the workspace (upload.h)
+//   norm pass     one block per chunk: sum |g|^p in float64, in a fixed order, and max |g|. The last block to
+//                 finish joins the sums of all chunks, and writes the norm, the decision whether to update,
+//                 the factors of each leaf, and the state that the next step reads.
+//   update pass   one block per chunk: the rule
 //
-// Fixed chunks, and a fixed thread for each element: the same bits on every run, whatever the number of
-// blocks and wherever the arrays lie. max |g| costs no memory traffic and tells a gradient that is not finite
-// from powers that left float64's range; only for the latter does the last block read all gradients again, by
-// itself.
+// Chunks are fixed, and so is the thread that processes an element. So results are the same bits on every
+// run, for any number of blocks and any alignment of the arrays. max |g| needs no further memory traffic. It
+// distinguishes gradients that are not finite from powers that are beyond the range of float64. Only for the
+// latter, the last block reads all gradients a second time, alone.
 #include "cuda/device.h"
 #include "cuda/optimizer.h"
 #include "cuda/packs.h"
@@ -19,25 +20,25 @@ namespace rnnkernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 2;  // on a multiprocessor at least; asked for more, the compiler spills registers
+constexpr int kBlocks = 2;  // minimum per multiprocessor; with more, the compiler spills registers
 constexpr int kWarps = kThreads / device::kWarpLanes;
 
-// A thread's part of one chunk, or what was joined of several: sum of (|g| / unit)^p and max |g|.
+// sum (|g| / unit)^p and max |g|, over a thread's part of a chunk or over several parts.
 struct Sums {
   double powers = 0, largest = 0;
 };
 
-// Of a leaf, in either type.
+// The factors of a leaf, in float or double.
 struct alignas(8) FactorsOfLeaf {
   char bytes[80];
 };
 
-// What lies in the workspace, in this order, and what of a call the kernels read besides.
-struct Pass {
+// The kernels' arguments: the workspace, whose parts have this order, and values of the call.
+struct Arguments {
   const Leaf* leaves;
   const GroupProblem* groups;
-  unsigned* arrived;       // blocks that are done with the norm pass
-  unsigned* skip;          // its verdict
+  unsigned* arrived;       // number of blocks that have finished the norm pass
+  unsigned* skip;          // whether the update is skipped
   FactorsOfLeaf* factors;  // [count]
   Sums* partial;           // [chunks]
   int64_t count, chunks, group_count;
@@ -45,10 +46,10 @@ struct Pass {
 };
 constexpr int kCounters = 2;  // arrived and skip
 
-// A block's shared memory, in bytes.
+// Byte offsets in a block's shared memory.
 constexpr int64_t kSumsAt = 0, kLastAt = kWarps * sizeof(Sums), kSharedBytes = kLastAt + sizeof(int);
 
-// --- What both passes read ----------------------------------------------------------------------------
+// --- Both passes ---------------------------------------------------------------------------------------
 
 RNNKERNELS_DEVICE int64_t begin_of(const Leaf& leaf, int64_t chunk) {
   return (chunk - leaf.first_chunk) * kChunkElements;
@@ -60,7 +61,7 @@ RNNKERNELS_DEVICE int64_t end_of(const Leaf& leaf, int64_t chunk) {
 
 // --- The norm pass -------------------------------------------------------------------------------------
 
-// Once a NaN, always a NaN.
+// The maximum; NaN if either is NaN.
 template <class T>
 RNNKERNELS_DEVICE T larger(T a, T b) {
   return b > a || b != b ? b : a;
@@ -69,7 +70,7 @@ RNNKERNELS_DEVICE Sums join(const Sums& a, const Sums& b) {
   return {a.powers + b.powers, larger(a.largest, b.largest)};
 }
 
-// Of as many neighbouring lanes, for each of them.
+// Joins the values of groups of `lanes` adjacent lanes; every lane of a group returns the result.
 RNNKERNELS_DEVICE Sums join_lanes(Sums mine, int lanes) {
   for (int mask = lanes / 2; mask > 0; mask /= 2) {
     mine = join(mine, {device::shuffle_xor(mine.powers, mask), device::shuffle_xor(mine.largest, mask)});
@@ -77,7 +78,8 @@ RNNKERNELS_DEVICE Sums join_lanes(Sums mine, int lanes) {
   return mine;
 }
 
-// Over the block, for all of its threads, which may go on to the next at once.
+// Joins the values of all threads of the block; every thread returns the result. It may be called again at
+// once.
 RNNKERNELS_DEVICE Sums join_block(const Sums& mine) {
   const device::Shared<Sums> sums = device::shared_memory<Sums>(kSumsAt, kWarps);
   const int thread = device::place().thread;
@@ -89,9 +91,9 @@ RNNKERNELS_DEVICE Sums join_block(const Sums& mine) {
   return all;
 }
 
-RNNKERNELS_DEVICE void add_chunk(const Pass& pass, int64_t chunk, double unit, Sums& sums) {
-  const double p = pass.norm_type;
-  const Leaf& leaf = pass.leaves[leaf_of_chunk(pass.leaves, pass.count, chunk)];
+RNNKERNELS_DEVICE void add_chunk(const Arguments& args, int64_t chunk, double unit, Sums& sums) {
+  const double p = args.norm_type;
+  const Leaf& leaf = args.leaves[leaf_of_chunk(args.leaves, args.count, chunk)];
   with_element(leaf.grad_type, [&](auto element) {
     using E = decltype(element);
     const E* grad = static_cast<const E*>(leaf.grad);
@@ -101,7 +103,7 @@ RNNKERNELS_DEVICE void add_chunk(const Pass& pass, int64_t chunk, double unit, S
       Number<E> g[kPack];
       load(grad + i, count, aligned && count == kPack, g);
       RNNKERNELS_UNROLL
-      for (int k = 0; k < kPack; ++k) {  // beyond `count` zeros, which add nothing
+      for (int k = 0; k < kPack; ++k) {  // elements beyond `count` are 0 and add nothing
         const Number<E> magnitude = g[k] < 0 ? -g[k] : g[k];
         largest = larger(largest, magnitude);
         if (p == __builtin_inf()) continue;
@@ -113,7 +115,7 @@ RNNKERNELS_DEVICE void add_chunk(const Pass& pass, int64_t chunk, double unit, S
   });
 }
 
-// Whether this block is the last of all to come here.
+// Whether this block is the last of the grid to call this function.
 RNNKERNELS_DEVICE bool last_to_arrive(unsigned* arrived) {
   const device::Shared<int> last = device::shared_memory<int>(kLastAt, 1);
   const device::Place me = device::place();
@@ -127,32 +129,32 @@ RNNKERNELS_DEVICE bool last_to_arrive(unsigned* arrived) {
   return last[0] != 0;
 }
 
-// Of all chunks, by one block, when they are there.
-RNNKERNELS_DEVICE Sums join_chunks(const Pass& pass) {
+// Joins the sums of all chunks, in one block, after all of them have been written.
+RNNKERNELS_DEVICE Sums join_chunks(const Arguments& args) {
   Sums mine;
-  for (int64_t i = device::place().thread; i < pass.chunks; i += kThreads) mine = join(mine, pass.partial[i]);
+  for (int64_t i = device::place().thread; i < args.chunks; i += kThreads) mine = join(mine, args.partial[i]);
   return join_block(mine);
 }
 
-// All chunks of all leaves. True for the block that is to go on alone.
-RNNKERNELS_DEVICE bool sum_chunks(const Pass& pass) {
+// Writes the sums of all chunks of all leaves. Returns true in the last block, which continues alone.
+RNNKERNELS_DEVICE bool sum_chunks(const Arguments& args) {
   const device::Place me = device::place();
-  for (int64_t chunk = me.block; chunk < pass.chunks; chunk += me.blocks) {
+  for (int64_t chunk = me.block; chunk < args.chunks; chunk += me.blocks) {
     Sums mine;
-    add_chunk(pass, chunk, pass.unit, mine);
+    add_chunk(args, chunk, args.unit, mine);
     const Sums sums = join_block(mine);
-    if (me.thread == 0) pass.partial[chunk] = sums;
+    if (me.thread == 0) args.partial[chunk] = sums;
   }
-  return last_to_arrive(pass.arrived);
+  return last_to_arrive(args.arrived);
 }
 
-RNNKERNELS_DEVICE double find_norm(const Pass& pass) {
-  const double p = pass.norm_type;
-  const Sums all = join_chunks(pass);
+RNNKERNELS_DEVICE double find_norm(const Arguments& args) {
+  const double p = args.norm_type;
+  const Sums all = join_chunks(args);
   if (p == __builtin_inf() || all.largest == 0 || all.largest - all.largest != 0) return all.largest;
   if (in_range(all.powers, p)) return norm_of(all.powers, p, 1.0);
   Sums again;
-  for (int64_t chunk = 0; chunk < pass.chunks; ++chunk) add_chunk(pass, chunk, all.largest, again);
+  for (int64_t chunk = 0; chunk < args.chunks; ++chunk) add_chunk(args, chunk, all.largest, again);
   return norm_of(join_block(again).powers, p, all.largest);
 }
 
@@ -163,44 +165,44 @@ RNNKERNELS_DEVICE typename Rule::template Factors<T>* factors_in(FactorsOfLeaf* 
 }
 
 template <class Rule>
-RNNKERNELS_DEVICE void make_factors(const Pass& pass, double norm, double scale, int64_t i) {
-  const Leaf& leaf = pass.leaves[i];
-  const LeafStep<Rule> step(leaf, pass.groups[leaf.group], norm, scale);
+RNNKERNELS_DEVICE void make_factors(const Arguments& args, double norm, double scale, int64_t i) {
+  const Leaf& leaf = args.leaves[i];
+  const LeafStep<Rule> step(leaf, args.groups[leaf.group], norm, scale);
   if (leaf.type == ElementType::kFloat64) {
-    *factors_in<Rule, double>(pass.factors + i) = step.template factors<double>();
+    *factors_in<Rule, double>(args.factors + i) = step.template factors<double>();
   } else {
-    *factors_in<Rule, float>(pass.factors + i) = step.template factors<float>();
+    *factors_in<Rule, float>(args.factors + i) = step.template factors<float>();
   }
 }
 
-// All that the update pass and the next step need to know of the norm, by one block.
+// Writes everything that the update pass and the next step read of the norm pass; in one block.
 template <class Rule>
-RNNKERNELS_DEVICE void settle(const StepProblem& problem, const Pass& pass, double norm) {
+RNNKERNELS_DEVICE void settle(const StepProblem& problem, const Arguments& args, double norm) {
   const int thread = device::place().thread;
   const double scale = value_of(problem.grad_scale);
   norm /= scale;
-  for (int64_t i = thread; i < pass.count; i += kThreads) make_factors<Rule>(pass, norm, scale, i);
-  if (thread == 0) *pass.skip = record_step(problem, norm);
+  for (int64_t i = thread; i < args.count; i += kThreads) make_factors<Rule>(args, norm, scale, i);
+  if (thread == 0) *args.skip = record_step(problem, norm);
   device::sync_block();
-  if (*pass.skip) return;
-  for (int64_t i = thread; i < pass.count; i += kThreads) count_step(pass.leaves[i]);
-  for (int64_t i = thread; i < pass.group_count; i += kThreads) keep_momentum(pass.groups[i]);
+  if (*args.skip) return;
+  for (int64_t i = thread; i < args.count; i += kThreads) count_step(args.leaves[i]);
+  for (int64_t i = thread; i < args.group_count; i += kThreads) keep_momentum(args.groups[i]);
 }
 
 template <class Rule>
 RNNKERNELS_KERNEL(kThreads, kBlocks)
-norm_pass(RNNKERNELS_ARGUMENT StepProblem problem, RNNKERNELS_ARGUMENT Pass pass) {
+norm_pass(RNNKERNELS_ARGUMENT StepProblem problem, RNNKERNELS_ARGUMENT Arguments args) {
   if (problem.norm_is_known) {
-    settle<Rule>(problem, pass, value_of(problem.norm));
-  } else if (sum_chunks(pass)) {
-    settle<Rule>(problem, pass, find_norm(pass));
+    settle<Rule>(problem, args, value_of(problem.norm));
+  } else if (sum_chunks(args)) {
+    settle<Rule>(problem, args, find_norm(args));
   }
 }
 
-RNNKERNELS_KERNEL(kThreads, kBlocks) power_sum_pass(RNNKERNELS_ARGUMENT Pass pass, double* sum) {
-  if (!sum_chunks(pass)) return;
-  const Sums all = join_chunks(pass);
-  if (device::place().thread == 0) *sum = pass.norm_type == __builtin_inf() ? all.largest : all.powers;
+RNNKERNELS_KERNEL(kThreads, kBlocks) power_sum_pass(RNNKERNELS_ARGUMENT Arguments args, double* sum) {
+  if (!sum_chunks(args)) return;
+  const Sums all = join_chunks(args);
+  if (device::place().thread == 0) *sum = args.norm_type == __builtin_inf() ? all.largest : all.powers;
 }
 
 // --- The update pass -----------------------------------------------------------------------------------
@@ -242,9 +244,9 @@ RNNKERNELS_DEVICE void update_run(const Leaf& leaf, int64_t begin, int64_t end,
 }
 
 template <class Rule, class P>
-RNNKERNELS_DEVICE void update_chunk(const Pass& pass, int64_t place, int64_t chunk) {
-  const Leaf& leaf = pass.leaves[place];
-  const auto factors = *factors_in<Rule, Number<P>>(pass.factors + place);
+RNNKERNELS_DEVICE void update_chunk(const Arguments& args, int64_t place, int64_t chunk) {
+  const Leaf& leaf = args.leaves[place];
+  const auto factors = *factors_in<Rule, Number<P>>(args.factors + place);
   const int64_t begin = begin_of(leaf, chunk), end = end_of(leaf, chunk);
   if (leaf.grad_type == leaf.type) {
     update_run<Rule, P, P>(leaf, begin, end, factors);
@@ -253,35 +255,38 @@ RNNKERNELS_DEVICE void update_chunk(const Pass& pass, int64_t place, int64_t chu
   }
 }
 
-// Backwards, because the gradients that were read last are still in the second cache.
+// In reverse order, because the gradients that the norm pass read last are still in L2.
 template <class Rule>
 RNNKERNELS_KERNEL(kThreads, kBlocks)
-update_pass(RNNKERNELS_ARGUMENT Pass pass) {
-  if (*pass.skip) return;
+update_pass(RNNKERNELS_ARGUMENT Arguments args) {
+  if (*args.skip) return;
   const device::Place me = device::place();
-  for (int64_t chunk = pass.chunks - 1 - me.block; chunk >= 0; chunk -= me.blocks) {
-    const int64_t place = leaf_of_chunk(pass.leaves, pass.count, chunk);
-    with_element(pass.leaves[place].type,
-                 [&](auto element) { update_chunk<Rule, decltype(element)>(pass, place, chunk); });
+  for (int64_t chunk = args.chunks - 1 - me.block; chunk >= 0; chunk -= me.blocks) {
+    const int64_t place = leaf_of_chunk(args.leaves, args.count, chunk);
+    with_element(args.leaves[place].type,
+                 [&](auto element) { update_chunk<Rule, decltype(element)>(args, place, chunk); });
   }
 }
 
 // --- Launches ------------------------------------------------------------------------------------------
 
-// Writes the tables into the workspace.
-Status prepare(const Leaf* leaves, int64_t count, int64_t chunks, const GroupProblem* groups,
-               int64_t group_count, void* workspace, Stream stream, Pass* pass) {
+// Writes the tables into the workspace, and fills in the arguments.
+template <class Problem>
+Status prepare(const Problem& problem, const GroupProblem* groups, int64_t group_count, void* workspace,
+               Stream stream, Arguments* args) {
   const unsigned counters[kCounters] = {};
   Upload upload(workspace, stream);
-  pass->leaves = upload.add(leaves, count);
-  pass->groups = upload.add(groups, group_count);
-  pass->arrived = upload.add(counters, kCounters);
-  pass->skip = pass->arrived + 1;
-  pass->factors = static_cast<FactorsOfLeaf*>(upload.end());
-  pass->partial = reinterpret_cast<Sums*>(pass->factors + count);
-  pass->count = count;
-  pass->chunks = chunks;
-  pass->group_count = group_count;
+  args->leaves = upload.add(problem.leaves, problem.count);
+  args->groups = upload.add(groups, group_count);
+  args->arrived = upload.add(counters, kCounters);
+  args->skip = args->arrived + 1;
+  args->factors = static_cast<FactorsOfLeaf*>(upload.end());
+  args->partial = reinterpret_cast<Sums*>(args->factors + problem.count);
+  args->count = problem.count;
+  args->chunks = problem.chunks;
+  args->group_count = group_count;
+  args->norm_type = problem.norm_type;
+  args->unit = 1;
   return upload.finish();
 }
 
@@ -291,20 +296,6 @@ device::Grid grid_of(int64_t chunks, int64_t most_blocks) {
   grid.threads = kThreads;
   grid.shared_bytes = kSharedBytes;
   return grid;
-}
-
-template <class Rule>
-Status step(StepProblem problem, int64_t most_blocks, void* workspace, Stream stream) {
-  Pass pass{};
-  Status status = prepare(problem.leaves, problem.count, problem.chunks, problem.groups, problem.group_count,
-                          workspace, stream, &pass);
-  pass.norm_type = problem.norm_type;
-  pass.unit = 1;
-  const device::Grid grid = grid_of(problem.chunks, most_blocks);
-  const device::Grid of_norm = problem.norm_is_known ? grid_of(1, 1) : grid;
-  if (status == 0) status = device::launch(of_norm, stream, &norm_pass<Rule>, problem, pass);
-  if (status == 0) status = device::launch(grid, stream, &update_pass<Rule>, pass);
-  return status;
 }
 
 int64_t workspace_bytes(int64_t leaves, int64_t groups, int64_t chunks) {
@@ -319,21 +310,25 @@ int64_t workspace_bytes(const StepProblem& problem) {
 }
 int64_t workspace_bytes(const PowerSum& problem) { return workspace_bytes(problem.count, 0, problem.chunks); }
 
-Status nesterov_step(const StepProblem& problem, int64_t most_blocks, void* workspace, Stream stream) {
-  return step<NesterovRule>(problem, most_blocks, workspace, stream);
+template <class Rule>
+Status optimizer_step(const StepProblem& problem, int64_t most_blocks, void* workspace, Stream stream) {
+  Arguments args{};
+  Status status = prepare(problem, problem.groups, problem.group_count, workspace, stream, &args);
+  const device::Grid grid = grid_of(problem.chunks, most_blocks);
+  const device::Grid norm_grid = problem.norm_is_known ? grid_of(1, 1) : grid;
+  if (status == 0) status = device::launch(norm_grid, stream, &norm_pass<Rule>, problem, args);
+  if (status == 0) status = device::launch(grid, stream, &update_pass<Rule>, args);
+  return status;
 }
-Status adamw_step(const StepProblem& problem, int64_t most_blocks, void* workspace, Stream stream) {
-  return step<AdamWRule>(problem, most_blocks, workspace, stream);
-}
+template Status optimizer_step<NesterovRule>(const StepProblem&, int64_t, void*, Stream);
+template Status optimizer_step<AdamWRule>(const StepProblem&, int64_t, void*, Stream);
 
 Status power_sum(const PowerSum& problem, double* sum, int64_t most_blocks, void* workspace, Stream stream) {
-  Pass pass{};
-  const Status status =
-      prepare(problem.leaves, problem.count, problem.chunks, nullptr, 0, workspace, stream, &pass);
-  pass.norm_type = problem.norm_type;
-  pass.unit = problem.unit;
+  Arguments args{};
+  const Status status = prepare(problem, nullptr, 0, workspace, stream, &args);
+  args.unit = problem.unit;
   if (status != 0) return status;
-  return device::launch(grid_of(problem.chunks, most_blocks), stream, &power_sum_pass, pass, sum);
+  return device::launch(grid_of(problem.chunks, most_blocks), stream, &power_sum_pass, args, sum);
 }
 
 }  // namespace rnnkernels::cuda

@@ -1,27 +1,28 @@
-// One optimizer step on a GPU: launchers. Pointers of leaves and groups are the device's; nothing waits,
-// nothing is allocated, and everything can be captured in a graph, which replays with whatever the device's
-// memory holds then and with the numbers that the host had.
+// Launchers of a step of the optimizers, and of the power sum of their gradients (core/optimizer.h has the
+// equations).
 //
-// Bytes a float32 parameter: 4 in the norm pass (g), 20 in the update pass (theta, g, v read; theta, v
-// written), 24 in all. For AdamW 32, because it has a state more.
+// The arrays of leaves and groups are in host memory; all pointers in their elements are in device memory. A
+// launcher does not synchronize with the device and allocates nothing, so it can be captured in a CUDA graph.
+// A replay reads the current contents of device memory, and the host's values as they were captured.
+//
+// Memory traffic of Nesterov per float32 parameter: 4 bytes in the norm pass (g) and 20 in the update pass
+// (theta, g, v read; theta, v written), 24 in total. AdamW has one state more, so 32 in total.
 #pragma once
 
 #include "core/optimizer.h"
+#include "cuda/status.h"
 
 namespace rnnkernels::cuda {
 
-using Stream = void*;  // cudaStream_t
-using Status = int;    // cudaError_t: 0 is success
-
-// Bytes of workspace of both kinds of calls, which may hold anything.
+// Bytes of the workspace, which may be uninitialized.
 int64_t workspace_bytes(const StepProblem& problem);
 int64_t workspace_bytes(const PowerSum& problem);
 
-// At most so many blocks, of which no number changes a bit.
-Status nesterov_step(const StepProblem& problem, int64_t most_blocks, void* workspace, Stream stream);
-Status adamw_step(const StepProblem& problem, int64_t most_blocks, void* workspace, Stream stream);
+// One step of Rule, NesterovRule or AdamWRule. `most_blocks` limits the grid; results do not depend on it.
+template <class Rule>
+Status optimizer_step(const StepProblem& problem, int64_t most_blocks, void* workspace, Stream stream);
 
-// Into one number on the device.
+// Writes the sum to `sum` in device memory. Does not use `problem.partial`.
 Status power_sum(const PowerSum& problem, double* sum, int64_t most_blocks, void* workspace, Stream stream);
 
 }  // namespace rnnkernels::cuda

@@ -1,5 +1,5 @@
-// Runs of elements that a block shares out and reads and writes a few at a time. Their alignment changes how
-// they are read, and not which thread has them.
+// Arrays that a block processes in packs of a few adjacent elements per thread. The alignment of an array
+// decides how a pack is accessed, but not which thread processes it.
 #pragma once
 
 #include "core/elements.h"
@@ -8,7 +8,7 @@
 namespace rnnkernels::cuda {
 namespace {
 
-constexpr int kPack = 4;  // elements that a thread has side by side
+constexpr int kPack = 4;  // elements
 
 template <class E>
 struct alignas(kPack * sizeof(E)) Pack {
@@ -19,7 +19,8 @@ RNNKERNELS_DEVICE bool is_aligned(const E* array) {
   return reinterpret_cast<uintptr_t>(array) % sizeof(Pack<E>) == 0;
 }
 
-// The first `count` of a pack as numbers; `whole`: all of them, at an address that suits.
+// Loads the first `count` elements of a pack and converts them; the others become 0. `whole`: all of them, at
+// an aligned address, in one access.
 template <class E, class T>
 RNNKERNELS_DEVICE void load(const E* from, int count, bool whole, T (&to)[kPack]) {
   Pack<E> pack{};
@@ -50,7 +51,7 @@ RNNKERNELS_DEVICE void store(E* to, int count, bool whole, const T (&from)[kPack
   }
 }
 
-// The packs of this thread among the elements begin .. end-1: calls visit(first, count).
+// Calls visit(first, count) for each of this thread's packs of the elements begin .. end-1.
 template <class Visit>
 RNNKERNELS_DEVICE void for_packs(int64_t begin, int64_t end, const Visit& visit) {
   const device::Place me = device::place();

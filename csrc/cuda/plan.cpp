@@ -1,11 +1,14 @@
-// The table of teams and shapes, what fits, and a model of what a step costs.
+// The choice of a plan: a table of candidate teams and shapes, the check that one fits, and its modelled
+// cost.
 //
-// The costs, in cycles, are published latencies and rates of Hopper (docs/cuda.md), good to a factor of two.
-// They need only tell one team from another.
+//   cycles = rounds (exchange + max(products, reads of shared memory) + update)
+//
+// The constants are published latencies and rates of Hopper (docs/cuda.md), accurate to about a factor of
+// two. They only need to rank the teams.
 #include "cuda/plan.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <string>
 
 namespace rnnkernels::cuda {
 
@@ -15,8 +18,8 @@ struct Candidate {
   const char* name;
   Team team;
   Shape shape;
-  int blocks;       // of a team; 0: as many as it takes
-  double exchange;  // cycles from the last state of a step to the next product
+  int blocks;       // per team; 0: as many as needed
+  double exchange;  // cycles from the last state of a step to the first product of the next
 };
 
 constexpr Candidate kCandidates[] = {
@@ -25,20 +28,20 @@ constexpr Candidate kCandidates[] = {
     {"cluster8", Team::kCluster, Shape::kLong, 8, 400}, {"cluster16", Team::kCluster, Shape::kLong, 16, 450},
     {"grid", Team::kGrid, Shape::kLong, 0, 1400},
 };
-constexpr double kStepsExchange = 10000;  // two launches
+constexpr double kStepsExchange = 10000;  // cycles of two launches
 constexpr double kSharedBytesPerCycle = 128;
-constexpr double kProductCycles = 16;  // a product of a warp on its quarter of a multiprocessor
+constexpr double kProductCycles = 16;  // one product of a warp, on its quarter of a multiprocessor
 constexpr double kUpdateCycles = 150;
-constexpr int kClusterGroup = 16;  // multiprocessors that clusters are made within
-constexpr int kClusterSince = 90;
+constexpr int kClusterGroup = 16;  // multiprocessors of the group that a cluster must lie within
+constexpr int kClusterSince = 90;  // capability
 
 constexpr Device kKnown[] = {
     {"A100", 80, 108, 166912, 1},  {"RTX 4090", 89, 128, 101376, 1}, {"H100", 90, 132, 232448, 16},
     {"H200", 90, 132, 232448, 16}, {"B200", 100, 148, 232448, 16},
 };
 
-// How many teams of so many blocks the device runs at once.
-int teams_at_once(const Candidate& candidate, const Plan& plan, const Device& device) {
+// The number of teams that the device runs at once.
+int teams_at_once(const Candidate& candidate, const LaunchPlan& plan, const Device& device) {
   switch (candidate.team) {
     case Team::kBlock:
       return device.multiprocessors * (candidate.shape == Shape::kSmall ? 2 : 1);
@@ -49,12 +52,27 @@ int teams_at_once(const Candidate& candidate, const Plan& plan, const Device& de
   }
 }
 
-// A plan of `blocks` blocks; false if it does not fit.
-bool fill(const Extent& extent, const Device& device, const Candidate& candidate, int blocks, Plan* plan) {
-  const bool bfloat16 = extent.type == ElementType::kBFloat16;
-  const int64_t groups = ceil_div(extent.batch, kTeamRows), walks = extent.networks * groups;
+// The modelled cycles of a step, for a plan whose sizes are known, times `rounds` of the teams. `left` is the
+// number of slices per tile that a warp reads from shared memory.
+double modelled_cycles(const LaunchPlan& plan, const Candidate& candidate, ElementType type, int64_t left,
+                       double rounds) {
+  const int per_warp = tiles_of_warp(candidate.shape);
+  const double products = double(plan.part_slices) * per_warp * (type == ElementType::kBFloat16 ? 1 : 3);
+  const double warps_of_quarter = double(ceil_div(plan.warps, 4));
+  const double read = (double(left) * plan.warps * per_warp * kFragmentBytes +
+                       4.0 * kTeamRows * plan.part_slices * kSliceWords * plan.warps) /
+                      kSharedBytesPerCycle;
+  return rounds *
+         (candidate.exchange + std::max(products * warps_of_quarter * kProductCycles, read) + kUpdateCycles);
+}
+
+// Fills in the plan for teams of `blocks` blocks. Returns false if it does not fit.
+bool fill(const Extent& extent, const Device& device, const Candidate& candidate, int blocks,
+          LaunchPlan* plan) {
+  const int64_t groups = ceil_div(extent.batch, kTeamRows), scans = extent.networks * groups;
   const int all_tiles = static_cast<int>(ceil_div(extent.hidden, kTileUnits));
-  const int units_of_word = bfloat16 ? 2 : 1, per_warp = tiles_of_warp(candidate.shape);
+  const int units_of_word = extent.type == ElementType::kBFloat16 ? 2 : 1,
+            per_warp = tiles_of_warp(candidate.shape);
   plan->team = candidate.team;
   plan->shape = candidate.shape;
   plan->blocks = blocks;
@@ -63,10 +81,11 @@ bool fill(const Extent& extent, const Device& device, const Candidate& candidate
   const int columns = plan->columns = static_cast<int>(ceil_div(plan->tiles, per_warp));
   if (columns > kMostWarps) return false;
   plan->words = all_tiles * kTileUnits / units_of_word;
-  const int chunks = static_cast<int>(ceil_div(plan->words, kChunk * kSliceWords));
-  const int most_parts = std::max(1, std::min(kMostWarps / columns, chunks / (kDeepEnough / kChunk)));
-  plan->part_slices = static_cast<int>(ceil_div(chunks, most_parts)) * kChunk;
-  plan->parts = static_cast<int>(ceil_div(chunks * kChunk, plan->part_slices));
+  const int chunks = static_cast<int>(ceil_div(plan->words, kChunkSlices * kSliceWords));
+  const int most_parts =
+      std::max(1, std::min(kMostWarps / columns, chunks / (tuning::kLeastPartSlices / kChunkSlices)));
+  plan->part_slices = static_cast<int>(ceil_div(chunks, most_parts)) * kChunkSlices;
+  plan->parts = static_cast<int>(ceil_div(chunks * kChunkSlices, plan->part_slices));
   plan->warps = columns * plan->parts;
   plan->padded_words = plan->parts * plan->part_slices * static_cast<int>(kSliceWords);
   plan->stride = plan->padded_words + 4;  // rows on different banks
@@ -86,26 +105,20 @@ bool fill(const Extent& extent, const Device& device, const Candidate& candidate
   plan->shared_bytes = static_cast<int>(bytes);
 
   const int64_t at_once = teams_at_once(candidate, *plan, device);
-  if (at_once == 0 || walks > INT32_MAX / blocks) return false;
+  if (at_once == 0 || scans > INT32_MAX / blocks) return false;
   const bool grid = candidate.team == Team::kGrid;  // one network at a time
   plan->teams = static_cast<int>(grid ? std::min(groups, at_once) : groups);
   if (grid) {
     plan->workspace_bytes = int64_t{8} * plan->teams * 2 * kTeamRows * plan->words;
   }
-  const double products = double(plan->part_slices) * per_warp * (bfloat16 ? 1 : 3);
-  const double busy = double(ceil_div(plan->warps, 4));
-  const double read = (double(left) * plan->warps * per_warp * kFragmentBytes +
-                       4.0 * kTeamRows * plan->part_slices * kSliceWords * plan->warps) /
-                      kSharedBytesPerCycle;
-  const double waves =
-      grid ? double(extent.networks) * double(ceil_div(groups, at_once)) : double(ceil_div(walks, at_once));
-  plan->cycles =
-      waves * (candidate.exchange + std::max(products * busy * kProductCycles, read) + kUpdateCycles);
+  const double rounds =
+      grid ? double(extent.networks) * double(ceil_div(groups, at_once)) : double(ceil_div(scans, at_once));
+  plan->cycles = modelled_cycles(*plan, candidate, extent.type, left, rounds);
   return true;
 }
 
-// The best of one row of the table.
-bool best_of(const Extent& extent, const Device& device, const Candidate& candidate, Plan* plan) {
+// The best plan for one row of the table. Returns false if none fits.
+bool best_of(const Extent& extent, const Device& device, const Candidate& candidate, LaunchPlan* plan) {
   if (candidate.team == Team::kCluster) {
     if (device.capability < kClusterSince || candidate.blocks > device.largest_cluster) return false;
   }
@@ -114,7 +127,7 @@ bool best_of(const Extent& extent, const Device& device, const Candidate& candid
   const int all_tiles = static_cast<int>(ceil_div(extent.hidden, kTileUnits));
   for (int tiles = 1; tiles <= kMostWarps; ++tiles) {
     const int blocks = static_cast<int>(ceil_div(all_tiles, tiles));
-    Plan one;
+    LaunchPlan one;
     if (blocks > device.multiprocessors || !fill(extent, device, candidate, blocks, &one)) continue;
     if (!found || one.cycles < plan->cycles) *plan = one;
     found = true;
@@ -122,61 +135,64 @@ bool best_of(const Extent& extent, const Device& device, const Candidate& candid
   return found;
 }
 
-Plan plan_of_steps(const Extent& extent, const Device& device) {
-  Plan plan;
+LaunchPlan plan_of_steps(const Extent& extent, const Device& device) {
+  LaunchPlan plan;
   const double products = double(extent.networks) * extent.batch * extent.hidden * extent.hidden;
-  constexpr double kProductsPerCycle = 256;  // a multiprocessor's, of a library at a small product
+  constexpr double kProductsPerCycle = 256;  // per multiprocessor, for a small product of a library
   plan.cycles = kStepsExchange + products / kProductsPerCycle / device.multiprocessors;
   return plan;
 }
 
-bool in_registers(ElementType type) { return type != ElementType::kFloat64; }
+bool has_team_kernels(ElementType type) { return type != ElementType::kFloat64; }
 
 }  // namespace
 
-Plan make_plan(const Extent& extent, const Device& device) {
-  Plan best = plan_of_steps(extent, device);
-  if (!in_registers(extent.type) || extent.hidden == 0) return best;
+LaunchPlan make_plan(const Extent& extent, const Device& device) {
+  LaunchPlan best = plan_of_steps(extent, device);
+  if (!has_team_kernels(extent.type) || extent.hidden == 0) return best;
   for (const Candidate& candidate : kCandidates) {
-    Plan plan;
+    LaunchPlan plan;
     if (best_of(extent, device, candidate, &plan) && plan.cycles < best.cycles) best = plan;
   }
   return best;
 }
 
-bool make_plan(const Extent& extent, const Device& device, const std::string& wish, Plan* plan,
-               std::string* sentence) {
-  if (wish.empty()) {
+bool make_plan(const Extent& extent, const Device& device, const std::string& requested, LaunchPlan* plan,
+               std::string* message) {
+  if (requested.empty()) {
     *plan = make_plan(extent, device);
     return true;
   }
-  if (wish == "steps") {
+  if (requested == "steps") {
     *plan = plan_of_steps(extent, device);
     return true;
   }
   bool known = false, found = false;
   for (const Candidate& candidate : kCandidates) {
-    if (wish != candidate.name) continue;
+    if (requested != candidate.name) continue;
     known = true;
-    Plan one;
-    if (!in_registers(extent.type) || !best_of(extent, device, candidate, &one)) continue;
+    LaunchPlan one;
+    if (!has_team_kernels(extent.type) || !best_of(extent, device, candidate, &one)) continue;
     if (!found || one.cycles < plan->cycles) *plan = one;
     found = true;
   }
   if (found) return true;
-  *sentence = known ? wish + " does not fit H " + std::to_string(extent.hidden) + ", B " +
-                          std::to_string(extent.batch) + " in this type on this device"
-                    : "must be block, cluster2, cluster4, cluster8, cluster16, grid or steps, got " + wish;
+  *message = known
+                 ? requested + " does not fit H " + std::to_string(extent.hidden) + ", B " +
+                       std::to_string(extent.batch) + " with this dtype on this device"
+                 : "must be block, cluster2, cluster4, cluster8, cluster16, grid or steps, got " + requested;
   return false;
 }
 
-std::string text(const Plan& plan) {
-  if (plan.team == Team::kSteps) return "steps: a product and a pointwise kernel for each";
+std::string text(const LaunchPlan& plan) {
+  if (plan.team == Team::kSteps) return "steps: one product and one pointwise kernel per step";
   const char* name = plan.team == Team::kBlock ? "block" : plan.team == Team::kCluster ? "cluster" : "grid";
-  char line[200];
-  std::snprintf(line, sizeof(line), "%s of %d: %d warps, %d tiles of 16 units, depth in %d, %d KiB shared",
-                name, plan.blocks, plan.warps, plan.tiles, plan.parts, (plan.shared_bytes + 1023) / 1024);
-  return line;
+  const auto count = [](int n, const char* noun) {
+    return std::to_string(n) + " " + noun + (n == 1 ? "" : "s");
+  };
+  return std::string(name) + " of " + std::to_string(plan.blocks) + ": " + count(plan.warps, "warp") + ", " +
+         count(plan.tiles, "tile") + " of 16 units, " + count(plan.parts, "part") + ", " +
+         std::to_string((plan.shared_bytes + 1023) / 1024) + " KiB shared";
 }
 
 const Device* known_device(int index) {

@@ -1,12 +1,14 @@
-// Who walks a recurrence on a GPU: the choice of the team that shares one copy of W_hh, and of its shape.
+// The plan of a launch: which team of blocks holds a copy of W_hh on chip for the whole sequence, and how its
+// work is split among blocks, warps, registers and shared memory.
 //
-//   block     one block has all of W_hh; any architecture
-//   cluster   2 to 16 blocks, each with some units' rows of W_hh; they send each other the state (sm_90 on)
-//   grid      as many blocks as it takes, up to all the card has; the state goes through its memory
-//   steps     nobody holds W_hh: a library's product and a pointwise kernel for each step; any H, any B, any
-//   type
+//   block     one block holds all of W_hh; any architecture
+//   cluster   2 to 16 blocks, each with the rows of W_hh of some units; they send each other the state; sm_90
+//             and later
+//   grid      as many blocks as needed, at most all that the GPU runs at once; the state passes through
+//             global memory
+//   steps     no team holds W_hh: one product of a library and one pointwise kernel per step; any H, B, type
 //
-// Plain C++: a machine without a GPU can be asked what another one would do.
+// Plain C++ without CUDA: a host without a GPU can compute the plan for any GPU.
 #pragma once
 
 #include <cstdint>
@@ -14,48 +16,51 @@
 
 #include "core/config.h"
 #include "core/element_type.h"
+#include "cuda/sizes.h"
+#include "cuda/tuning.h"
 
 namespace rnnkernels::cuda {
 
-constexpr int kTileUnits = 16;  // what a product of a warp yields at once: so many units
-constexpr int kTeamRows = 8;    // times so many rows; a team walks these at a time
+// A product of a warp yields a tile of 16 units times 8 rows. A team runs the time loop of 8 rows at once.
+constexpr int kTileUnits = 16;
+constexpr int kTeamRows = 8;
 constexpr int kWarpThreads = 32;
 
 enum class Team : int { kBlock, kCluster, kGrid, kSteps };
 
-// Of a warp: how many tiles of units, and how much of W_hh in its threads' registers.
+// The shape of a warp's work: the number of tiles, and the amount of W_hh in the registers of its threads.
 enum class Shape : int { kSmall, kWide, kLong };
 
-// What of a GPU matters here. Read from the device, or one of the known ones.
+// The properties of a GPU that a plan depends on, read from the device or built in (known_device).
 struct Device {
   const char* name;
   int capability;  // 10 major + minor: 80, 90, 100
   int multiprocessors;
-  int64_t shared_bytes;  // that one block may have
-  int largest_cluster;   // blocks; 1: it has none
+  int64_t shared_bytes;  // largest shared memory of a block
+  int largest_cluster;   // in blocks; 1 if the GPU has no clusters
 };
 
-// The engine does no arithmetic on sizes of its own: it finds them here.
-struct Plan {
+// All sizes that the engine uses; it computes none of its own.
+struct LaunchPlan {
   Team team = Team::kSteps;
   Shape shape = Shape::kSmall;
-  int teams = 0;         // of a network; the walks (8 rows each) are dealt out to them
-  int blocks = 0;        // of a team
-  int busy = 0;          // of them: those that have units
-  int tiles = 0;         // of a block, each of 16 units
-  int columns = 0;       // of a block's tiles, side by side: as many as a warp has
-  int parts = 1;         // warps that share the depth of a tile's product
-  int warps = 0;         // of a block
-  int part_slices = 0;   // of a warp's part of the depth, whole chunks
-  int words = 0;         // of a row of the operand: all units, four bytes a word
-  int padded_words = 0;  // and up to the end of the last part
-  int stride = 0;        // from one of its rows to the next in shared memory
-  // In a block's shared memory: barriers, then the operand [2][8][stride], then sums of the parts, then what
-  // the registers do not hold of W_hh.
-  int operand_at = 0, sums_at = 0, matrix_at = 0;  // bytes
+  int teams = 0;         // per network; the groups of 8 rows are distributed over them
+  int blocks = 0;        // per team
+  int busy = 0;          // blocks per team that have units
+  int tiles = 0;         // per block
+  int columns = 0;       // groups of tiles per block; a group is what one warp multiplies
+  int parts = 1;         // warps that split the depth of a tile's product
+  int warps = 0;         // per block
+  int part_slices = 0;   // slices in a warp's part of the depth, a multiple of kChunkSlices
+  int words = 0;         // 32-bit words in a row of the operand, for all units
+  int padded_words = 0;  // the same, up to the end of the last part
+  int stride = 0;        // words from one row of the operand to the next in shared memory
+  // Byte offsets in a block's shared memory, which holds the mbarriers, the operand [2][8][stride], the sums
+  // of the parts, and the slices of W_hh that are not in registers.
+  int operand_at = 0, sums_at = 0, matrix_at = 0;
   int shared_bytes = 0;
-  int64_t workspace_bytes = 0;  // of a launch
-  double cycles = 0;            // the model's, for a step of all rows
+  int64_t workspace_bytes = 0;  // per launch
+  double cycles = 0;            // modelled cost of a step of all rows
 };
 
 struct Extent {
@@ -63,52 +68,47 @@ struct Extent {
   int64_t networks = 1, batch = 0, hidden = 0;  // G, B, H
 };
 
-// The fastest by the model; the steps where nothing else fits.
-Plan make_plan(const Extent& extent, const Device& device);
+// The plan with the lowest modelled cost; steps if no other team fits.
+LaunchPlan make_plan(const Extent& extent, const Device& device);
 
-// The plan for a wish: "" (make_plan's), "block", "cluster2" to "cluster16", "grid" or "steps". Returns
-// false, with a sentence, for one that is not known or does not fit.
-bool make_plan(const Extent& extent, const Device& device, const std::string& wish, Plan* plan,
-               std::string* sentence);
+// The plan for a requested team: "block", "cluster2" to "cluster16", "grid", "steps", or "" for the plan with
+// the lowest cost. Returns false, with a message, if the team is unknown or does not fit.
+bool make_plan(const Extent& extent, const Device& device, const std::string& requested, LaunchPlan* plan,
+               std::string* message);
 
-// "cluster of 4 blocks, ...", for people.
-std::string text(const Plan& plan);
+// A readable description, such as "cluster of 4: 8 warps, ...".
+std::string text(const LaunchPlan& plan);
 
-// GPUs to plan for from afar: the i-th, or null past the end.
+// Built-in device properties, usable without a GPU: those of device `index`, or null past the last one.
 const Device* known_device(int index);
 
-// --- What engine and plan agree on -------------------------------------------------------------------
+// --- Constants that the engine and the plan share ----------------------------------------------------
 
-// Depth of a product of a warp: 32 bytes a row, so 16 in bfloat16 and 8 in float32.
+// A slice is the depth of one product of a warp: 8 words per row, which are 16 units in bfloat16 and 8 in
+// float32.
 constexpr int64_t kSliceWords = 8;
-constexpr int64_t kFragmentBytes = 512;  // of 16 units of W_hh and a slice's depth
+constexpr int64_t kFragmentBytes = 512;  // of W_hh: 16 units times the depth of a slice
 
 RNNKERNELS_INLINE constexpr int tiles_of_warp(Shape shape) { return shape == Shape::kWide ? 2 : 1; }
-// Slices whose operands a warp loads together.
-constexpr int kChunk = 4;
+// Slices whose operands a warp loads at once.
+constexpr int kChunkSlices = 4;
 
-// Slices of each of its tiles that a warp has in registers, as many as no kernel spills with; the rest of its
-// part is in shared memory. And how deep a part must be to be worth its meeting. Emulated, both are small, so
-// that small walks go all the ways of large ones.
-#if defined(RNNKERNELS_EMULATED)
-RNNKERNELS_INLINE constexpr int register_slices(Shape) { return kChunk; }
-constexpr int kDeepEnough = kChunk;
-#else
+// Slices per tile that a warp keeps in registers; the rest of its part is in shared memory.
 RNNKERNELS_INLINE constexpr int register_slices(Shape shape) {
   switch (shape) {
     case Shape::kSmall:
-      return 8;
+      return tuning::kRegisterSlicesSmall;
     case Shape::kWide:
-      return 12;
+      return tuning::kRegisterSlicesWide;
     case Shape::kLong:
-      return 28;
+      return tuning::kRegisterSlicesLong;
   }
   return 0;
 }
-constexpr int kDeepEnough = 8;
-#endif
+static_assert(register_slices(Shape::kSmall) % kChunkSlices == 0 &&
+              register_slices(Shape::kWide) % kChunkSlices == 0 &&
+              register_slices(Shape::kLong) % kChunkSlices == 0 &&
+              tuning::kLeastPartSlices % kChunkSlices == 0);
 constexpr int kMostWarps = 8;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace rnnkernels::cuda

@@ -1,3 +1,4 @@
+// Properties of a GPU, read with the CUDA runtime.
 #include <cuda_runtime_api.h>
 
 #include "cuda/properties.h"
@@ -9,11 +10,11 @@ namespace {
 constexpr int kClustersSince = 90;  // capability
 constexpr int kLargestCluster = 16;
 
-// Compiled as all kernels are.
+// An empty kernel, compiled for the same architectures as all others.
 __global__ void probe() {}
 
-// The most blocks, of all the shared memory there is, that the device can have in a cluster. What it promises
-// are 8; more is a matter of how its multiprocessors are grouped.
+// The largest cluster of blocks that use all shared memory. CUDA guarantees 8 blocks; more depend on how the
+// device's multiprocessors are grouped.
 int largest_cluster(int shared_bytes) {
   const auto allow = [](cudaFuncAttribute attribute, int value) {
     return cudaFuncSetAttribute(reinterpret_cast<const void*>(&probe), attribute, value);
@@ -33,7 +34,7 @@ int largest_cluster(int shared_bytes) {
     config.numAttrs = 1;
     if (cudaOccupancyMaxActiveClusters(&count, &probe, &config) == cudaSuccess && count > 0) break;
   }
-  cudaGetLastError();  // no answer is an answer
+  cudaGetLastError();  // clears the error of a size that is not supported
   return blocks;
 }
 
@@ -52,7 +53,7 @@ Status current_device(Device* device) {
   device->capability = 10 * major + read(cudaDevAttrComputeCapabilityMinor);
   device->multiprocessors = read(cudaDevAttrMultiProcessorCount);
   device->shared_bytes = read(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  // A GPU with clusters may run what was compiled for one without.
+  // A GPU with clusters may run kernels that were compiled for an architecture without them.
   cudaFuncAttributes compiled{};
   if (status == cudaSuccess) status = cudaFuncGetAttributes(&compiled, probe);
   const bool clusters = device->capability >= kClustersSince && compiled.ptxVersion >= kClustersSince;

@@ -1,4 +1,4 @@
-// What of a GPU matters here, read from it.
+// Reads the properties of a GPU that a launch plan depends on.
 #pragma once
 
 #include "cuda/plan.h"
@@ -6,7 +6,7 @@
 
 namespace rnnkernels::cuda {
 
-// The current device. One for which nothing was compiled gives an error.
+// Reads the current device. Returns an error if no kernel was compiled for it.
 Status current_device(Device* device);
 
 }  // namespace rnnkernels::cuda

@@ -1,10 +1,13 @@
-// The kernels of the recurrence for what is stored as bfloat16.
+// The recurrence kernels for sequences stored as bfloat16.
 #include "cuda/launch.h"
 
 namespace rnnkernels::cuda {
 
-template Status forward_of<ElementType::kBFloat16>(const ForwardProblem&, const Plan&, bool, void*, Stream);
-template Status backward_of<ElementType::kBFloat16>(const BackwardProblem&, const Plan&, bool, void*, Stream);
-template Status linear_of<ElementType::kBFloat16>(const LinearProblem&, const Plan&, bool, void*, Stream);
+template Status run_stored<ElementType::kBFloat16>(const ForwardProblem&, const LaunchPlan&, bool, void*,
+                                                   Stream);
+template Status run_stored<ElementType::kBFloat16>(const BackwardProblem&, const LaunchPlan&, bool, void*,
+                                                   Stream);
+template Status run_stored<ElementType::kBFloat16>(const LinearProblem&, const LaunchPlan&, bool, void*,
+                                                   Stream);
 
 }  // namespace rnnkernels::cuda

@@ -1,13 +1,14 @@
-// How the operand of a step comes to every block of a team. The threads that own states `put` the words of
-// the operand with number n (they are counted over the whole launch); `await(n)` returns in every thread of
-// every block once all of them are in the block's shared memory, at [n % 2][row][word].
+// The exchange of a step's operand among the blocks of a team. Operands are counted over the whole launch.
+// The threads that own states `put` the words of operand n; `await(n)` returns, in every thread of every
+// block, once all words of operand n are in the block's shared memory, at [n % 2][row][word].
 //
-//   BlockTeam     shared memory, one sync_block
-//   ClusterTeam   every word goes to every block of the cluster, and counts for a barrier there
-//   GridTeam      every word goes into global memory with n as its mark; all blocks watch for all of them
+//   BlockTeam     words are put into shared memory; await is one sync_block
+//   ClusterTeam   every word is sent to every block of the cluster, and counted by an mbarrier there
+//   GridTeam      every word is stored in global memory with the mark n + 1; every block polls all words
 //
-// Two buffers are enough: who puts into operand n + 2 has got all of n + 1, whose owners put it only after
-// their warp (sync_warp) and block (parts: a sync_block) had read n to its end.
+// Two buffers are enough. A thread that puts operand n + 2 has received all of operand n + 1. Its owners put
+// operand n + 1 only after their warp (sync_warp) and, with several parts, their block (sync_block) had read
+// all of operand n.
 #pragma once
 
 #include "cuda/device.h"
@@ -17,19 +18,19 @@ namespace rnnkernels::cuda {
 
 class TeamBase {
  public:
-  RNNKERNELS_DEVICE TeamBase(const Plan& plan, device::Place me)
+  RNNKERNELS_DEVICE TeamBase(const LaunchPlan& plan, device::Place me)
       : plan_(plan),
         me_(me),
         operand_(device::shared_memory<uint32_t>(plan.operand_at, int64_t{2} * kTeamRows * plan.stride)) {}
 
-  // Word (row, i) of operand n.
+  // The index of word (row, i) of operand n.
   RNNKERNELS_DEVICE int place(unsigned n, int row, int i) const {
     return (static_cast<int>(n % 2) * kTeamRows + row) * plan_.stride + i;
   }
   RNNKERNELS_DEVICE uint32_t word(int at) const { return operand_[at]; }
 
-  // Before a walk of so many rows: the other rows, and the words beyond those that there are, are never put,
-  // but multiplied.
+  // Before a scan of `rows` rows: clears the other rows and the padding words, which are multiplied but never
+  // put.
   RNNKERNELS_DEVICE void begin(int rows, int /*steps*/) {
     rows_ = rows;
     for (int row = 0; row < kTeamRows; ++row) {
@@ -41,7 +42,7 @@ class TeamBase {
   }
 
  protected:
-  const Plan& plan_;
+  const LaunchPlan& plan_;
   const device::Place me_;
   const device::Shared<uint32_t> operand_;
   int rows_ = 0;
@@ -50,7 +51,7 @@ class TeamBase {
 class BlockTeam : public TeamBase {
  public:
   static constexpr bool kTogether = false;
-  RNNKERNELS_DEVICE BlockTeam(const Plan& plan, device::Place me, void*) : TeamBase(plan, me) {}
+  RNNKERNELS_DEVICE BlockTeam(const LaunchPlan& plan, device::Place me, void*) : TeamBase(plan, me) {}
   RNNKERNELS_DEVICE int team() const { return me_.block; }
   RNNKERNELS_DEVICE int rank() const { return 0; }
 
@@ -61,11 +62,11 @@ class BlockTeam : public TeamBase {
   RNNKERNELS_DEVICE void end() const {}
 };
 
-// One walk a launch: `n` begins at 0 and says how often a barrier was waited for.
+// One scan per launch: `n` starts at 0, so n / 2 is the number of completed phases of its mbarrier.
 class ClusterTeam : public TeamBase {
  public:
   static constexpr bool kTogether = false;
-  RNNKERNELS_DEVICE ClusterTeam(const Plan& plan, device::Place me, void*) : TeamBase(plan, me) {}
+  RNNKERNELS_DEVICE ClusterTeam(const LaunchPlan& plan, device::Place me, void*) : TeamBase(plan, me) {}
   RNNKERNELS_DEVICE int team() const { return me_.block / me_.cluster_size; }
   RNNKERNELS_DEVICE int rank() const { return me_.cluster_rank; }
 
@@ -90,7 +91,7 @@ class ClusterTeam : public TeamBase {
     barrier(n).wait(static_cast<int>(n / 2 % 2));
     if (me_.thread == 0) expect(n + 2);
   }
-  // A block's memory must outlive what its peers have to say about it.
+  // A block must not return while peers may still access its shared memory.
   RNNKERNELS_DEVICE void end() const { device::sync_cluster(); }
 
  private:
@@ -109,20 +110,20 @@ class ClusterTeam : public TeamBase {
 class GridTeam : public TeamBase {
  public:
   static constexpr bool kTogether = true;
-  RNNKERNELS_DEVICE GridTeam(const Plan& plan, device::Place me, void* workspace)
+  RNNKERNELS_DEVICE GridTeam(const LaunchPlan& plan, device::Place me, void* workspace)
       : TeamBase(plan, me),
         words_(static_cast<uint64_t*>(workspace) + int64_t{2} * kTeamRows * plan.words * team()) {}
   RNNKERNELS_DEVICE int team() const { return me_.block / plan_.blocks; }
   RNNKERNELS_DEVICE int rank() const { return me_.block % plan_.blocks; }
 
   RNNKERNELS_DEVICE void begin(int rows, int steps) {
-    device::sync_block();  // the walk before is read to its end
+    device::sync_block();  // all operands of the previous scan have been read
     TeamBase::begin(rows, steps);
   }
   RNNKERNELS_DEVICE void put(unsigned n, int row, int i, uint32_t bits) const {
     device::store_word(at(n, row, i), bits, n + 1);
   }
-  // A pair of words of every row at a time, so that their latencies pass together.
+  // Loads a pair of words of every row at once, so that the latencies overlap.
   RNNKERNELS_DEVICE void await(unsigned n) const {
     for (int i = 2 * me_.thread; i < plan_.words; i += 2 * me_.threads) {
       uint32_t bits[kTeamRows][2];
@@ -139,7 +140,7 @@ class GridTeam : public TeamBase {
   RNNKERNELS_DEVICE void end() const {}
 
  private:
-  uint64_t* const words_;  // [2][rows of a team][words]
+  uint64_t* const words_;  // [2][kTeamRows][words]
 
   RNNKERNELS_DEVICE uint64_t* at(unsigned n, int row, int i) const {
     return words_ + (static_cast<int64_t>(n % 2) * kTeamRows + row) * plan_.words + i;

@@ -1,6 +1,7 @@
-// Tables of the host's into device memory, in the arguments of small launches: by value and in the stream's
-// order, so that nothing waits, the host's memory is free at once, and a captured graph has them in it. A
-// copy out of pageable memory would wait, and a graph would read that memory again at every replay.
+// Copies tables of the host into device memory through the arguments of small kernels. The values are part of
+// the launch, so nothing synchronizes, the host's memory can be reused at once, and a captured graph contains
+// them. A copy from pageable memory would synchronize, and a graph would read that memory again at every
+// replay.
 #pragma once
 
 #include <cstring>
@@ -18,20 +19,20 @@ struct Piece {
   int64_t count;
   uint64_t words[kPieceWords];
 };
-static_assert(sizeof(Piece) <= 4096, "all arguments of a launch have so many bytes");
+static_assert(sizeof(Piece) <= 4096, "the arguments of a launch are limited to 4096 bytes");
 
 RNNKERNELS_KERNEL(kPieceThreads, 1) write_piece(RNNKERNELS_ARGUMENT Piece piece) {
   for (int i = device::place().thread; i < piece.count; i += kPieceThreads) piece.to[i] = piece.words[i];
 }
 
-// Tables one after another, from `memory` on. After a launch that failed there are no others.
+// Writes tables one after another, starting at `memory`. After a failed launch no further one is made.
 class Upload {
  public:
   Upload(void* memory, device::Stream stream) : stream_(stream) {
     piece_.to = static_cast<uint64_t*>(memory);
   }
 
-  // Returns where the table is going to be. It has whole words.
+  // Returns the table's address in device memory. Its size must be a multiple of 8 bytes.
   template <class T>
   T* add(const T* table, int64_t count) {
     static_assert(std::is_trivially_copyable_v<T>);
@@ -48,7 +49,7 @@ class Upload {
     }
     return place;
   }
-  // Where the next one would be.
+  // The address of the next table.
   void* end() const { return piece_.to + piece_.count; }
 
   device::Status finish() {

@@ -1,8 +1,8 @@
-"""What the tests of the CUDA kernels share: the device, the teams that can be forced, and what they are
-compared with.
+"""Helpers for the tests of CUDA tensors: the device, the teams that can be requested, tolerances, and the
+comparison with the reference.
 
-RNNKERNELS_TEST_DEVICE=cpu runs the tests' own code where there is no GPU; with the module that has the
-CUDA kernels on the emulated GPU (CMakeLists.txt, RNNKERNELS_EMULATED) it runs the kernels, too.
+With RNNKERNELS_TEST_DEVICE=cpu the tests run without a GPU, on CPU tensors. In the module for the emulated
+GPU (CMakeLists.txt, RNNKERNELS_EMULATED) CPU tensors use the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from rnnkernels import _C, build_config
 
 DEVICE = os.environ.get("RNNKERNELS_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"
-HAS_TEAMS = "cuda:0" in _C.known_devices()  # a GPU, or the emulated one
+HAS_TEAMS = "cuda:0" in _C.known_devices()  # a GPU, or the emulated GPU
 CAN_RUN = not ON_GPU or (torch.cuda.is_available() and build_config()["cuda"])
 
-# Other numbers in every run; the seed is printed where a test fails.
+# A different seed in every run; a failing test prints it.
 SEED = int(os.environ.get("RNNKERNELS_TEST_SEED", random.SystemRandom().randrange(2**31)))
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Against the reference in float64, relative to the largest magnitude: what the native tests ask of the same
-# kernels (tests/native/recurrences.h). bfloat16's products round both factors, float16's have TF32's digits.
-# For gradients what check_half in helpers.py allows: backward takes what was stored in half precision.
-# And how near to ReLU's kink an argument may come to be a fair judge.
+# Tolerances against the reference in float64, relative to the largest magnitude; the native tests use the
+# same ones (tests/native/recurrences.h). Products of bfloat16 round both factors, those of float16 have the
+# digits of TF32. Gradients have the tolerance of check_half in helpers.py, because backward reads values that
+# were stored in half precision. FAIR is the least distance from ReLU's kink at which gradients are compared.
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-13, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 GRADIENT_TOLERANCE = TOLERANCE | {x: 8 * torch.finfo(x).eps for x in (torch.bfloat16, torch.float16)}
 FAIR = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 TEAMS = ("", "block", "cluster2", "cluster4", "cluster8", "cluster16", "grid", "steps")
-# T, B, H: small ones for all, and what only a large team has on chip.
+# (T, B, H): small shapes for all teams, and large shapes that only large teams hold on chip.
 SMALL = dict.fromkeys(TEAMS, ((1, 1, 1), (6, 3, 7), (5, 9, 33), (4, 17, 64)))
 LARGE = {
     "": ((3, 8, 257), (2, 5, 1030), (2, 3, 4100)),
@@ -62,7 +62,7 @@ LARGE = {
 
 
 def fits(team: str, problem: Problem) -> bool:
-    """Whether a team has room for a problem on this device; the CPU's kernels know no teams."""
+    """Whether a problem fits a team on this device; always true for the CPU kernels, which have no teams."""
     if not HAS_TEAMS:
         return True
     dtype = str(problem.dtype).removeprefix("torch.")
@@ -76,21 +76,21 @@ def fits(team: str, problem: Problem) -> bool:
 
 
 def poison() -> None:
-    """NaN where the next tensors of a call will lie: torch gives the memory that was freed last."""
+    """Fill freed memory with NaN: torch reuses it for the next tensors, so reads of unwritten memory fail."""
     for size in (2**8, 2**12, 2**16, 2**20):
         held = [torch.full((size,), torch.nan, device=DEVICE) for _ in range(8)]
         del held
 
 
 def drawn(seed: int, shape: tuple[int, int, int], dtype: torch.dtype, **fixed: Any) -> Problem:
-    """A problem with everything else drawn from the seed."""
+    """A problem of this shape and dtype, with all options that are not ``fixed`` drawn from the seed."""
     draw = random.Random(seed)
     form, nonlinearity = draw.choice(KINDS)
     options = {
         "packed": draw.random() < 0.5,
         "reverse": draw.random() < 0.5,
         "h0": draw.random() < 0.5,
-        # A number is not rounded to half precision, and the reference's would be.
+        # A Python number is not rounded to half precision, but the reference would round it.
         "decay": draw.choice(("scalar", "unit", "number") if dtype.itemsize > 2 else ("scalar", "unit")),
         "form": form,
         "nonlinearity": nonlinearity,
@@ -107,7 +107,7 @@ def check(problem: Problem, seed: int) -> None:
     assert all(x.dtype == problem.dtype and x.device.type == DEVICE for x in found.values())
     assert_near(found, expected, TOLERANCE[problem.dtype])
     if problem.kink_margin() <= FAIR[problem.dtype]:
-        return  # a rounding may carry an argument of f to the other side
+        return  # rounding can move an argument of f across the kink
     grads = [normal_like(x, seed + i).to(problem.dtype) for i, x in enumerate(expected.values())]
     poison()
     backward = gradients(here, *(g.to(DEVICE) for g in grads))
@@ -116,7 +116,7 @@ def check(problem: Problem, seed: int) -> None:
 
 
 def kinds_on_device(seed: int, *shape: int, dtype: torch.dtype, **options: Any) -> Iterator[Problem]:
-    """Every form and nonlinearity, away from the kink."""
+    """One problem per form and nonlinearity, away from the kink."""
     for form, nonlinearity in KINDS:
         yield clear_problem(
             seed, *shape, dtype=dtype, form=form, nonlinearity=nonlinearity, margin=FAIR[dtype], **options
@@ -124,7 +124,7 @@ def kinds_on_device(seed: int, *shape: int, dtype: torch.dtype, **options: Any) 
 
 
 def results(problem: Problem, seed: int = 0) -> list[Tensor]:
-    """All that a call and its backward give, on the device."""
+    """The outputs and all gradients of a call on the device."""
     leaves = problem.to(DEVICE).leaves()
     output, h_n = leaves.run()
     grads = [normal_like(x.cpu(), seed + i).to(DEVICE) for i, x in enumerate((output, h_n))]
@@ -143,5 +143,5 @@ def on_device(x: Tensor) -> Tensor:
 
 
 def wide(problem: Problem) -> Problem:
-    """The same numbers in float64, to be computed on the CPU."""
+    """The same problem in float64, for the CPU."""
     return replace(problem, **{name: x.detach().double() for name, x in problem.tensors.items()})

@@ -1,5 +1,5 @@
-"""The layer's contract on CUDA tensors: values and derivatives against the reference in float64, every team
-of blocks, streams, graphs, and what is refused. Needs a GPU; see cuda_helpers.py for how it runs without.
+"""The recurrence on CUDA tensors: values and derivatives against the reference in float64, every team of
+blocks, streams, graphs, and errors. Needs a GPU; cuda_helpers.py explains how it runs without one.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from torch.nn.utils.rnn import pack_sequence
 from rnnkernels import LeakyRNN, functional
 
 pytestmark = pytest.mark.skipif(not CAN_RUN, reason="no GPU, or built without CUDA kernels")
-gpu_only = pytest.mark.skipif(not ON_GPU, reason="about streams, graphs and memory of a GPU")
+gpu_only = pytest.mark.skipif(not ON_GPU, reason="tests streams, graphs or memory of a GPU")
 
 
 @pytest.fixture(autouse=True)
 def seed() -> int:
-    print(f"RNNKERNELS_TEST_SEED={SEED}")  # shown where a test fails
+    print(f"RNNKERNELS_TEST_SEED={SEED}")  # shown if a test fails
     return SEED
 
 
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch):
     def set_team(team: str) -> None:
-        monkeypatch.setenv("RNNKERNELS_TIER", team)
+        monkeypatch.setenv("RNNKERNELS_TEAM", team)
 
     return set_team
 
@@ -62,9 +62,9 @@ def force(monkeypatch: pytest.MonkeyPatch):
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("team", TEAMS)
-def test_every_team_and_type_is_the_reference(team: str, dtype, sizes, seed: int, force) -> None:
+def test_every_team_and_dtype_equals_the_reference(team: str, dtype, sizes, seed: int, force) -> None:
     if sizes is LARGE and not ON_GPU:
-        pytest.skip("the CPU, and the emulated GPU, take long for these")
+        pytest.skip("takes too long on the CPU and on the emulated GPU")
     force(team)
     tried = 0
     for i, shape in enumerate(sizes[team]):
@@ -97,7 +97,7 @@ def test_any_strides(team: str, layout: str, name: str, seed: int, force) -> Non
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_expanded_gradients_of_a_sum(form: str, seed: int) -> None:
+def test_expanded_gradients_of_a_sum(form: str, seed: int) -> None:
     problem = clear_problem(seed, 5, 4, 33, form=form, dtype=torch.float64)
     here, there = problem.to(DEVICE).leaves(), problem.leaves()
     for leaves in (here, there):
@@ -108,13 +108,13 @@ def test_the_expanded_gradients_of_a_sum(form: str, seed: int) -> None:
 
 
 def test_long_packed_sequences(seed: int) -> None:
-    """More steps than one launch carries the layout of."""
+    """The layout needs the arguments of more than one launch."""
     for i, (steps, reverse) in enumerate(((224, False), (225, True), (700, False))):
         check(drawn(seed + i, (steps, 3, 5), torch.float64, packed=True, reverse=reverse), seed)
 
 
 @pytest.mark.parametrize("steps, batch", [(0, 3), (3, 0), (0, 0)])
-def test_nothing_to_walk(steps: int, batch: int, seed: int) -> None:
+def test_no_steps_or_no_rows(steps: int, batch: int, seed: int) -> None:
     problem = make_problem(seed, steps, batch, 5, dtype=torch.float32)
     output, h_n, *gradients = results(problem)
     assert output.shape == (steps, batch, 5)
@@ -133,7 +133,7 @@ def test_a_slow_leak_in_half_precision(team: str, dtype: torch.dtype, force) -> 
     assert distance(output[:, 1, 5], expected) < 2 * torch.finfo(dtype).eps
 
 
-def test_tf32_is_torch_s_own_switch(seed: int) -> None:
+def test_tf32_follows_the_switch_of_torch(seed: int) -> None:
     problem = drawn(seed, (20, 8, 128), torch.float32, nonlinearity="tanh", packed=False)
     expected, _ = problem.expected()
     exact, _ = problem.to(DEVICE).run()
@@ -188,7 +188,7 @@ def test_forward_mode(form: str, nonlinearity: str, seed: int) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("team", ["", "block", "grid", "steps"])
-def test_networks_under_vmap_are_a_loop_over_them(team: str, dtype, packed: bool, seed: int, force) -> None:
+def test_vmap_over_networks_equals_a_loop(team: str, dtype, packed: bool, seed: int, force) -> None:
     force(team)
     first = drawn(seed, (4, 9, 33), dtype, nonlinearity="tanh", packed=packed, h0=True, decay="unit")
     problems = [first]
@@ -209,7 +209,7 @@ def test_networks_under_vmap_are_a_loop_over_them(team: str, dtype, packed: bool
     }
     losses, output = vmap(loss)(many)
     found = torch.autograd.grad(losses.sum(), list(many.values()))
-    force("")  # where the CPU's kernels are the emulated GPU's
+    force("")  # the reference below runs on the CPU, which may be the emulated GPU
     for i, problem in enumerate(problems):
         single = wide(problem).leaves()
         expected, values = loss(single.tensors)
@@ -221,7 +221,7 @@ def test_networks_under_vmap_are_a_loop_over_them(team: str, dtype, packed: bool
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_the_layer_is_the_cpu_s(dtype: torch.dtype, seed: int) -> None:
+def test_the_layer_equals_the_cpu(dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
     layer = LeakyRNN(5, 9, 2, bidirectional=True, decay=0.5, learn_decay=True, learn_h0=True,
                      nonlinearity="tanh").double()  # fmt: skip
@@ -265,11 +265,11 @@ def test_compiled_without_a_graph_break(seed: int) -> None:
     torch.autograd.grad(compiled(x)[0].sum(), list(layer.parameters()))
 
 
-# --- The device: order, graphs, memory ---------------------------------------------------------------
+# --- Streams, graphs and memory of the device --------------------------------------------------------
 
 
 def near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
-    """Not to the bit: a library's product may be another one on another stream, or in a graph."""
+    """Compares with a tolerance: on another stream, or in a graph, a library may use another product."""
     pairs = zip(found, expected, strict=True)
     return all(distance(x, y, 1.0) < TOLERANCE[x.dtype] for x, y in pairs)
 
@@ -289,7 +289,7 @@ def test_bits_are_the_same_from_run_to_run(team: str, dtype: torch.dtype, seed: 
 @gpu_only
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("team", TEAMS)
-def test_nothing_waits_for_the_host(team: str, packed: bool, seed: int, force) -> None:
+def test_nothing_synchronizes_with_the_host(team: str, packed: bool, seed: int, force) -> None:
     force(team)
     problem = drawn(seed, (5, 9, 33), torch.float32, packed=packed, decay="unit")
     if not fits(team, problem):
@@ -307,7 +307,7 @@ def test_nothing_waits_for_the_host(team: str, packed: bool, seed: int, force) -
 @gpu_only
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("team", TEAMS)
-def test_a_graph_of_forward_and_backward_replays_on_new_numbers(
+def test_a_graph_of_forward_and_backward_replays_with_new_values(
     team: str, packed: bool, seed: int, force
 ) -> None:
     force(team)
@@ -387,20 +387,22 @@ def test_more_than_two_to_the_31_elements(team: str, force) -> None:
     assert d_pre[0].isfinite().all()
 
 
-# --- What is refused ---------------------------------------------------------------------------------
+# --- Errors ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not HAS_TEAMS, reason="the CPU's kernels know no teams")
+@pytest.mark.skipif(not HAS_TEAMS, reason="the CPU kernels have no teams")
 @pytest.mark.parametrize(
-    ("team", "dtype", "sentence"),
+    ("team", "dtype", "message"),
     [
-        ("warp", torch.float32, "RNNKERNELS_TIER must be block, .*, got warp"),
-        ("block", torch.float64, "RNNKERNELS_TIER block does not fit H 5, B 2"),
+        ("warp", torch.float32, "RNNKERNELS_TEAM must be block, .*, got warp"),
+        ("block", torch.float64, "RNNKERNELS_TEAM block does not fit H 5, B 2"),
     ],
 )
-def test_a_team_that_cannot_be(team: str, dtype: torch.dtype, sentence: str, seed: int, force) -> None:
+def test_an_unknown_team_or_one_that_does_not_fit(
+    team: str, dtype: torch.dtype, message: str, seed: int, force
+) -> None:
     force(team)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         make_problem(seed, 3, 2, 5, dtype=dtype).to(DEVICE).run()
 
 
@@ -416,6 +418,6 @@ def test_tensors_of_two_devices(seed: int) -> None:
         replace(here, batch_sizes=problem.batch_sizes.to(DEVICE)).run()
 
 
-def test_a_number_that_is_no_decay(seed: int) -> None:
+def test_a_number_outside_the_range_of_decay(seed: int) -> None:
     with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1"):
         replace(make_problem(seed), decay=1.0).to(DEVICE).run()

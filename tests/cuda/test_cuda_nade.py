@@ -1,5 +1,5 @@
-"""NADE's contract on CUDA tensors, against the loop in float64. Needs a GPU; see cuda_helpers.py for how it
-runs without.
+"""NADE on CUDA tensors, against the loop in float64. Needs a GPU; cuda_helpers.py explains how it runs
+without one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rnnkernels.functional import nade_log_prob, nade_sample
 from rnnkernels.outputs import _nade_composite
 
 pytestmark = pytest.mark.skipif(not CAN_RUN, reason="no GPU, or built without CUDA kernels")
-gpu_only = pytest.mark.skipif(not ON_GPU, reason="about streams, graphs and memory of a GPU")
+gpu_only = pytest.mark.skipif(not ON_GPU, reason="tests streams, graphs or memory of a GPU")
 
 OPERATORS = torch.ops.rnnkernels
 SMALL = [
@@ -36,7 +36,7 @@ SIZES = [pytest.param(SMALL, id="small", marks=pytest.mark.sanitize), pytest.par
 
 @pytest.fixture(autouse=True)
 def seed() -> int:
-    print(f"RNNKERNELS_TEST_SEED={SEED}")  # shown where a test fails
+    print(f"RNNKERNELS_TEST_SEED={SEED}")  # shown if a test fails
     torch.manual_seed(SEED)
     return SEED
 
@@ -45,7 +45,7 @@ def drawn(*shape, ones=0.3, dtype=torch.float32, seed=0):
     return arguments(*shape, ones=ones, dtype=dtype, seed=SEED + seed, device=DEVICE)
 
 
-def test_the_kernels_are_what_is_called():
+def test_the_kernels_are_used():
     assert all(_checks.has_kernels(torch.device(DEVICE), name) for name in ("nade", "nade_sample"))
 
 
@@ -55,7 +55,7 @@ def test_the_kernels_are_what_is_called():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("ones", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_values_and_gradients_are_those_of_the_loop(sizes, ones, dtype):
+def test_values_and_gradients_equal_the_loop(sizes, ones, dtype):
     for shape in sizes:
         v, tensors = drawn(*shape, ones=ones, dtype=dtype)
         grad = torch.randn(v.shape[:-1], dtype=dtype, device=DEVICE)
@@ -68,7 +68,7 @@ def test_values_and_gradients_are_those_of_the_loop(sizes, ones, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_draws_have_the_logits_that_come_with_them(sizes, dtype):
+def test_samples_have_the_logits_that_are_returned_with_them(sizes, dtype):
     for shape in sizes:
         for shift in (-4.0, 0.0, 9.0):
             _, tensors = drawn(*shape, dtype=dtype)
@@ -81,7 +81,7 @@ def test_draws_have_the_logits_that_come_with_them(sizes, dtype):
 
 
 @pytest.mark.sanitize
-def test_a_unit_is_a_one_where_its_number_is_below_its_probability():
+def test_a_unit_is_one_where_its_uniform_number_is_below_its_probability():
     _, tensors = drawn(50, 40, 9)
     uniform = torch.rand(50, 40, device=DEVICE)
     v, logits = OPERATORS.nade_sample(uniform, *tensors)
@@ -93,7 +93,7 @@ def test_a_unit_is_a_one_where_its_number_is_below_its_probability():
 @pytest.mark.sanitize
 @pytest.mark.parametrize("wanted", [(True,) * 4, (True, False, False, False), (False, False, True, False)])
 def test_gradients_of_logits_and_of_log_prob(wanted):
-    """Alone, together, neither; and what is not wanted comes back empty."""
+    """Of either, of both and of neither; a gradient that is not wanted is an empty tensor."""
     v, tensors = drawn(6, 40, 35, dtype=torch.float64)
     grads = torch.randn(6, dtype=torch.float64), torch.randn(6, 40, dtype=torch.float64)
     leaves = [x.cpu().requires_grad_() for x in tensors]
@@ -111,20 +111,20 @@ def test_gradients_of_logits_and_of_log_prob(wanted):
             assert distance(x.cpu(), y) < 1e-13 if is_wanted else x.numel() == 0
 
 
-def test_any_dtype_and_strides_of_v_and_what_is_not_zero_is_a_one():
+def test_any_dtype_and_strides_of_v_and_any_nonzero_value_is_a_one():
     v, tensors = drawn(6, 37, 5)
     expected = nade_log_prob(v, *tensors)
     for dtype in (torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64):
         assert torch.equal(nade_log_prob(v.to(dtype), *tensors), expected)
         wide = v.to(dtype).T.contiguous().T
-        wide *= 3 if HAS_TEAMS else 1  # the CPU looks, and refuses it
+        wide *= 3 if HAS_TEAMS else 1  # the CPU kernels check the values and raise
         assert torch.equal(nade_log_prob(wide, *tensors), expected)
     b, c, encoder, decoder = tensors
     laid = [b.T.contiguous().T, torch.cat([c, c], 1)[:, :5], encoder.T.contiguous().T, decoder]
     assert torch.equal(nade_log_prob(v, *laid), expected)
 
 
-def test_what_is_not_finite_stays_in_its_row():
+def test_nonfinite_values_stay_in_their_row():
     for bad in (torch.nan, torch.inf):
         v, tensors = drawn(6, 40, 35)
         tensors[1][3, 4] = bad
@@ -136,15 +136,15 @@ def test_what_is_not_finite_stays_in_its_row():
         assert bool(log_prob[3].isnan()) == (bad != bad)
 
 
-def test_what_no_unit_sees_may_be_infinite():
+def test_weights_that_no_unit_uses_may_be_infinite():
     v, tensors = drawn(20, 40, 33, ones=0.5)
     v[:, 2], v[:, -1] = False, True
-    tensors[2][[2, -1]] = torch.inf  # W of a unit that is never a one, and of the last one
+    tensors[2][[2, -1]] = torch.inf  # W of a unit that is never a one, and of the last unit
     assert all(torch.isfinite(x).all() for x in by_kernels(v, tensors, torch.ones(20, device=DEVICE)))
 
 
-def test_large_weights_cost_no_digits():
-    """Backward finds the hidden units again as forward did, rather than by subtraction."""
+def test_large_weights_lose_no_digits():
+    """Backward recomputes the hidden units as forward did, not by subtraction."""
     v, tensors = drawn(10, 70, 5, ones=0.5)
     tensors[2][3] *= 1e8
     grad = torch.ones(10, device=DEVICE)
@@ -153,7 +153,7 @@ def test_large_weights_cost_no_digits():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_storage(dtype):
+def test_half_precision_is_a_storage_format(dtype):
     v, tensors = drawn(6, 7, 5, dtype=dtype)
     log_prob, *gradients = by_kernels(v, tensors, torch.ones(6, device=DEVICE))
     assert log_prob.dtype == torch.float32
@@ -184,7 +184,7 @@ def test_compiled_without_a_graph_break():
     assert all(distance(x.cpu(), y.cpu()) < 1e-13 for x, y in zip(found, expected, strict=True))
 
 
-# --- Bits, further derivatives -----------------------------------------------------------------------
+# --- Reproducibility, further derivatives ------------------------------------------------------------
 
 
 def test_the_same_bits_on_every_run():
@@ -223,7 +223,7 @@ def test_under_vmap():
 
 
 @gpu_only
-def test_nothing_waits_and_a_graph_replays():
+def test_nothing_synchronizes_and_a_graph_replays():
     v, tensors = drawn(64, 88, 50)
     grad, uniform = torch.randn(64, device=DEVICE), torch.rand(64, 88, device=DEVICE)
     torch.cuda.set_sync_debug_mode("error")
@@ -255,7 +255,7 @@ def test_nothing_waits_and_a_graph_replays():
 
 
 @gpu_only
-def test_a_graph_draws_anew_each_time():
+def test_a_graph_draws_new_samples_at_each_replay():
     _, tensors = drawn(64, 88, 50)
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
@@ -312,7 +312,7 @@ def test_more_than_two_to_the_31_elements():
 
 
 @gpu_only
-def test_memory_is_a_small_part_of_the_loop_s():
+def test_memory_is_a_small_part_of_that_of_the_loop():
     v, tensors = drawn(2048, 88, 150)
     leaves = [x.requires_grad_() for x in tensors]
     peaks = []

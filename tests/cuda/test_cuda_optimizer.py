@@ -1,5 +1,5 @@
-"""The optimizers' contract on CUDA tensors, against the reference in float64 and against torch. Needs a GPU;
-see cuda_helpers.py for how it runs without.
+"""The optimizers on CUDA tensors, against the reference in float64 and against torch. Needs a GPU;
+cuda_helpers.py explains how it runs without one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optimizer_helpers import (
 from rnnkernels import ClippedAdamW, ClippedNesterov, _ops
 
 pytestmark = pytest.mark.skipif(not CAN_RUN, reason="no GPU, or built without CUDA kernels")
-gpu_only = pytest.mark.skipif(not ON_GPU, reason="about streams, graphs and memory of a GPU")
+gpu_only = pytest.mark.skipif(not ON_GPU, reason="tests streams, graphs or memory of a GPU")
 
 CLASSES = [ClippedNesterov, ClippedAdamW]
 ALL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,7 +34,7 @@ BAD = [math.inf, -math.inf, math.nan]
 SHAPES = [[(), (0, 3), (7,), (64, 64)], [(4096,), (4097,), (0,)], [(130, 67), (3, 5, 2)]]
 LAYOUTS = ["contiguous", "transposed", "gradient transposed", "sliced"]
 STEPS = 4
-SETTINGS = {  # of a step, one after the other
+SETTINGS = {  # of consecutive steps
     ClippedNesterov: [
         {"lr": 0.2, "momentum": 0.9, "max_norm": 1.0},
         {"lr": 0.01, "momentum": 0.0, "max_norm": None, "weight_decay": 0.01},
@@ -52,13 +52,13 @@ SETTINGS = {  # of a step, one after the other
 
 @pytest.fixture(autouse=True)
 def seed() -> int:
-    print(f"RNNKERNELS_TEST_SEED={SEED}")  # shown where a test fails
+    print(f"RNNKERNELS_TEST_SEED={SEED}")  # shown if a test fails
     torch.manual_seed(SEED)
     return SEED
 
 
 def at_step(cls, step, as_tensors):
-    """A group's settings as numbers, or as tensors of one element on the device."""
+    """The settings of a group as numbers, or as tensors of one element on the device."""
 
     def place(value):
         if isinstance(value, tuple):
@@ -70,7 +70,7 @@ def at_step(cls, step, as_tensors):
 
 
 def parameters(sizes, dtype=torch.float32, scale=1.0):
-    """With gradients."""
+    """Parameters with gradients."""
     params = [torch.nn.Parameter(torch.randn(size, device=DEVICE).to(dtype)) for size in sizes]
     for param in params:
         param.grad = scale * torch.randn_like(param)
@@ -78,7 +78,7 @@ def parameters(sizes, dtype=torch.float32, scale=1.0):
 
 
 def left_by(params, optimizer):
-    """All that a step may change."""
+    """Copies of all tensors that a step may change."""
     states = [state for param in params for state in optimizer.state[param].values()]
     numbers = [x for group in optimizer.param_groups for x in group.values() if isinstance(x, torch.Tensor)]
     return [x.detach().clone() for x in (*params, *states, *numbers, optimizer._record[1:])]
@@ -103,7 +103,7 @@ def check_steps(cls, dtypes, norm_type, masters, maximize, layout, as_tensors, s
         optimizer.step()
         assert optimizer.last_grad_norm.device.type == DEVICE
         assert float(optimizer.last_grad_norm) == pytest.approx(judge.norm, rel=1e-12, abs=1e-300)
-        # Divided by a root, roundings weigh more where all gradients of an element were small.
+        # AdamW divides by a root, so rounding errors weigh more where all gradients of an element were small.
         judge.check((step + 1) * (5 if cls is ClippedAdamW else 1))
     assert (int(optimizer.taken_steps), int(optimizer.skipped_steps)) == (STEPS, 0)
 
@@ -114,7 +114,7 @@ def check_steps(cls, dtypes, norm_type, masters, maximize, layout, as_tensors, s
     "dtypes", [(torch.float32,), (torch.float64,), ALL], ids=["float32", "float64", "all"]
 )
 @pytest.mark.parametrize("cls", CLASSES)
-def test_steps_are_the_reference_s_under_schedules(cls, dtypes, layout, as_tensors, seed):
+def test_steps_equal_the_reference_under_schedules(cls, dtypes, layout, as_tensors, seed):
     check_steps(cls, dtypes, 2.0, len(dtypes) > 1, False, layout, as_tensors, SHAPES, seed)
 
 
@@ -143,15 +143,14 @@ def test_a_norm_beyond_the_range_of_its_powers(norm_type, dtype, size):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_hundreds_of_tensors(cls, seed):
-    """More than the arguments of one launch can name."""
+    """More tensors than fit into the arguments of one launch."""
     shapes = [[(1 + i % 7, 1 + i % 3) for i in range(150)] for _ in range(3)]
     check_steps(cls, ALL, 2.0, True, False, "contiguous", False, shapes, seed)
 
 
 @gpu_only
 @pytest.mark.parametrize("cls", CLASSES)
-def test_25_million_numbers(cls):
-    """As on the CPU."""
+def test_25_million_elements_equal_the_cpu(cls):
     start, grads = torch.randn(5000, 5000), [torch.randn(5000, 5000) for _ in range(2)]
     here, there = (torch.nn.Parameter(start.clone().to(device)) for device in (DEVICE, "cpu"))
     optimizers = [cls([param], lr=0.01) for param in (here, there)]
@@ -166,7 +165,7 @@ def test_25_million_numbers(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_the_same_bits_on_every_run_and_wherever_tensors_lie(cls):
+def test_the_same_bits_on_every_run_and_for_any_alignment(cls):
     sizes = [1, 2, 3, 4095, 70_001 if ON_GPU else 9001, 5]
     starts, grads = ([torch.randn(size, device=DEVICE) for size in sizes] for _ in range(2))
 
@@ -187,7 +186,7 @@ def test_the_same_bits_on_every_run_and_wherever_tensors_lie(cls):
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
 def test_the_sum_of_powers(p):
-    """What processes exchange where each has a part of the model."""
+    """Processes exchange these sums if each has a part of the model."""
     grads = [torch.randn(n, device=DEVICE).to(dtype) for n, dtype in zip((1, 4097, 0, 300), ALL, strict=True)]
     got = _ops.gradient_power_sum([None, *grads], p, 2.0)
     assert (got.device.type, got.dtype, got.shape) == (DEVICE, torch.float64, ())
@@ -237,14 +236,14 @@ def test_raise_names_the_first_bad_parameter(cls):
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("max_norm", [None, 1.0])
 @pytest.mark.parametrize(("cls", "settings"), APPLY_SETTINGS)
-def test_apply_does_what_torch_does(cls, settings, bad, max_norm):
+def test_apply_equals_torch(cls, settings, bad, max_norm):
     assert_torch_applies_the_same(cls, settings, parameters([5000, 3]), bad, max_norm)
 
 
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("cls", CLASSES)
 def test_grad_scaler(cls, unscale):
-    """The same as without a scaler; an overflow is skipped and lowers the scale."""
+    """Steps equal those without a scaler; a step with an overflow is skipped and lowers the scale."""
     (param,) = parameters([50])
     plain = torch.nn.Parameter(param.detach().clone())
     optimizer, judge = cls([param], lr=0.1, max_norm=0.5), cls([plain], lr=0.1, max_norm=0.5)
@@ -286,8 +285,8 @@ def test_found_inf_always_skips(nonfinite, where):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_an_optimizer_follows_its_parameters_and_goes_through_a_file_s_device(cls):
-    """Made before the model went to the device; saved there, loaded on the CPU, and back."""
+def test_states_follow_their_parameters_and_load_across_devices(cls):
+    """Created before the model is moved to the device; saved there, loaded on the CPU, and back."""
     net = torch.nn.Linear(5, 3)
     optimizer = cls(net.parameters(), lr=0.1)
     net.to(DEVICE)
@@ -317,7 +316,7 @@ def test_an_optimizer_follows_its_parameters_and_goes_through_a_file_s_device(cl
 
 
 @gpu_only
-def test_what_is_on_another_device_is_refused():
+def test_tensors_on_another_device_raise():
     here, there = torch.nn.Parameter(torch.zeros(2, device=DEVICE)), torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(
         ValueError, match=r"^params\[1\] of group 0 must be on the device of the others, cuda:0"
@@ -333,7 +332,7 @@ def test_what_is_on_another_device_is_refused():
         optimizer.step()
 
 
-def test_a_sparse_gradient_is_refused():
+def test_a_sparse_gradient_raises():
     param = torch.nn.Parameter(torch.ones(2, 2, device=DEVICE))
     param.grad = torch.ones(2, 2, device=DEVICE).to_sparse()
     with pytest.raises(ValueError, match="the gradient of parameter 0 must be dense, got layout Sparse"):
@@ -342,7 +341,7 @@ def test_a_sparse_gradient_is_refused():
 
 @gpu_only
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_step_does_not_wait_for_the_device(cls):
+def test_a_step_does_not_synchronize(cls):
     params = parameters([300] * 120)
     optimizer = cls(params, lr=torch.tensor(0.1, device=DEVICE))
     optimizer.step()
@@ -366,7 +365,7 @@ def test_a_step_runs_on_the_current_stream(cls):
             params = [torch.nn.Parameter(x.clone()) for x in starts]
             optimizer = cls(params, lr=0.1)
             for _ in range(10):
-                torch.cuda._sleep(1_000_000)  # what comes on another stream would come too early
+                torch.cuda._sleep(1_000_000)  # work on another stream would start too early
                 for param, grad in zip(params, grads, strict=True):
                     param.grad = grad * 2
                 optimizer.step()
@@ -377,8 +376,8 @@ def test_a_step_runs_on_the_current_stream(cls):
 
 @gpu_only
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_captured_step_replays_with_what_is_there_then(cls):
-    """With other gradients, one of them not finite, and settings that are tensors; as step by step."""
+def test_a_captured_step_replays_with_current_values(cls):
+    """Other gradients, one of them not finite, and settings as tensors; the same bits as separate steps."""
     params = parameters([5000, 3, 700])
     twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
     optimizer, judge = (cls(some, lr=torch.tensor(0.1, device=DEVICE)) for some in (params, twins))

@@ -1,4 +1,6 @@
-"""What nvcc makes of the sources, wherever it is installed; nothing here needs a GPU."""
+"""The CUDA sources compiled by nvcc, if it is installed: warnings, registers, spills and instructions. No
+test needs a GPU.
+"""
 
 import os
 import re
@@ -17,7 +19,7 @@ NVCC = shutil.which("nvcc")
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
-# Every cell of the list, in both directions, as one thread of a GPU would run it.
+# Every cell of the list, forward and backward, in a kernel.
 ALL_CELLS = """
 #include "core/cells.h"
 
@@ -44,7 +46,7 @@ void launch_all(float* f, double* g) { launch(Nonlinearities{}, f, g); }
 """
 
 
-# Every name of device.h, in the GPU's body. The clusters' trap before sm_90.
+# Every name of device.h, in its implementation on a GPU. Those of clusters trap before sm_90.
 ALL_PRIMITIVES = """
 #include "cuda/device.h"
 
@@ -84,7 +86,7 @@ __global__ void every_primitive(float* out, const float* in, unsigned* flag) {
 
 
 class Compiled(NamedTuple):
-    """What came of a source: the compiler's words, and an object if it had none to complain."""
+    """The result of a compilation: exit status, messages, and the object file if there was no error."""
 
     status: int
     log: str
@@ -100,7 +102,7 @@ def compile_cuda(source: Path, folder: Path, arch: str) -> Compiled:
 
 
 class Kernel(NamedTuple):
-    """What ptxas says of one."""
+    """A kernel as ptxas reports it; stack and spills in bytes."""
 
     name: str
     stack: int
@@ -121,14 +123,14 @@ def kernels_of(log: str) -> Iterator[Kernel]:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("text", [ALL_CELLS, ALL_PRIMITIVES], ids=["cells", "primitives"])
-def test_what_the_host_compiles_too_compiles_for_the_gpu(tmp_path: Path, text: str, arch: str) -> None:
+def test_shared_headers_compile_for_the_gpu(tmp_path: Path, text: str, arch: str) -> None:
     source = tmp_path / "source.cu"
     source.write_text(text)
     done = compile_cuda(source, tmp_path, arch)
     assert done.status == 0, done.log
 
 
-# What the kernels of a walk multiply with.
+# The instruction of the products in the kernels of the recurrence.
 PRODUCTS = {"recurrence_bfloat16": "HMMA.16816.F32.BF16", "recurrence_float32": "HMMA.1688.F32.TF32",
             "recurrence_float16": "HMMA.1688.F32.TF32"}  # fmt: skip
 SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
@@ -136,7 +138,7 @@ SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Compiled]:
-    """Every source for every architecture, as many at a time as there are processors."""
+    """Every source compiled for every architecture, in parallel."""
     folder = tmp_path_factory.mktemp("objects")
     jobs = [(source, arch) for source in SOURCES for arch in ARCHITECTURES]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -154,8 +156,8 @@ def test_every_kernel_keeps_to_its_registers(
     kernels = list(kernels_of(done.log))
     assert len(kernels) == done.log.count("Compiling entry function"), done.log
     assert not [kernel for kernel in kernels if kernel.stack or kernel.spilled]
-    # Of the small shape's blocks, 256 threads each, a multiprocessor with 65536 registers runs two at a time.
-    small = [kernel for kernel in kernels if re.search("ForwardSweep.*ShapeE0", kernel.name)]
+    # A multiprocessor has 65536 registers and runs two blocks of the small shape, with 256 threads each.
+    small = [kernel for kernel in kernels if re.search("ForwardPass.*ShapeE0", kernel.name)]
     assert len(small) == (3 if source in PRODUCTS else 0)
     assert all(kernel.registers <= 128 for kernel in small)
 
@@ -166,20 +168,20 @@ def test_products_are_the_tensor_cores(
     compiled: dict[tuple[str, str], Compiled], source: str, arch: str
 ) -> None:
     code = disassembled(compiled[source, arch].object)
-    walks = {name: text for name, text in code.items() if "walk" in name}
-    assert len(walks) == 28
-    for name, text in walks.items():
+    kernels = {name: text for name, text in code.items() if "recurrence_kernel" in name}
+    assert len(kernels) == 28
+    for name, text in kernels.items():
         if arch == "sm_80" and "ClusterTeam" in name:
-            assert "HMMA" not in text  # there are no clusters: it traps
+            assert "HMMA" not in text  # without clusters the kernel traps
             continue
         found = set(re.findall(r"HMMA[.\w]*", text))
         assert found == {PRODUCTS[source]}, name
-        # Shared memory by its own instructions, nothing through addresses that might be anything.
+        # Shared memory is accessed by its own instructions, without generic addresses or local memory.
         assert "LDS" in text and not re.search(r"\bLD\.E\b|\bST\.E\b|\bLDL\b|\bSTL\b", text), name
 
 
 def disassembled(path: Path) -> dict[str, str]:
-    """The machine code of each kernel, by name."""
+    """The SASS of each kernel, by name."""
     folders = [os.environ["PATH"]]
     for kind in ("purelib", "platlib"):
         folders += [str(p) for p in Path(sysconfig.get_path(kind)).glob("nvidia/*/bin")]

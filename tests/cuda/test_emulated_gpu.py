@@ -1,5 +1,5 @@
-"""The operators on the emulated GPU: a module of its own, in which CPU tensors take the way of CUDA tensors
-(binding, choice of the team, kernels), has to pass the tests of CUDA tensors but for streams and graphs.
+"""The operators on the emulated GPU. A separate module runs CPU tensors through the code for CUDA tensors
+(binding, choice of the team, kernels). It must pass the tests of CUDA tensors, except for streams and graphs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.gpu_report import GPU_TESTS
 
 
 def build(folder: Path) -> Path:
-    """Configure and build (only what changed since the last time), and return the module."""
+    """Configure and build in ``folder``, incrementally, and return the path of the module."""
     pybind11 = pytest.importorskip("pybind11")
     cmake, ninja = (shutil.which(tool, path=TOOLS) for tool in ("cmake", "ninja"))
     if cmake is None or ninja is None:
@@ -53,8 +53,8 @@ def test_cuda_tests_pass_on_the_emulated_gpu(tmp_path: Path) -> None:
     (package / "_build.json").write_text(json.dumps({"torch": torch.__version__}))
     variables = {"PYTHONPATH": str(tmp_path), "RNNKERNELS_TEST_DEVICE": "cpu"}
 
-    asked = "from rnnkernels import _C; print(_C.known_devices()['cuda:0'])"
-    assert "'largest_cluster': 16" in run_python("-c", asked, cwd=tmp_path, **variables).stdout
+    program = "from rnnkernels import _C; print(_C.known_devices()['cuda:0'])"
+    assert "'largest_cluster': 16" in run_python("-c", program, cwd=tmp_path, **variables).stdout
     pytest_command = ("-m", "pytest", *GPU_TESTS, "-p", "no:cacheprovider")
     done = run_python(*pytest_command, cwd=tmp_path, timeout=600, **variables)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr

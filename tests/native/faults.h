@@ -1,11 +1,11 @@
-// The parts that the tests of the emulated GPU use: whether a kernel ends in a fault, and in which one.
+// Helpers of the emulated GPU's own tests: run a kernel and compare its fault with the expected one.
 #pragma once
 
 #include <functional>
 #include <string>
 
 #include "cuda/device.h"
-#include "cuda/emulation.h"
+#include "emulation/emulation.h"
 #include "native.h"
 
 using namespace rnnkernels;
@@ -14,7 +14,7 @@ using emulation::Launch;
 
 namespace {
 
-// The name of the fault that a kernel ends in, or "none".
+// The name of the fault that a kernel raises, or "none".
 std::string fault(const Launch& launch, const std::function<void()>& kernel, std::string* text = nullptr) {
   try {
     emulation::run(launch, kernel);
@@ -27,7 +27,7 @@ std::string fault(const Launch& launch, const std::function<void()>& kernel, std
 
 constexpr int kSeeds = 20;
 
-// Expects no fault in any order of the threads.
+// A correct kernel raises no fault, in any order of its threads.
 void expect_right(const char* name, Launch launch, const std::function<void()>& kernel) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     launch.seed = seed;
@@ -37,7 +37,8 @@ void expect_right(const char* name, Launch launch, const std::function<void()>& 
   }
 }
 
-// Expects the fault `expected` in every order of the threads.
+// A wrong kernel raises the fault `expected` in every order, whether or not the order would change its
+// result.
 void expect_fault(const char* name, const char* expected, Launch launch,
                   const std::function<void()>& kernel) {
   for (int seed = 0; seed < kSeeds; ++seed) {

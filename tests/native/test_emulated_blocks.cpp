@@ -1,4 +1,4 @@
-// The emulated GPU between blocks: clusters and global memory, what comes of them, and the faults.
+// Tests of the emulated GPU between blocks: clusters and global memory, their results and their faults.
 #include <algorithm>
 #include <functional>
 #include <set>
@@ -11,8 +11,8 @@ namespace {
 
 // --- Clusters ----------------------------------------------------------------------------------------
 
-// Two blocks send each other a number, some steps long, through two slots. A barrier for each slot is right;
-// with one for both, a message that overtakes the one before it would be taken for it.
+// Two blocks send each other a number for some steps, through two slots. One mbarrier per slot is correct.
+// With one mbarrier for both slots, a number that overtakes the previous one would be mistaken for it.
 std::function<void()> exchange_numbers(std::vector<float>& results, int steps, int barriers) {
   return [&results, steps, barriers] {
     const Place me = place();
@@ -40,11 +40,11 @@ std::function<void()> exchange_numbers(std::vector<float>& results, int steps, i
 void test_clusters() {
   std::vector<float> results(4);
   const Launch launch{4, 32, 2, 256};
-  expect_right("messages to a peer, counted by its barriers", launch, exchange_numbers(results, 5, 2));
+  expect_right("stores into a peer, counted by its mbarriers", launch, exchange_numbers(results, 5, 2));
   for (int i = 0; i < 4; ++i) {
-    expect(results[i] == static_cast<float>((i + 5) % 2 + 5), "the number that went to and fro");
+    expect(results[i] == static_cast<float>((i + 5) % 2 + 5), "the number that was exchanged");
   }
-  expect_fault("a message that was not waited for", "race", {2, 32, 2, 64}, [] {
+  expect_fault("a read without a wait for the asynchronous store", "race", {2, 32, 2, 64}, [] {
     const Place me = place();
     const Shared<float> slot = shared_memory<float>(0, 1);
     const Mbarrier full(shared_memory<uint64_t>(16, 1));
@@ -56,12 +56,12 @@ void test_clusters() {
     sync_cluster();
     (void)slot[0];
   });
-  expect_right("a peer's memory, written and read around sync_cluster", launch, [] {
+  expect_right("a write into a peer's memory, sync_cluster, and a read by the peer", launch, [] {
     const Place me = place();
     const Shared<float> slot = shared_memory<float>(0, 32);
     slot.of_peer(me.cluster_rank ^ 1).set(me.thread, static_cast<float>(me.cluster_rank));
     sync_cluster();
-    expect(slot[me.thread] == static_cast<float>(me.cluster_rank ^ 1), "what the peer wrote");
+    expect(slot[me.thread] == static_cast<float>(me.cluster_rank ^ 1), "the value that the peer wrote");
     sync_cluster();
   });
   expect_fault("sync_block does not order a cluster", "race", {2, 32, 2, 64}, [] {
@@ -76,7 +76,8 @@ void test_clusters() {
   for (int seed = 0; seed < kSeeds; ++seed) {
     names.insert(fault({4, 32, 2, 256, static_cast<uint64_t>(seed)}, exchange_numbers(results, 9, 1)));
   }
-  expect(names.count("race") == 1, "one barrier for two slots, and a message that overtakes another");
+  expect(names.count("race") == 1,
+         "one mbarrier for two slots, and a number that overtakes the previous one");
   names.clear();
   for (int seed = 0; seed < kSeeds; ++seed) {
     names.insert(fault({2, 32, 2, 256, static_cast<uint64_t>(seed)}, [] {
@@ -85,7 +86,10 @@ void test_clusters() {
     }));
   }
   expect(names.count("gone") == 1, "a block that returned while a peer writes to it");
-  names.clear();
+}
+
+void test_mbarriers() {
+  std::set<std::string> names;
   for (int seed = 0; seed < 2 * kSeeds; ++seed) {
     names.insert(fault({1, 32, 1, 64, static_cast<uint64_t>(seed)}, [] {
       const Mbarrier barrier(shared_memory<uint64_t>(0, 1));
@@ -96,19 +100,19 @@ void test_clusters() {
       if (place().thread == 1) barrier.wait(0);
     }));
   }
-  expect(names == std::set<std::string>{"none", "deadlock"}, "who may miss the phase that it waits for");
-  expect_fault("arrivals that nobody makes", "deadlock", {1, 32, 1, 64}, [] {
+  expect(names == std::set<std::string>{"none", "deadlock"}, "a thread that can miss the phase it waits for");
+  expect_fault("a missing arrival", "deadlock", {1, 32, 1, 64}, [] {
     const Mbarrier barrier(shared_memory<uint64_t>(0, 1));
     if (place().thread == 0) barrier.init(33);
     sync_block();
     barrier.arrive();
     barrier.wait(0);
   });
-  expect_fault("a barrier that nobody made", "unwritten", {1, 32, 1, 64},
+  expect_fault("an mbarrier without init", "unwritten", {1, 32, 1, 64},
                [] { Mbarrier(shared_memory<uint64_t>(0, 1)).arrive(); });
 }
 
-// As large as a launch gets: everybody sends everybody a number, some times over.
+// The largest cluster: every thread sends a number to every block, several times.
 void test_large_cluster() {
   constexpr int kBlocks = 16, kThreads = 128, kAll = kBlocks * kThreads;
   std::vector<float> results(kAll);
@@ -137,7 +141,7 @@ void test_large_cluster() {
                }) == "none",
          "a cluster of 16 blocks");
   for (int i = 0; i < kAll; ++i)
-    expect(results[i] == static_cast<float>((i + 3) % kAll + 3), "and its numbers");
+    expect(results[i] == static_cast<float>((i + 3) % kAll + 3), "the numbers of a cluster of 16");
 }
 
 // --- Global memory -----------------------------------------------------------------------------------
@@ -158,8 +162,9 @@ void test_flags() {
       store_release(&flag, 0);
     }
   });
-  expect(found == 7, "what was written before the flag");
-  // Two threads read a number, and a third one writes it after the second: has the second heard of the first?
+  expect(found == 7, "the value that was written before the flag");
+  // Two threads read a value, and a third thread writes it after the second. The first read is ordered before
+  // the write only if the second thread has acquired the first one's flag.
   const auto hand_on = [](bool of_both) {
     return [of_both, flags = std::vector<unsigned>(3)]() mutable {
       const int thread = place().thread;
@@ -181,14 +186,14 @@ void test_flags() {
       }
     };
   };
-  expect_right("reads of which one was handed on", {1, 32, 1, 64}, hand_on(true));
-  expect_fault("a read that was not", "race", {1, 32, 1, 64}, hand_on(false));
+  expect_right("a read that is ordered through another thread", {1, 32, 1, 64}, hand_on(true));
+  expect_fault("a read that is not ordered before the write", "race", {1, 32, 1, 64}, hand_on(false));
   unsigned count = 0;
-  expect_right("a count of all threads", {4, 64, 1, 0}, [&] { (void)add_release(&count, 1); });
+  expect_right("an atomic count of all threads", {4, 64, 1, 0}, [&] { (void)add_release(&count, 1); });
   expect(count == kSeeds * 256u, "the count");
 }
 
-// Global memory is zero before each run, as a launcher leaves it.
+// Global memory is zero before each run, as a launcher prepares it.
 void expect_words(const char* what, const char* name, void (*kernel)(std::vector<uint64_t>&)) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     std::vector<uint64_t> memory(8, 0);
@@ -200,19 +205,19 @@ void expect_words(const char* what, const char* name, void (*kernel)(std::vector
 }
 
 void test_words() {
-  // Two blocks hand two words back and forth, in two pieces in turn, as the grid's teams do.
+  // Two blocks exchange two words repeatedly, alternating between two buffers, as the blocks of a grid do.
   expect_words("words with marks", "none", [](std::vector<uint64_t>& memory) {
     const Place me = place();
     if (me.thread > 0) return;
     for (uint32_t n = 0; n < 6; ++n) {
-      const auto piece = [&](int block) { return memory.data() + 4 * block + n % 2 * 2; };
-      for (uint32_t i = 0; i < 2; ++i) store_word(piece(me.block) + i, 10 * n + i, n + 1);
+      const auto buffer = [&](int block) { return memory.data() + 4 * block + n % 2 * 2; };
+      for (uint32_t i = 0; i < 2; ++i) store_word(buffer(me.block) + i, 10 * n + i, n + 1);
       uint32_t to[2][2];
-      await_words(piece(1 - me.block), 2, 1, n + 1, to);
+      await_words(buffer(1 - me.block), 2, 1, n + 1, to);
       expect(to[0][0] == 10 * n && to[0][1] == 10 * n + 1, "the words of this mark");
     }
   });
-  expect_words("a word that nobody stores", "deadlock",
+  expect_words("a word that is never stored", "deadlock",
                [](std::vector<uint64_t>& memory) { (void)emulation::await_word(memory.data(), 1); });
   expect_words("a word that is overwritten before it is read", "overrun", [](std::vector<uint64_t>& memory) {
     const Place me = place();
@@ -231,6 +236,7 @@ void test_words() {
 
 int main() {
   test_clusters();
+  test_mbarriers();
   test_large_cluster();
   test_flags();
   test_words();

@@ -1,5 +1,4 @@
-// The emulated GPU within a block: what it computes, and that it names each fault that is planted in a
-// kernel.
+// Tests of the emulated GPU within a block: results of its primitives, and one kernel for each fault.
 #include <cstring>
 #include <string>
 #include <vector>
@@ -8,23 +7,23 @@
 
 namespace {
 
-// --- What works --------------------------------------------------------------------------------------
+// --- Barriers and shared memory ----------------------------------------------------------------------
 
 void test_barriers() {
-  std::vector<float> sums(64);
-  const auto reversed = [&](bool meets) {
-    return [&sums, meets] {
+  std::vector<float> found(64);
+  const auto reversed = [&](bool synchronizes) {
+    return [&found, synchronizes] {
       const int thread = place().thread;
       const Shared<float> memory = shared_memory<float>(0, 64);
       memory.set(thread, static_cast<float>(thread));
-      if (meets) sync_block();
-      sums[thread] = memory[63 - thread];
+      if (synchronizes) sync_block();
+      found[thread] = memory[63 - thread];
     };
   };
   const Launch launch{1, 64, 1, 256};
-  expect_right("a barrier between a write and another's read", launch, reversed(true));
-  for (int i = 0; i < 64; ++i) expect(sums[i] == 63 - i, "what the other thread wrote");
-  // Whoever comes first finds nothing; later ones would find a race.
+  expect_right("a barrier between a write and the read of another thread", launch, reversed(true));
+  for (int i = 0; i < 64; ++i) expect(found[i] == 63 - i, "the value that the other thread wrote");
+  // The first thread to read finds an unwritten element; later ones would find a race.
   expect_fault("a missing barrier", "unwritten", launch, reversed(false));
   expect_fault("a second write without a barrier", "race", launch, [] {
     const int thread = place().thread;
@@ -32,7 +31,7 @@ void test_barriers() {
     memory.set(thread, 1);
     sync_block();
     const float x = memory[63 - thread];
-    memory.set(thread, x + 1);  // while the other may still read it
+    memory.set(thread, x + 1);  // while the other thread may still read it
   });
   expect_right("sync_warp orders a warp", launch, [] {
     const int thread = place().thread;
@@ -52,18 +51,19 @@ void test_barriers() {
 
 void test_bounds() {
   const Launch launch{1, 32, 1, 64};
-  expect_fault("an element past its run", "out of bounds", launch,
+  expect_fault("an element past the end of its array", "out of bounds", launch,
                [] { shared_memory<float>(0, 8).set(8, 1); });
-  expect_fault("a run past the block's memory", "out of bounds", launch,
+  expect_fault("an array past the end of the block's memory", "out of bounds", launch,
                [] { (void)shared_memory<float>(60, 8)[1]; });
-  expect_fault("a slice past its run", "out of bounds", launch,
+  expect_fault("a slice past the end of its array", "out of bounds", launch,
                [] { (void)shared_memory<float>(0, 8).slice(4, 5); });
-  expect_fault("a read of nothing", "unwritten", launch, [] { (void)shared_memory<float>(0, 8)[0]; });
+  expect_fault("a read of an unwritten element", "unwritten", launch,
+               [] { (void)shared_memory<float>(0, 8)[0]; });
 }
 
-void test_meetings() {
+void test_deadlock_and_divergence() {
   std::string text;
-  expect_fault("one thread stays away", "deadlock", {1, 64, 1, 0}, [] {
+  expect_fault("one thread does not reach the barrier", "deadlock", {1, 64, 1, 0}, [] {
     if (place().thread != 5) sync_block();
   });
   (void)fault(
@@ -74,7 +74,7 @@ void test_meetings() {
       &text);
   expect(text.find("63 threads wait for sync_block") != std::string::npos &&
              text.find("1 have returned") != std::string::npos,
-         "a deadlock says who waits for what: " + text);
+         "the message of a deadlock counts the threads per awaited event: " + text);
   (void)fault(
       {2, 64, 2, 64},
       [] {
@@ -90,8 +90,8 @@ void test_meetings() {
       &text);
   expect(text.find("3 threads wait for phase 1 of a barrier") != std::string::npos &&
              text.find("125 threads wait for sync_cluster") != std::string::npos,
-         "and those that something woke before are not among them: " + text);
-  expect_fault("a warp at two operations", "divergence", {1, 32, 1, 0}, [] {
+         "the message counts only threads that wait now, not those that were woken before: " + text);
+  expect_fault("lanes of a warp at two operations", "divergence", {1, 32, 1, 0}, [] {
     Sums c{};
     if (place().thread < 7) {
       (void)shuffle_xor(1, 1);
@@ -101,7 +101,9 @@ void test_meetings() {
   });
 }
 
-// A [16][k] times B [k][8], laid out in fragments by the rule of device.h; against plain loops.
+// --- Operations of a warp ----------------------------------------------------------------------------
+
+// A [16][k] times B [k][8], in the fragments of device.h, against plain loops.
 template <class Fragments, int kDepth>
 void test_product(const char* what) {
   float a[16][kDepth], b[kDepth][8], c[16][8] = {};
@@ -134,7 +136,7 @@ void test_product(const char* what) {
     for (int column = 0; column < 8; ++column) {
       float sum = 1;
       for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[k][column];
-      expect(c[row][column] == sum, std::string(what) + ": an element of the product");
+      expect(c[row][column] == sum, std::string(what) + ": element of the product");
     }
   }
 }
@@ -147,7 +149,8 @@ void test_shuffles() {
     for (int mask = 1; mask < 32; mask *= 2) x += shuffle_xor(x, mask);
     found[thread] = x;
   });
-  for (int i = 0; i < 64; ++i) expect(found[i] == (i < 32 ? 496 : 1520), "the sum of a warp, in every lane");
+  for (int i = 0; i < 64; ++i)
+    expect(found[i] == (i < 32 ? 496 : 1520), "the sum over a warp, in every lane");
 }
 
 // --- Copies ------------------------------------------------------------------------------------------
@@ -155,8 +158,8 @@ void test_shuffles() {
 void test_copies() {
   std::vector<float> global(8);
   for (int i = 0; i < 8; ++i) global[i] = static_cast<float>(i);
-  const auto copies = [&](int left, bool meets) {
-    return [&global, left, meets] {
+  const auto copies = [&](int left, bool synchronizes) {
+    return [&global, left, synchronizes] {
       const int thread = place().thread;
       const Shared<float> memory = shared_memory<float>(0, 12);
       if (thread < 2) copy_async(memory, 4 * thread, global.data() + 4 * thread);
@@ -168,16 +171,16 @@ void test_copies() {
       } else {
         wait_copies<1>();
       }
-      if (meets) sync_block();
+      if (synchronizes) sync_block();
       for (int i = 0; i < (left == 0 ? 12 : 8); ++i) {
-        expect(memory[i] == (i < 8 ? static_cast<float>(i) : 0), "what was copied, or zeros");
+        expect(memory[i] == (i < 8 ? static_cast<float>(i) : 0), "the copied element, or zero");
       }
     };
   };
-  expect_right("copies that were waited for", {1, 32, 1, 64}, copies(0, true));
-  expect_right("and the first group of two", {1, 32, 1, 64}, copies(1, true));
-  expect(fault({1, 32, 1, 64, 1}, copies(0, false)) != "none", "another thread's copy needs a barrier, too");
-  expect_fault("a copy that was not waited for", "race", {1, 32, 1, 64}, [&] {
+  expect_right("all copies, after a wait for them", {1, 32, 1, 64}, copies(0, true));
+  expect_right("the first group of two, after a wait for it", {1, 32, 1, 64}, copies(1, true));
+  expect(fault({1, 32, 1, 64, 1}, copies(0, false)) != "none", "another thread's copy also needs a barrier");
+  expect_fault("a read without a wait for the copy", "race", {1, 32, 1, 64}, [&] {
     const Shared<float> memory = shared_memory<float>(0, 4);
     if (place().thread != 0) return;
     copy_async(memory, 0, global.data());
@@ -191,7 +194,7 @@ void test_copies() {
 int main() {
   test_barriers();
   test_bounds();
-  test_meetings();
+  test_deadlock_and_divergence();
   test_shuffles();
   test_product<BFloat16Fragments, 16>("m16n8k16 of bfloat16");
   test_product<TF32Fragments, 8>("m16n8k8 of TF32");

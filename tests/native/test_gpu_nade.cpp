@@ -1,11 +1,11 @@
-// The GPU's NADE kernels, on the emulated GPU, through their launchers: sizes, shares of ones and incoming
-// gradients against plain loops in double. However many blocks there are and whatever the order of their
-// threads, the same bits. All memory is of exactly the size that the kernels may touch.
+// Tests of the CUDA kernels of NADE on the emulated GPU, through their launchers: sizes, fractions of ones
+// and incoming gradients against plain loops in double. The results must have the same bits for any number of
+// blocks and any order of the threads. All memory has exactly the size that the kernels may access.
 #include <array>
 #include <cstdlib>
 
-#include "cuda/emulation.h"
 #include "cuda/nade.h"
+#include "emulation/emulation.h"
 #include "nades.h"
 
 namespace {
@@ -42,7 +42,7 @@ void check(const Case& c, unsigned seed, int orders) {
         first = r;
         check_results(c, data, r, where);
       } else {
-        expect(same_bits(r, first), where + "the same bits as in the first");
+        expect(same_bits(r, first), where + "the same bits as in the first order");
       }
     } catch (const emulation::Fault& fault) {
       expect(false, where + fault.what());
@@ -50,7 +50,7 @@ void check(const Case& c, unsigned seed, int orders) {
   }
 }
 
-// However many rows there are, and whatever H.
+// Bounds of the workspace, for many rows and any H.
 void check_memory() {
   for (int64_t hidden = 1; hidden <= 40000; hidden += 97) {
     const std::string where = "memory for H" + std::to_string(hidden);
@@ -73,7 +73,7 @@ void check_memory() {
 
 }  // namespace
 
-// test_gpu_nade [n [orders]]: every n-th case only, each in so many orders.
+// test_gpu_nade [n [orders]]: runs every n-th case, each in the given number of orders.
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
   check_memory();

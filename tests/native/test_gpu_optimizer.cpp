@@ -1,22 +1,24 @@
-// The GPU's optimizer kernels, on the emulated GPU, through their launchers: rules, norms, element types and
-// sizes against plain loops. However many blocks there are, whatever the order of their threads, wherever the
-// arrays lie, and whether the host knows the numbers or the device alone: the same bits.
+// Tests of the CUDA kernels of the optimizers on the emulated GPU, through their launchers: rules, norms,
+// element types and sizes against plain loops. The results must have the same bits for any number of blocks,
+// any order of the threads and any alignment of the arrays, and whether the settings are in host memory or in
+// device memory.
 #include <cstdlib>
 
-#include "cuda/emulation.h"
 #include "cuda/optimizer.h"
+#include "emulation/emulation.h"
 #include "optimizers.h"
 
 namespace {
 
-// How a case is run.
+// One way to run a case.
 struct Way {
-  int64_t blocks, moved;  // by so many elements, from where several may be read at once
-  bool on_device;         // the numbers
+  int64_t blocks;
+  int64_t moved;   // elements by which the arrays are moved away from an aligned address
+  bool on_device;  // whether the settings are in device memory
 };
 constexpr Way kWays[] = {{3, 0, false}, {1, 1, true}, {2, 0, true}, {4, 3, false}};
 
-// Numbers that stand in memory of their own.
+// Makes scalars, in host memory or in device memory.
 class Numbers {
  public:
   explicit Numbers(bool on_device) : on_device_(on_device) {}
@@ -45,10 +47,9 @@ template <class Rule>
 void run_step(const Case& c, const Way& way, double norm, const typename Rule::Settings* settings,
               Outcome& outcome) {
   Numbers number(way.on_device);
-  const auto step = std::is_same_v<Rule, NesterovRule> ? &cuda::nesterov_step : &cuda::adamw_step;
   with_step<Rule>(c, norm, settings, outcome, number, [&](const StepProblem& problem) {
     with_memory(cuda::workspace_bytes(problem), [&](void* workspace) {
-      expect(step(problem, way.blocks, workspace, nullptr) == 0, "a step is launched");
+      expect(cuda::optimizer_step<Rule>(problem, way.blocks, workspace, nullptr) == 0, "a step is launched");
     });
   });
 }
@@ -86,14 +87,14 @@ void check(const Case& c, unsigned seed, int orders, const typename Rule::Settin
       first = outcome;
       check_outcome<Rule>(c, before, norm, unit, outcome, settings, where);
     } else {
-      expect(outcome == first, where + "the same bits as in the first");
+      expect(outcome == first, where + "the same bits as in the first order");
     }
   }
 }
 
 }  // namespace
 
-// test_gpu_optimizer [n [orders]]: every n-th case only, each in so many orders.
+// test_gpu_optimizer [n [orders]]: runs every n-th case, each in the given number of orders.
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
   for (const Case& c : make_cases()) {

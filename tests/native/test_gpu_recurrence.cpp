@@ -1,9 +1,9 @@
-// The GPU's kernels of the recurrence, on the emulated GPU, through their launchers: all teams, directions,
-// forms and layouts against plain loops, under several orders of their threads each.
+// Tests of the CUDA kernels of the recurrence on the emulated GPU, through their launchers: all teams,
+// passes, forms and layouts against plain loops, each in several orders of the threads.
 #include <cstdlib>
 
-#include "cuda/emulation.h"
 #include "cuda/recurrence.h"
+#include "emulation/emulation.h"
 #include "native.h"
 #include "recurrences.h"
 
@@ -11,13 +11,13 @@ using namespace rnnkernels;
 
 namespace {
 
-// Few multiprocessors for a grid, so that its teams have more than one walk.
+// The small device has few multiprocessors, so that a team of a grid runs more than one scan.
 constexpr cuda::Device kDevice = {"emulated", 90, 16, 232448, 16},
                        kSmallDevice = {"emulated", 90, 5, 232448, 16};
 
-// Layouts are the device's, and there is only one memory here.
+// The emulated GPU uses the host's memory, so layouts need no copy.
 template <class S>
-Results<S> run_kernels(const Case& c, const Data<S>& data, const cuda::Plan& plan) {
+Results<S> run_kernels(const Case& c, const Data<S>& data, const cuda::LaunchPlan& plan) {
   Results<S> r = empty_results(c, data);
   std::vector<uint64_t> workspace(plan.workspace_bytes / sizeof(uint64_t), ~uint64_t{0});
   const ForwardProblem forward = forward_problem(c, data, r);
@@ -25,18 +25,18 @@ Results<S> run_kernels(const Case& c, const Data<S>& data, const cuda::Plan& pla
   const LinearProblem linear = linear_problem(c, data, r);
   expect(cuda::forward(forward, plan, false, workspace.data(), nullptr) == 0, "forward is launched");
   expect(cuda::backward(backward, plan, false, workspace.data(), nullptr) == 0, "backward is launched");
-  expect(cuda::linear(linear, plan, false, workspace.data(), nullptr) == 0, "the linear walk is launched");
+  expect(cuda::linear(linear, plan, false, workspace.data(), nullptr) == 0, "the linear pass is launched");
   return r;
 }
 
 template <class S>
-void check(const Case& c, const char* wish, unsigned seed, int orders) {
-  cuda::Plan plan;
-  std::string sentence;
-  const cuda::Device& device = std::string(wish) == "grid" ? kSmallDevice : kDevice;
+void check(const Case& c, const char* team, unsigned seed, int orders) {
+  cuda::LaunchPlan plan;
+  std::string message;
+  const cuda::Device& device = std::string(team) == "grid" ? kSmallDevice : kDevice;
   const bool planned =
-      cuda::make_plan({c.type, c.networks, c.batch, c.hidden}, device, wish, &plan, &sentence);
-  expect(planned, c.text() + ": " + sentence);
+      cuda::make_plan({c.type, c.networks, c.batch, c.hidden}, device, team, &plan, &message);
+  expect(planned, c.text() + ": " + message);
   if (!planned) return;
   const Data<S> data = make_data<S>(c, seed);
   const Expected<S> expected(c, data, sizeof(S) == 2 ? 1 : 0.1);
@@ -50,7 +50,7 @@ void check(const Case& c, const char* wish, unsigned seed, int orders) {
         first = r;
         expected.check(r, where);
       } else {
-        expect(same_bits(r, first), where + "the same bits as in the first");
+        expect(same_bits(r, first), where + "the same bits as in the first order");
       }
     } catch (const emulation::Fault& fault) {
       expect(false, where + fault.what());
@@ -59,13 +59,13 @@ void check(const Case& c, const char* wish, unsigned seed, int orders) {
 }
 
 struct Part {
-  std::vector<const char*> wishes;
+  std::vector<const char*> teams;
   std::vector<std::array<int64_t, 4>> shapes;  // G, T, B, H
 };
 
 }  // namespace
 
-// test_gpu_recurrence [n [orders]]: every n-th case only, each in so many orders.
+// test_gpu_recurrence [n [orders]]: runs every n-th case, each in the given number of orders.
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
   const Part parts[] = {
@@ -84,17 +84,13 @@ int main(int argc, char** argv) {
       {{"cluster16"}, {{1, 3, 2, 130}}},
   };
   for (const Part& part : parts) {
-    for (const char* wish : part.wishes) {
+    for (const char* team : part.teams) {
       for_cases(part.shapes, {ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat16},
                 [&](const Case& c) {
                   if (!cases.takes_next()) return;
-                  if (c.type == ElementType::kFloat32) {
-                    check<float>(c, wish, cases.index(), cases.orders);
-                  } else if (c.type == ElementType::kBFloat16) {
-                    check<BFloat16>(c, wish, cases.index(), cases.orders);
-                  } else {
-                    check<Float16>(c, wish, cases.index(), cases.orders);
-                  }
+                  with_element(c.type, [&](auto element) {
+                    check<decltype(element)>(c, team, cases.index(), cases.orders);
+                  });
                 });
     }
   }

@@ -1,10 +1,11 @@
-// The kernels of the walk by steps, and those that carry a layout, on the emulated GPU: all types,
-// directions, forms and layouts against plain loops, which also stand in for the library's product.
+// Tests of the pointwise kernels of the recurrence with one product per step, and of the kernels that copy a
+// layout, on the emulated GPU: all types, passes, forms and layouts against plain loops. A plain loop
+// replaces the library's product.
 #include <cstdlib>
 
-#include "cuda/emulation.h"
 #include "cuda/layout.h"
 #include "cuda/steps.h"
+#include "emulation/emulation.h"
 #include "native.h"
 #include "recurrences.h"
 
@@ -28,9 +29,9 @@ void multiply(const Matrix& weight, int64_t networks, int64_t rows, int64_t hidd
   }
 }
 
-// As the binding does it. What nobody wrote stays NaN and must not reach a result.
+// Runs the time loop as the binding does. Memory that is not written stays NaN and must not reach a result.
 template <class T, class Problem>
-void walk(Problem problem) {
+void run(Problem problem) {
   const Layout layout = problem.layout;
   std::vector<int64_t> table(cuda::layout_bytes(layout) / sizeof(int64_t), -1);
   expect(cuda::put_layout(layout, table.data(), &problem.layout, nullptr) == 0, "the layout is put");
@@ -38,17 +39,17 @@ void walk(Problem problem) {
   std::vector<T> operand(n, T(NAN)), product(n, T(NAN));
   std::vector<T> states(cuda::state_bytes(problem) / sizeof(T), T(NAN));
   for (int64_t i = 0; i <= layout.steps; ++i) {
-    const cuda::Turn turn = cuda::turn_at(problem, layout, i);
-    if (turn.updates) {
-      multiply(problem.weight, problem.networks, turn.from_rows, problem.hidden,
+    const cuda::PointwiseStep step = cuda::pointwise_step_at(problem, layout, i);
+    if (step.updates) {
+      multiply(problem.weight, problem.networks, step.from_rows, problem.hidden,
                std::is_same_v<Problem, BackwardProblem>, operand.data(), product.data());
     }
     const cuda::StepMemory memory{states.data(), product.data(), operand.data()};
-    expect(cuda::take_turn(problem, turn, memory, nullptr) == 0, "a turn is launched");
+    expect(cuda::run_pointwise_step(problem, step, memory, nullptr) == 0, "a pointwise step is launched");
   }
 }
 
-// The operands of all steps, in pieces that begin and end anywhere.
+// The operands of all steps, computed in pieces that do not end with a step.
 template <class S>
 std::vector<S> operands(const Case& c, const Data<S>& data, BackwardProblem problem) {
   std::vector<S> all(data.pre.size());
@@ -98,15 +99,15 @@ void check(const Case& c, unsigned seed, int orders) {
     emulation::set_seed(3 * order);
     try {
       Results<S> r = empty_results(c, data);
-      walk<Number<S>>(forward_problem(c, data, r));
-      walk<Number<S>>(backward_problem(c, data, r));
-      walk<Number<S>>(linear_problem(c, data, r));
+      run<Number<S>>(forward_problem(c, data, r));
+      run<Number<S>>(backward_problem(c, data, r));
+      run<Number<S>>(linear_problem(c, data, r));
       if (order == 0) {
         first = r;
         expected.check(r, where);
         check_operands(c, data, r, operands(c, data, backward_problem(c, data, r)), where);
       } else {
-        expect(same_bits(r, first), where + "the same bits as in the first");
+        expect(same_bits(r, first), where + "the same bits as in the first order");
       }
     } catch (const emulation::Fault& fault) {
       expect(false, where + fault.what());
@@ -138,19 +139,18 @@ void check_layouts() {
 
 }  // namespace
 
-// test_gpu_steps [n [orders]]: every n-th case only, each in so many orders.
+// test_gpu_steps [n [orders]]: runs every n-th case, each in the given number of orders.
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
   check_layouts();
   const std::vector<std::array<int64_t, 4>> shapes = {
       // G, T, B, H
       {1, 0, 3, 5}, {1, 3, 0, 5}, {1, 1, 1, 1}, {1, 4, 3, 7}, {2, 3, 9, 32}, {1, 5, 4, 33}, {2, 4, 5, 70}};
-  for_cases(shapes,
-            {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16, ElementType::kFloat16},
-            [&](const Case& c) {
-              if (!cases.takes_next()) return;
-              with_element(c.type,
-                           [&](auto element) { check<decltype(element)>(c, cases.index(), cases.orders); });
-            });
+  for_cases(
+      shapes, {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16, ElementType::kFloat16},
+      [&](const Case& c) {
+        if (!cases.takes_next()) return;
+        with_element(c.type, [&](auto element) { check<decltype(element)>(c, cases.index(), cases.orders); });
+      });
   return cases.finish();
 }

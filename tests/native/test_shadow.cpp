@@ -1,11 +1,11 @@
-// What the emulated GPU knows of order: its clocks against plain vectors, and its shadow memory against all
-// pairs of accesses, on random histories.
+// Tests of the emulated GPU's record of order, on random histories: its clocks against plain vectors, and its
+// shadow memory against all pairs of accesses.
 #include <algorithm>
 #include <random>
 #include <vector>
 
-#include "cuda/clock.h"
-#include "cuda/shadow.h"
+#include "emulation/clock.h"
+#include "emulation/shadow.h"
 #include "native.h"
 
 using namespace rnnkernels;
@@ -22,7 +22,7 @@ void join(Times& times, const Times& other) {
   for (int t = 0; t < kThreads; ++t) times[t] = std::max(times[t], other[t]);
 }
 
-// One history, told to both.
+// One history, given to both.
 class History {
  public:
   explicit History(unsigned seed) : random_(seed) {
@@ -34,19 +34,19 @@ class History {
     shadow_.resize(2 * kCells);
   }
 
-  // What it ended in.
+  // Runs the history up to its first fault, and returns the fault.
   Conflict::Kind run(int steps) {
     for (int step = 0; step < steps; ++step) {
       const Conflict::Kind found = below(3) ? order() : access();
       if (found != Conflict::kNone) return found;
       for (int t = 0; t < kThreads; ++t) {
         for (int other = 0; other < kThreads; ++other) {
-          expect(clocks_[t][other] == times_[t][other], "what a thread knows of another");
+          expect(clocks_[t][other] == times_[t][other], "the clock of a thread");
         }
       }
       for (int word = 0; word < kWords; ++word) {
         for (int t = 0; t < kThreads; ++t) {
-          expect(words_[word][t] == word_times_[word][t], "what was released to a word");
+          expect(words_[word][t] == word_times_[word][t], "the clock released to a word");
         }
       }
     }
@@ -69,7 +69,7 @@ class History {
 
   int below(int count) { return static_cast<int>(random_() % count); }
 
-  // A meeting, an acquire, or one of two kinds of release.
+  // A barrier, an acquire, or one of two kinds of release.
   Conflict::Kind order() {
     const int thread = below(kThreads), word = below(kWords);
     const auto tick = [&](int t) {
@@ -102,25 +102,25 @@ class History {
     return Conflict::kNone;
   }
 
-  // Of one cell or two. Most of the wrong ones stay undone, so that histories become long.
+  // An access to one or two cells. Most of the wrong ones are not executed, so that histories become long.
   Conflict::Kind access() {
     const int thread = below(kThreads), first = below(kCells), cells = 1 + below(std::min(2, kCells - first));
     const bool writes = below(2);
     Conflict::Kind expected = Conflict::kNone;
     for (int cell = first; cell < first + cells && expected == Conflict::kNone; ++cell) {
-      expected = verdict(cell, thread, writes);
+      expected = fault_of(cell, thread, writes);
     }
     if (expected != Conflict::kNone && below(60)) return Conflict::kNone;
     const Conflict found = writes ? shadow_.write(2 * first, 2 * cells, thread, clocks_[thread])
                                   : shadow_.read(2 * first, 2 * cells, thread, clocks_[thread]);
-    expect(found.kind == expected, "what the shadow says of an access");
+    expect(found.kind == expected, "the fault of an access");
     for (int cell = first; cell < first + cells; ++cell) {
       accesses_[cell].push_back({thread, times_[thread][thread], writes});
     }
     return expected;
   }
 
-  Conflict::Kind verdict(int cell, int thread, bool writes) const {
+  Conflict::Kind fault_of(int cell, int thread, bool writes) const {
     bool written = writes;
     for (const Access& before : accesses_[cell]) {
       const bool unordered = before.time > times_[thread][before.thread];

@@ -1,4 +1,4 @@
-"""What a build decides about CUDA: whether there are kernels, for which GPUs, and what it says if not."""
+"""The decisions of a build about CUDA: whether it has kernels, for which GPUs, and its messages if not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KNOWN = {
 
 @pytest.fixture
 def nvcc(tmp_path: Path):
-    """Makes a program that answers as nvcc of some version does, and compiles only if it is told to."""
+    """A function that makes a fake nvcc of a given version, which compiles or fails as requested."""
 
     def make(folder: str, version: str = "12.8", compiles: bool = True) -> Path:
         path = tmp_path / folder / "nvcc"
@@ -52,7 +52,7 @@ def nvcc(tmp_path: Path):
 
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """An environment with a shell and no nvcc."""
+    """An environment without nvcc."""
     which = shutil.which
     monkeypatch.setattr(
         shutil, "which", lambda name, path: None if "/usr/local/cuda/" in name else which(name, path=path)
@@ -60,10 +60,10 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {"PATH": ""}
 
 
-# --- Whether there are kernels -----------------------------------------------------------------------
+# --- Whether the build has kernels -------------------------------------------------------------------
 
 
-def test_without_nvcc_there_are_no_kernels_and_the_build_says_so(environ, capsys):
+def test_without_nvcc_there_are_no_kernels_and_a_message(environ, capsys):
     assert cuda_build.cmake_options(environ, "c++") == NONE
     said = capsys.readouterr().out
     assert said == (
@@ -72,7 +72,7 @@ def test_without_nvcc_there_are_no_kernels_and_the_build_says_so(environ, capsys
     )
 
 
-def test_kernels_that_must_be_built_need_nvcc(environ):
+def test_required_kernels_need_nvcc(environ):
     with pytest.raises(SetupError) as error:
         cuda_build.cmake_options(environ | {"RNNKERNELS_CUDA": "1"}, "c++")
     assert str(error.value) == (
@@ -94,7 +94,7 @@ def test_with_nvcc_there_are_kernels(environ, nvcc, wanted, capsys):
 
 
 @pytest.mark.parametrize("value", ["yes", "2", " 1", "ON"])
-def test_any_other_value_is_refused(environ, value):
+def test_any_other_value_raises(environ, value):
     with pytest.raises(SetupError, match=r"must be 0 \(no CUDA kernels\), 1 .* or unset, got"):
         cuda_build.cmake_options(environ | {"RNNKERNELS_CUDA": value}, "c++")
 
@@ -109,9 +109,7 @@ def test_any_other_value_is_refused(environ, value):
         ),
     ],
 )
-def test_an_nvcc_that_cannot_is_an_error_only_where_there_must_be_kernels(
-    environ, nvcc, options, message, capsys
-):
+def test_an_unusable_nvcc_is_an_error_only_if_kernels_are_required(environ, nvcc, options, message, capsys):
     environ |= {"CUDACXX": str(nvcc("bin", **options))}
     assert cuda_build.cmake_options(environ, "gcc-99") == NONE
     with pytest.raises(SetupError, match=f"^RNNKERNELS_CUDA=1, but .*{message}") as error:
@@ -119,7 +117,7 @@ def test_an_nvcc_that_cannot_is_an_error_only_where_there_must_be_kernels(
     assert str(error.value).removeprefix("RNNKERNELS_CUDA=1, but ") in capsys.readouterr().out
 
 
-def test_a_program_that_is_no_nvcc_is_refused():
+def test_a_program_that_is_not_nvcc_raises():
     with pytest.raises(cuda_build.Unavailable, match="nvcc --version names no release: 'hello'"):
         cuda_build.version_of("hello\n")
     with pytest.raises(cuda_build.Unavailable, match="false does not run: it printed nothing"):
@@ -141,7 +139,7 @@ def test_where_nvcc_is_found(environ, nvcc):
         cuda_build.find_nvcc(environ)
 
 
-def test_another_host_compiler_can_be_named(environ, nvcc):
+def test_the_host_compiler_can_be_chosen(environ, nvcc):
     environ |= {"CUDACXX": str(nvcc("bin")), "CUDAHOSTCXX": "g++-12"}
     assert "-DCMAKE_CUDA_HOST_COMPILER=g++-12" in cuda_build.cmake_options(environ, "/usr/bin/g++-14")
 
@@ -149,7 +147,7 @@ def test_another_host_compiler_can_be_named(environ, nvcc):
 # --- For which GPUs ----------------------------------------------------------------------------------
 
 
-def test_what_nvcc_lists_is_read():
+def test_the_list_of_nvcc_is_parsed():
     assert cuda_build.known_architectures(listing("75", "80", "90", "100", "121")) == {
         "7.5", "8.0", "9.0", "10.0", "12.1"
     }  # fmt: skip
@@ -159,20 +157,20 @@ def test_what_nvcc_lists_is_read():
     ("version", "requested", "chosen"),
     [
         ("12.8", "", ["8.0", "9.0a", "10.0+PTX"]),
-        # Without PTX of the newest there would be nothing for GPUs that come later.
+        # PTX of the newest architecture is needed for later GPUs.
         ("12.4", "", ["8.0+PTX", "9.0a"]),
         ("12.8", "9.0a", ["9.0a"]),
         ("12.8", "8.0;9.0a 10.0+PTX", ["8.0", "9.0a", "10.0+PTX"]),
         ("12.8", " 12.0a  8.6; 8.6 ", ["12.0a", "8.6"]),
-        # Lists that are made for every package name GPUs that have not what the kernels need.
+        # A list that is meant for other packages, too, may name GPUs that the kernels do not support.
         ("12.8", "5.2 7.5 8.0 8.6 9.0+PTX", ["8.0", "8.6", "9.0+PTX"]),
     ],
 )
-def test_the_architectures_are_those_asked_for_or_the_default(version, requested, chosen):
+def test_architectures_are_the_requested_ones_or_the_default(version, requested, chosen):
     assert cuda_build.choose_architectures(requested, KNOWN[version], version) == chosen
 
 
-def test_architectures_that_cannot_be_built_are_refused():
+def test_architectures_that_cannot_be_built_raise():
     choose, known = cuda_build.choose_architectures, KNOWN["12.4"]
     with pytest.raises(
         SetupError, match=r"TORCH_CUDA_ARCH_LIST has 10\.0\+PTX, which nvcc 12\.4 does not know"
@@ -189,11 +187,11 @@ def test_architectures_that_cannot_be_built_are_refused():
         choose("7.0 7.5", known, "12.4")
 
 
-# --- With the nvcc that is here ----------------------------------------------------------------------
+# --- With the installed nvcc -------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-def test_the_nvcc_that_is_here_is_known(capfd):
+def test_the_installed_nvcc_is_supported(capfd):
     environ = {k: v for k, v in os.environ.items() if k not in ("RNNKERNELS_CUDA", "TORCH_CUDA_ARCH_LIST")}
     options = cuda_build.cmake_options(environ, shutil.which("c++"))
     if options == NONE:

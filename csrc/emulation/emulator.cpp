@@ -1,5 +1,5 @@
-// The order that fibers run in, meetings, and what lands late.
-#include "cuda/machine.h"
+// The order of the fibers, barriers, and asynchronous copies and stores.
+#include "emulation/emulator.h"
 
 #include <cstdarg>
 #include <cstdio>
@@ -17,18 +17,19 @@ std::string text(const char* format, ...) {
   return line;
 }
 
-Machine* machine = nullptr;
+Emulator* emulator = nullptr;
 
-Machine::Machine(const Launch& launch, const std::function<void()>& kernel)
+Emulator::Emulator(const Launch& launch, const std::function<void()>& kernel)
     : launch_(launch), kernel_(kernel), random_(launch.seed) {
   if (launch.threads % kWarp != 0 || launch.threads <= 0) {
-    throw Fault("launch", "a block must be whole warps, got " + std::to_string(launch.threads));
+    throw Fault("launch", "threads must be a positive multiple of 32, got " + std::to_string(launch.threads));
   }
   if (launch.cluster <= 0 || launch.blocks % launch.cluster != 0) {
-    throw Fault("launch", "the grid must be whole clusters");
+    throw Fault("launch", "blocks must be a multiple of the cluster size, got " +
+                              std::to_string(launch.blocks) + " and " + std::to_string(launch.cluster));
   }
   const int count = launch.blocks * launch.threads;
-  // One more for each block: what stores into it by itself.
+  // Every block has a component of its own: the time of the asynchronous stores into it.
   nothing_ = Clock(count + launch.blocks);
   blocks_.resize(launch.blocks);
   clusters_.resize(launch.blocks / launch.cluster);
@@ -45,18 +46,18 @@ Machine::Machine(const Launch& launch, const std::function<void()>& kernel)
     thread.block = i / launch.threads;
     thread.in_block = i % launch.threads;
     thread.clock = Clock(nothing_, i);
-    thread.fiber.prepare(&Machine::enter);
+    thread.fiber.prepare(&Emulator::enter);
   }
 }
 
-// --- Who goes on -------------------------------------------------------------------------------------
+// --- Scheduling --------------------------------------------------------------------------------------
 
-void Machine::run() {
-  machine = this;
+void Emulator::run() {
+  emulator = this;
   struct Reset {
-    ~Reset() { machine = nullptr; }
+    ~Reset() { emulator = nullptr; }
   } reset;
-  host_.go_on_with(next());
+  host_.switch_to(next());
   if (!failure_ && returned_ < static_cast<int>(threads_.size())) {
     failure_ = std::make_exception_ptr(deadlock());
   }
@@ -64,28 +65,28 @@ void Machine::run() {
   cancelled_ = true;
   for (Thread& thread : threads_) {
     current_ = thread.index;
-    if (thread.begun && !thread.returned) host_.go_on_with(thread.fiber);
+    if (thread.begun && !thread.returned) host_.switch_to(thread.fiber);
   }
   std::rethrow_exception(failure_);
 }
 
-void Machine::enter() {
-  Thread& thread = machine->current();
+void Emulator::enter() {
+  Thread& thread = emulator->current();
   thread.begun = true;
   try {
-    machine->kernel_();
+    emulator->kernel_();
   } catch (const Cancelled&) {
   } catch (...) {
-    machine->failure_ = std::current_exception();
+    emulator->failure_ = std::current_exception();
   }
   thread.returned = true;
-  ++machine->returned_;
-  ++machine->blocks_[thread.block].returned;
-  thread.fiber.end_with(machine->next());
+  ++emulator->returned_;
+  ++emulator->blocks_[thread.block].returned;
+  thread.fiber.finish_and_switch_to(emulator->next());
 }
 
-// Any thread that can go on, or the host where there is none, or no more need.
-Fiber& Machine::next() {
+// Draws a thread that can continue. Returns the host's fiber if there is none, or after a failure.
+Fiber& Emulator::next() {
   if (!failure_ && random_.draw(4) == 0) land_something();
   while (!failure_ && runnable_.empty() && !stores_.empty()) land_something();
   if (failure_ || runnable_.empty()) return host_;
@@ -95,21 +96,21 @@ Fiber& Machine::next() {
   return threads_[current_].fiber;
 }
 
-void Machine::wait(std::string_view what, Waiters& waiters) {
+void Emulator::wait(std::string_view what, Waiters& waiters) {
   Thread& thread = current();
   thread.waits_for = what;
   waiters.push_back(thread.index);
   Fiber& other = next();
-  if (&other != &thread.fiber) thread.fiber.go_on_with(other);
+  if (&other != &thread.fiber) thread.fiber.switch_to(other);
   if (cancelled_) throw Cancelled{};
 }
 
-void Machine::wake(Waiters& waiters) {
+void Emulator::wake(Waiters& waiters) {
   runnable_.insert(runnable_.end(), waiters.begin(), waiters.end());
   waiters.clear();
 }
 
-Fault Machine::deadlock() const {
+Fault Emulator::deadlock() const {
   std::map<std::string_view, int> waiting;
   int example = -1;
   for (const Thread& thread : threads_) {
@@ -122,18 +123,18 @@ Fault Machine::deadlock() const {
     reason += (reason.empty() ? "" : ", ") + std::to_string(count) + " threads wait for " + std::string(what);
   }
   if (returned_ > 0) reason += ", " + std::to_string(returned_) + " have returned";
-  return Fault("deadlock", reason + " (" + who(example) + " among them)");
+  return Fault("deadlock", reason + " (" + name_of(example) + " among them)");
 }
 
-// The last one to come lets all of them go on, each with everybody's past.
-void Machine::meet(Meeting& meeting, std::string_view operation, int first, int count, bool orders) {
-  if (meeting.arrived > 0 && meeting.operation != operation) {
-    throw Fault("divergence", who(current()) + " is at " + std::string(operation) + ", others are at " +
-                                  std::string(meeting.operation));
+// The last thread to arrive wakes all others. Each continues with the joined clock of all.
+void Emulator::synchronize(Barrier& barrier, std::string_view operation, int first, int count, bool orders) {
+  if (barrier.arrived > 0 && barrier.operation != operation) {
+    throw Fault("divergence", name_of(current()) + " is at " + std::string(operation) + ", others are at " +
+                                  std::string(barrier.operation));
   }
-  meeting.operation = operation;
-  if (++meeting.arrived < count) {
-    wait(operation, meeting.waiters);
+  barrier.operation = operation;
+  if (++barrier.arrived < count) {
+    wait(operation, barrier.waiters);
     return;
   }
   if (orders) {
@@ -144,15 +145,15 @@ void Machine::meet(Meeting& meeting, std::string_view operation, int first, int 
       threads_[i].clock.tick();
     }
   }
-  meeting.arrived = 0;
-  ++meeting.round;
-  wake(meeting.waiters);
+  barrier.arrived = 0;
+  ++barrier.round;
+  wake(barrier.waiters);
   yield();
 }
 
-// --- What lands late ---------------------------------------------------------------------------------
+// --- Asynchronous copies and stores ------------------------------------------------------------------
 
-void Machine::land(Copy& copy) {
+void Emulator::land(Copy& copy) {
   if (copy.landed) return;
   copy.landed = true;
   char* to = blocks_[copy.to.block].shared.data() + copy.to.offset;
@@ -163,22 +164,22 @@ void Machine::land(Copy& copy) {
   }
 }
 
-void Machine::land(const Store& store) {
+void Emulator::land(const Store& store) {
   Block& block = blocks_[store.to.block];
   std::memcpy(block.shared.data() + store.to.offset, store.bytes.data(), store.bytes.size());
   const int64_t size = static_cast<int64_t>(store.bytes.size());
   const int writer = static_cast<int>(threads_.size()) + store.to.block;
-  // Only who waits at that barrier comes after it, so it has a time of its own.
+  // Only threads that wait at the mbarrier are ordered after the store, so it has a time of its own.
   ++block.landed;
   block.shadow.set_pending(store.to.offset, size, false);
   block.shadow.written_by(store.to.offset, size, writer, block.landed);
-  store.barrier->arriving.raise(writer, block.landed);
-  store.barrier->bytes -= size;
-  finish_phase(*store.barrier);
+  store.mbarrier->arriving.raise(writer, block.landed);
+  store.mbarrier->bytes -= size;
+  finish_phase(*store.mbarrier);
 }
 
-// One asynchronous copy or store, any of them.
-void Machine::land_something() {
+// Lands a drawn asynchronous store, and copies of a drawn thread.
+void Emulator::land_something() {
   if (!stores_.empty()) {
     Store& drawn = stores_[random_.draw(stores_.size())];
     std::swap(drawn, stores_.back());
@@ -191,21 +192,22 @@ void Machine::land_something() {
   }
 }
 
-Mbarrier& Machine::barrier_at(Address at) {
-  const auto found = blocks_[at.block].barriers.find(at.offset);
-  if (found == blocks_[at.block].barriers.end()) {
-    throw Fault("unwritten", who(current()) + text(" uses a barrier at byte %ld of block %d that nobody made",
-                                                   long(at.offset), at.block));
+Mbarrier& Emulator::mbarrier_at(Address at) {
+  const auto found = blocks_[at.block].mbarriers.find(at.offset);
+  if (found == blocks_[at.block].mbarriers.end()) {
+    throw Fault("unwritten",
+                name_of(current()) + text(" uses an mbarrier without init at byte %ld of block %d",
+                                          long(at.offset), at.block));
   }
   return found->second;
 }
 
-void Machine::finish_phase(Mbarrier& barrier) {
-  if (barrier.pending > 0 || barrier.bytes != 0) return;
-  ++barrier.phase;
-  barrier.pending = barrier.expected;
-  barrier.released = barrier.arriving;
-  wake(barrier.waiters);
+void Emulator::finish_phase(Mbarrier& mbarrier) {
+  if (mbarrier.pending > 0 || mbarrier.bytes != 0) return;
+  ++mbarrier.phase;
+  mbarrier.pending = mbarrier.expected;
+  mbarrier.released = mbarrier.arriving;
+  wake(mbarrier.waiters);
 }
 
 }  // namespace rnnkernels::emulation

@@ -1,9 +1,10 @@
-// Vector clocks: of each thread the time up to which its past is known. Threads that met share one past, and
-// have a time of their own on top of it:
+// Vector clocks: a thread's clock holds, for every thread t, the time of t up to which t's accesses are
+// ordered before this thread's. The threads of a barrier share one past afterwards, and each adds its own
+// time to it:
 //
 //   clock[t] = now if t is self, else past[t]
 //
-// so that copying a clock, and giving all who meet the same one, takes no time for each of their components.
+// so that copying a clock, or giving one to all threads of a barrier, does not copy its components.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +16,8 @@ namespace rnnkernels::emulation {
 
 class Clock {
  public:
-  Clock() = default;  // knows nothing, and may only be joined
-  // Of a thread, or of nobody.
+  Clock() = default;  // empty; only join may be called
+  // All zero; belongs to the thread `self`, or to no thread.
   explicit Clock(int size, int self = -1) : past_(std::make_shared<Times>(size, 0)), self_(self) {}
   Clock(const Clock& start, int self) : past_(start.past_), self_(self), now_(1) {}
 
@@ -38,13 +39,13 @@ class Clock {
     }
     if (other.self_ >= 0) raise(other.self_, other.now_);
   }
-  // The same for an `other` that knows all that this one knows.
+  // The same as join, for an `other` that includes everything this clock includes.
   void follow(const Clock& other) { past_ = other.past_; }
 
  private:
   using Times = std::vector<uint32_t>;
-  std::shared_ptr<Times> past_;    // changes only while it has one owner
-  std::shared_ptr<Times> joined_;  // the last one that went into it
+  std::shared_ptr<Times> past_;    // modified only while it has a single owner
+  std::shared_ptr<Times> joined_;  // the last past that was merged into it
   int self_ = -1;
   uint32_t now_ = 0;
 

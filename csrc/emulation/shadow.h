@@ -1,19 +1,19 @@
-// What the emulation knows of each element of a block's shared memory: who wrote it, who has read it since,
-// and whether that was ordered. After FastTrack (Flanagan and Freund, PLDI 2009): a write is one (thread,
-// time), and so is a read. Of the reads since the last write only those are kept that no later one comes
-// after: what is ordered after the later one is ordered after them, too.
+// Shadow memory: for each element of a block's shared memory the last write, and the reads since then, to
+// find accesses that nothing orders. After FastTrack (Flanagan and Freund, PLDI 2009): an access is a pair
+// (thread, time). A read is dropped once a later read is ordered after it, because an access that is ordered
+// after the later read is also ordered after the earlier one.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "cuda/clock.h"
+#include "emulation/clock.h"
 
 namespace rnnkernels::emulation {
 
 struct Conflict {
   enum Kind { kNone, kUnwritten, kPending, kRace } kind = kNone;
-  int other = -1;  // the thread that it is with
+  int other = -1;  // the thread of the conflicting access
 };
 
 class Shadow {
@@ -46,7 +46,7 @@ class Shadow {
     return {};
   }
 
-  // By what is no thread, and was checked when it was ordered.
+  // Records a write of an asynchronous store, which was checked when the store was issued.
   void written_by(int64_t offset, int64_t bytes, int writer, uint32_t time) {
     for (int64_t i = offset / kCellBytes; i * kCellBytes < offset + bytes; ++i) {
       cells_[i].writer = writer;
@@ -54,7 +54,7 @@ class Shadow {
     }
   }
 
-  // While a copy has not landed nobody may touch its cells, not even who ordered it.
+  // While a copy is pending no thread may access its cells, including the thread that issued it.
   void set_pending(int64_t offset, int64_t bytes, bool pending) {
     for (int64_t i = offset / kCellBytes; i * kCellBytes < offset + bytes; ++i) cells_[i].pending = pending;
   }
@@ -64,7 +64,7 @@ class Shadow {
   struct Cell {
     int writer = -1;
     uint32_t written = 0;
-    int reads = -1;  // a list of them
+    int reads = -1;  // head of a list in reads_
     bool pending = false;
   };
   struct Read {
@@ -74,7 +74,7 @@ class Shadow {
   };
   std::vector<Cell> cells_;
   std::vector<Read> reads_;
-  int unused_ = -1;  // a list of reads_ to use again
+  int unused_ = -1;  // head of the list of free entries of reads_
 
   void note_read(Cell& cell, int thread, const Clock& now) {
     for (int* at = &cell.reads; *at >= 0;) {
@@ -99,7 +99,7 @@ class Shadow {
     reads_[read] = {thread, now[thread], cell.reads};
     cell.reads = read;
   }
-  // Takes the first one out of a list.
+  // Removes the first entry of a list.
   void drop(int& list) {
     const int read = list;
     list = reads_[read].next;

@@ -1,20 +1,26 @@
-// The walks as pointwise work on one unit of one row: the CPU's sweeps (cpu/passes.h) for a thread that owns
-// scattered units. S is what is stored; everything is computed in Number<S>. Cell is one of any_cell.h.
+// The passes as pointwise work on one unit of one row; core/problem.h has their equations, and cpu/passes.h
+// is the CPU's version, for blocks of units. S is the stored type; everything is computed in Number<S>. Cell
+// is one of any_cell.h.
 //
-// A sweep provides
-//   Incoming                     what comes from memory for a step, fetched ahead of its use
-//   State                        what a thread carries from step to step
-//   kFetched                     how much that takes, about
-//   kBackward                    whether it visits the steps in the forward walk's reverse
-//   at_step(t)                   where step t's rows lie
-//   fetch(step, row, unit, on)
+//   ForwardPass    operand x = cell.operand(h);   update h = cell.update(h, p, W x, d)
+//   BackwardPass   operand u = cell.backward_operand(g + c, d, slope);   update c from W^T u
+//   LinearPass     operand beta y;   update y = d y + alpha (W beta y) + r
+//
+// A pass provides
+//   Incoming                     the inputs of a step, fetched before they are used
+//   State                        the values that a thread carries from step to step
+//   kFetched                     the approximate size of Incoming, in stored elements
+//   kBackward                    whether the time loop has the opposite order of the forward pass, and W is
+//                                transposed
+//   step_at(t)                   the position of the rows of step t
 //   begin(row, unit)             the state before the first step
+//   fetch(step, row, unit, on)                                 the Incoming
 //   operand(step, row, unit, on, d, incoming, state)           the operand of the product
-//   update(step, row, unit, on, d, incoming, product, state)   returns a bit to keep, where kKeepsBits
-//   end(row, unit, state)        hand the last state out
-// `row` counts from the first row of the team on, d is the unit's decay. Where it is not `on`, nothing is
-// read, written or changed, the operand and the bit are 0: a choice instead of a branch around it all, so
-// that what the numbers of a thread have in common is worked out once.
+//   update(step, row, unit, on, d, incoming, product, state)   returns the bit to store, if kKeepsBits
+//   end(row, unit, state)        stores the last state
+// `row` counts from the first row of the team, and d is the unit's decay. Without `on` (no such row or unit)
+// nothing is read, written or changed, and the operand and the bit are 0. `on` selects values and does not
+// branch around the whole function, so that a thread computes the expressions common to its states once.
 #pragma once
 
 #include "core/elements.h"
@@ -27,33 +33,34 @@ namespace rnnkernels::cuda {
 
 struct Step {
   int t = 0;
-  int64_t position = 0;  // of its rows in a sequence (Layout)
-  int64_t first = 0;     // of its rows among those of all steps
-  int rows = 0;          // of the team's
+  int64_t position = 0;  // position of its rows in a sequence (Layout)
+  int64_t first = 0;     // index of its first row among the rows of all steps
+  int rows = 0;          // number of the team's rows that belong to it
 };
 
-// Rows of one network that a team walks. Within them an offset has 32 bits (kLargestRowStride).
-struct Walk {
+// One run of the time loop: the rows of one network that a team computes, from first_row. Within these rows,
+// offsets fit into 32 bits (kLargestRowStride).
+struct Scan {
   int64_t network = 0;
   int64_t first_row = 0;
 };
 constexpr int64_t kLargestRowStride = int64_t{1} << 27;
 
-// A sequence, or what is kept of one, from the walk's first row on. Null where there is none.
+// A sequence, or saved values of one, from the scan's first row. `data` is null if there is none.
 template <class E>
-struct WalkRows {
+struct ScanRows {
   E* data;
   int64_t step_stride;
   int row_stride;
 
-  RNNKERNELS_DEVICE WalkRows(void* start, int64_t network_stride, int64_t step, int64_t row, const Walk& walk)
-      : data(start ? static_cast<E*>(start) + walk.network * network_stride + walk.first_row * row : nullptr),
+  RNNKERNELS_DEVICE ScanRows(void* start, int64_t network_stride, int64_t step, int64_t row, const Scan& scan)
+      : data(start ? static_cast<E*>(start) + scan.network * network_stride + scan.first_row * row : nullptr),
         step_stride(step),
         row_stride(static_cast<int>(row)) {}
-  RNNKERNELS_DEVICE WalkRows(const Sequence& sequence, const Walk& walk)
-      : WalkRows(sequence.data, sequence.network_stride, sequence.step_stride, sequence.row_stride, walk) {}
-  RNNKERNELS_DEVICE WalkRows(const Rows& rows, const Walk& walk)
-      : WalkRows(rows.data, rows.network_stride, 0, rows.row_stride, walk) {}
+  RNNKERNELS_DEVICE ScanRows(const Sequence& sequence, const Scan& scan)
+      : ScanRows(sequence.data, sequence.network_stride, sequence.step_stride, sequence.row_stride, scan) {}
+  RNNKERNELS_DEVICE ScanRows(const Rows& rows, const Scan& scan)
+      : ScanRows(rows.data, rows.network_stride, 0, rows.row_stride, scan) {}
 
   RNNKERNELS_DEVICE E* at(int64_t position, int row, int unit) const {
     return data + position * step_stride + (row * row_stride + unit);
@@ -62,27 +69,27 @@ struct WalkRows {
 };
 
 template <class ProblemType, class StoredType>
-class SweepBase {
+class PassBase {
  public:
   using Problem = ProblemType;
   using S = StoredType;
   using T = Number<S>;
 
-  RNNKERNELS_DEVICE SweepBase(const Problem& problem, Walk walk, int most_rows)
-      : problem_(problem), walk_(walk), most_rows_(most_rows), h0_(problem.h0, walk) {}
+  RNNKERNELS_DEVICE PassBase(const Problem& problem, Scan scan, int most_rows)
+      : problem_(problem), scan_(scan), most_rows_(most_rows), h0_(problem.h0, scan) {}
 
-  RNNKERNELS_DEVICE Step at_step(int t) const {
+  RNNKERNELS_DEVICE Step step_at(int t) const {
     const Layout& layout = problem_.layout;
     return {t, layout.position(t), layout.first_row(t), rows_at(t)};
   }
-  // How many steps, from step 0 on, have rows of the team.
+  // The number of steps that have rows of the team; they start at step 0.
   RNNKERNELS_DEVICE int steps() const {
     const auto all = static_cast<int>(problem_.layout.steps);
     if (!problem_.layout.rows) return all;
-    int low = 0, high = all;  // the first of them without lies in [low, high]
+    int low = 0, high = all;  // the first step without such rows is in [low, high]
     while (low < high) {
       const int middle = low + (high - low) / 2;
-      if (problem_.layout.rows[middle] > walk_.first_row) {
+      if (problem_.layout.rows[middle] > scan_.first_row) {
         low = middle + 1;
       } else {
         high = middle;
@@ -92,32 +99,32 @@ class SweepBase {
   }
   RNNKERNELS_DEVICE T decay(int unit) const {
     return static_cast<const T*>(
-        problem_.decay)[walk_.network * problem_.decay_network_stride + unit * problem_.decay_stride];
+        problem_.decay)[scan_.network * problem_.decay_network_stride + unit * problem_.decay_stride];
   }
 
  protected:
   const Problem& problem_;
-  const Walk walk_;
+  const Scan scan_;
   const int most_rows_;
-  const WalkRows<S> h0_;
+  const ScanRows<S> h0_;
 
   RNNKERNELS_DEVICE int rows_at(int64_t t) const {
-    const int64_t rows = problem_.layout.rows_at(t) - walk_.first_row;
+    const int64_t rows = problem_.layout.rows_at(t) - scan_.first_row;
     return rows < 0 ? 0 : rows < most_rows_ ? static_cast<int>(rows) : most_rows_;
   }
   RNNKERNELS_DEVICE T h0(int row, int unit) const { return h0_.data ? number(*h0_.at(row, unit)) : T{}; }
 
-  // What is kept for backward.
-  RNNKERNELS_DEVICE WalkRows<S> activation() const {
+  // The values saved for the backward pass.
+  RNNKERNELS_DEVICE ScanRows<S> activation() const {
     const Saved& saved = problem_.saved;
-    return {saved.activation, saved.activation_network_stride, problem_.hidden, problem_.hidden, walk_};
+    return {saved.activation, saved.activation_network_stride, problem_.hidden, problem_.hidden, scan_};
   }
-  RNNKERNELS_DEVICE WalkRows<uint32_t> words() const {
+  RNNKERNELS_DEVICE ScanRows<uint32_t> words() const {
     const int64_t words = (problem_.hidden + 31) / 32;
-    return {problem_.saved.active, problem_.saved.active_network_stride, words, words, walk_};
+    return {problem_.saved.active, problem_.saved.active_network_stride, words, words, scan_};
   }
 
-  // As it is stored, so that who fetches ahead does not wait for it.
+  // Returns the stored type: a conversion would wait for the load.
   static RNNKERNELS_DEVICE S load(const S* from, bool on) {
     S x{};
     if (on) x = *from;
@@ -134,8 +141,8 @@ class SweepBase {
 };
 
 template <class S, class Cell>
-class ForwardSweep : public SweepBase<ForwardProblem, S> {
-  using Base = SweepBase<ForwardProblem, S>;
+class ForwardPass : public PassBase<ForwardProblem, S> {
+  using Base = PassBase<ForwardProblem, S>;
 
  public:
   using typename Base::T;
@@ -148,11 +155,11 @@ class ForwardSweep : public SweepBase<ForwardProblem, S> {
   struct State {
     T h{};
   };
-  RNNKERNELS_DEVICE ForwardSweep(const ForwardProblem& problem, Walk walk, int most_rows)
-      : Base(problem, walk, most_rows),
+  RNNKERNELS_DEVICE ForwardPass(const ForwardProblem& problem, Scan scan, int most_rows)
+      : Base(problem, scan, most_rows),
         cell_(problem.nonlinearity),
-        pre_(problem.pre, walk),
-        output_(problem.output, walk),
+        pre_(problem.pre, scan),
+        output_(problem.output, scan),
         activation_(Base::activation()),
         words_(Base::words()) {}
 
@@ -176,21 +183,21 @@ class ForwardSweep : public SweepBase<ForwardProblem, S> {
     return Cell::kKeepsBits && on && cell_.slope(a) != 0;
   }
   RNNKERNELS_DEVICE void end(int row, int unit, const State& state) const {
-    this->store(WalkRows<S>(this->problem_.h_n, this->walk_).at(row, unit), state.h, true);
+    this->store(ScanRows<S>(this->problem_.h_n, this->scan_).at(row, unit), state.h, true);
   }
-  // Whether bits are kept, and where those of a row go, a word for 32 units.
+  // Whether bits are stored, and the words of a row, one per 32 units.
   RNNKERNELS_DEVICE bool keeps() const { return words_.data != nullptr; }
   RNNKERNELS_DEVICE uint32_t* words(const Step& step, int row) const { return words_.at(step.first, row, 0); }
 
  private:
   const Cell cell_;
-  const WalkRows<S> pre_, output_, activation_;
-  const WalkRows<uint32_t> words_;
+  const ScanRows<S> pre_, output_, activation_;
+  const ScanRows<uint32_t> words_;
 };
 
 template <class S, class Cell>
-class BackwardSweep : public SweepBase<BackwardProblem, S> {
-  using Base = SweepBase<BackwardProblem, S>;
+class BackwardPass : public PassBase<BackwardProblem, S> {
+  using Base = PassBase<BackwardProblem, S>;
 
  public:
   using typename Base::T;
@@ -199,25 +206,25 @@ class BackwardSweep : public SweepBase<BackwardProblem, S> {
   static constexpr bool kKeepsBits = false;
   struct Incoming {
     S g{};
-    S kept{};           // of forward: f(z_t) (rate), h_{t-1} (current)
-    uint32_t bits = 0;  // f'(z_t), among others' (rate, f with a binary slope)
+    S kept{};           // f(z_t) (rate) or h_{t-1} (current)
+    uint32_t bits = 0;  // f'(z_t) of 32 units (rate, f with a binary slope)
   };
   struct State {
     T c{}, d_decay{};
   };
-  RNNKERNELS_DEVICE BackwardSweep(const BackwardProblem& problem, Walk walk, int most_rows)
-      : Base(problem, walk, most_rows),
+  RNNKERNELS_DEVICE BackwardPass(const BackwardProblem& problem, Scan scan, int most_rows)
+      : Base(problem, scan, most_rows),
         cell_(problem.nonlinearity),
-        grad_output_(problem.grad_output, walk),
-        output_(problem.output, walk),
-        d_pre_(problem.d_pre, walk),
+        grad_output_(problem.grad_output, scan),
+        output_(problem.output, scan),
+        d_pre_(problem.d_pre, scan),
         activation_(Base::activation()),
         words_(Base::words()) {}
 
-  // The last update only makes d_h0.
+  // The last update only computes d_h0.
   RNNKERNELS_DEVICE bool wants_last_update() const { return this->problem_.d_h0.data != nullptr; }
   RNNKERNELS_DEVICE State begin(int row, int unit) const {
-    const WalkRows<S> c(this->problem_.grad_h_n, this->walk_);
+    const ScanRows<S> c(this->problem_.grad_h_n, this->scan_);
     return {c.data ? number(*c.at(row, unit)) : T{}, T{}};
   }
   RNNKERNELS_DEVICE Incoming fetch(const Step& step, int row, int unit, bool on) const {
@@ -232,8 +239,8 @@ class BackwardSweep : public SweepBase<BackwardProblem, S> {
     if constexpr (Cell::kReadsPrevious) incoming.kept = previous(step, row, unit, on);
     return incoming;
   }
-  // delta_t = g_t + c_t replaces the state; u_t goes into the product and out as d_pre. What d_decay takes
-  // is not fetched ahead: few ask for it, and it would cost all others registers.
+  // delta_t = g_t + c_t replaces the state; u_t is the operand and is stored as d_pre. The inputs of d_decay
+  // are not fetched in advance: that would cost every call registers, and few calls need d_decay.
   RNNKERNELS_DEVICE T operand(const Step& step, int row, int unit, bool on, T d, const Incoming& incoming,
                               State& state) const {
     state.c += on ? T{number(incoming.g)} : T{};
@@ -257,19 +264,19 @@ class BackwardSweep : public SweepBase<BackwardProblem, S> {
     return false;
   }
   RNNKERNELS_DEVICE void end(int row, int unit, const State& state) const {
-    const WalkRows<S> d_h0(this->problem_.d_h0, this->walk_);
+    const ScanRows<S> d_h0(this->problem_.d_h0, this->scan_);
     this->store(d_h0.at(row, unit), state.c, d_h0.data);
-    const WalkRows<T> d_decay(this->problem_.d_decay, this->walk_);
+    const ScanRows<T> d_decay(this->problem_.d_decay, this->scan_);
     if (d_decay.data) *d_decay.at(row, unit) = state.d_decay;
   }
 
  private:
   const Cell cell_;
-  const WalkRows<S> grad_output_, output_, d_pre_, activation_;
-  const WalkRows<uint32_t> words_;
+  const ScanRows<S> grad_output_, output_, d_pre_, activation_;
+  const ScanRows<uint32_t> words_;
 
  public:
-  // h_{t-1}: of the step before where the row has one, else h0.
+  // h_{t-1}: the output of the previous step if the row has one, else h0.
   RNNKERNELS_DEVICE S previous(const Step& step, int row, int unit, bool on) const {
     const Layout& layout = this->problem_.layout;
     const int before = layout.reverse ? step.t + 1 : step.t - 1;
@@ -280,10 +287,10 @@ class BackwardSweep : public SweepBase<BackwardProblem, S> {
   }
 };
 
-// See LinearProblem.
+// The linear recurrence of the tangent and of the adjoint (LinearProblem).
 template <class S>
-class LinearSweep : public SweepBase<LinearProblem, S> {
-  using Base = SweepBase<LinearProblem, S>;
+class LinearPass : public PassBase<LinearProblem, S> {
+  using Base = PassBase<LinearProblem, S>;
 
  public:
   using typename Base::T;
@@ -296,17 +303,17 @@ class LinearSweep : public SweepBase<LinearProblem, S> {
   struct State {
     T y{};
   };
-  RNNKERNELS_DEVICE LinearSweep(const LinearProblem& problem, Walk walk, int most_rows)
-      : Base(problem, walk, most_rows),
-        drive_(problem.drive, walk),
-        alpha_(problem.alpha, walk),
-        beta_(problem.beta, walk),
-        output_(problem.output, walk) {}
+  RNNKERNELS_DEVICE LinearPass(const LinearProblem& problem, Scan scan, int most_rows)
+      : Base(problem, scan, most_rows),
+        drive_(problem.drive, scan),
+        alpha_(problem.alpha, scan),
+        beta_(problem.beta, scan),
+        output_(problem.output, scan) {}
 
   RNNKERNELS_DEVICE bool wants_last_update() const { return true; }
   RNNKERNELS_DEVICE State begin(int row, int unit) const { return {this->h0(row, unit)}; }
   RNNKERNELS_DEVICE Incoming fetch(const Step& step, int row, int unit, bool on) const {
-    const auto of = [&](const WalkRows<S>& x) {
+    const auto of = [&](const ScanRows<S>& x) {
       return this->load(x.at(step.position, row, unit), on && x.data);
     };
     return {of(drive_), of(alpha_), of(beta_)};
@@ -327,7 +334,25 @@ class LinearSweep : public SweepBase<LinearProblem, S> {
   RNNKERNELS_DEVICE void end(int, int, const State&) const {}
 
  private:
-  const WalkRows<S> drive_, alpha_, beta_, output_;
+  const ScanRows<S> drive_, alpha_, beta_, output_;
 };
+
+// Calls fn(null pointer to the pass) for the pass that computes `problem`, with sequences stored as S.
+template <class S, class Fn>
+void with_pass(const ForwardProblem& problem, const Fn& fn) {
+  with_any_cell(problem.nonlinearity, problem.form, [&](auto* cell) {
+    fn(static_cast<ForwardPass<S, std::remove_pointer_t<decltype(cell)>>*>(nullptr));
+  });
+}
+template <class S, class Fn>
+void with_pass(const BackwardProblem& problem, const Fn& fn) {
+  with_any_cell(problem.nonlinearity, problem.form, [&](auto* cell) {
+    fn(static_cast<BackwardPass<S, std::remove_pointer_t<decltype(cell)>>*>(nullptr));
+  });
+}
+template <class S, class Fn>
+void with_pass(const LinearProblem&, const Fn& fn) {
+  fn(static_cast<LinearPass<S>*>(nullptr));
+}
 
 }  // namespace rnnkernels::cuda

@@ -1,4 +1,5 @@
-// The emulated GPU's threads as fibers, and what they wait for: inside of emulation.h.
+// The emulator behind emulation.h: the threads of a launch as fibers, the events that they wait for, and the
+// choice of the fiber that continues.
 #pragma once
 
 #include <exception>
@@ -6,10 +7,10 @@
 #include <string_view>
 #include <vector>
 
-#include "cuda/clock.h"
-#include "cuda/emulation.h"
-#include "cuda/fibers.h"
-#include "cuda/shadow.h"
+#include "emulation/clock.h"
+#include "emulation/emulation.h"
+#include "emulation/fibers.h"
+#include "emulation/shadow.h"
 
 namespace rnnkernels::emulation {
 
@@ -17,11 +18,11 @@ constexpr int kWarp = 32;
 
 std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// Of a few nanoseconds, and good enough for an order (splitmix64, Steele, Lea and Flood, OOPSLA 2014).
+// splitmix64 (Steele, Lea and Flood, OOPSLA 2014): a draw takes a few nanoseconds.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
-  // Below `count`, which is at most 2^32.
+  // A number below `count`, which is at most 2^32.
   size_t draw(size_t count) {
     uint64_t x = state_ += 0x9e3779b97f4a7c15;
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
@@ -33,11 +34,11 @@ class Random {
   uint64_t state_;
 };
 
-// Who goes on when something has happened.
+// Indices of the threads that wait for the same event.
 using Waiters = std::vector<int>;
 
-// A point where a number of threads meet, any number of times.
-struct Meeting {
+// A reusable barrier of several threads, at which all of them must execute the same operation.
+struct Barrier {
   int arrived = 0;
   int64_t round = 0;
   std::string_view operation;
@@ -59,10 +60,10 @@ struct Mbarrier {
   Waiters waiters;  // for the end of the phase
 };
 
-// A store that lands late, with its own copy of what is stored.
+// A pending asynchronous store, with a copy of the stored bytes.
 struct Store {
   Address to;
-  Mbarrier* barrier;
+  Mbarrier* mbarrier;
   std::vector<char> bytes;
 };
 
@@ -72,71 +73,72 @@ struct Thread {
   Fiber fiber;
   Clock clock;
   std::string_view waits_for;
-  std::vector<std::vector<Copy>> groups{1};  // of asynchronous copies, the last one open
+  std::vector<std::vector<Copy>> groups{1};  // groups of asynchronous copies; the last one is open
 };
 
-// What lanes bring lies in two pieces, taken in turn: one may be read while the other is filled.
+// The lanes' contributions to collective operations are double-buffered: one buffer may still be read while
+// the other is filled.
 struct Warp {
-  Meeting meeting;
-  std::vector<char> brought[2];
+  Barrier barrier;
+  std::vector<char> contributions[2];
 };
 
 struct Block {
   std::vector<char> shared;
   Shadow shadow;
-  Meeting meeting;
-  std::map<int64_t, Mbarrier> barriers;
-  uint32_t landed = 0;  // stores, in number
+  Barrier barrier;
+  std::map<int64_t, Mbarrier> mbarriers;
+  uint32_t landed = 0;  // number of asynchronous stores that have landed
   int returned = 0;
 };
 
-// In global memory.
+// A synchronizing word of global memory.
 struct Word {
   Clock released;
-  Waiters waiters;  // for another value
+  Waiters waiters;  // for a change of its value
 };
 
-// Ends a thread after another one's fault.
+// Thrown in every other thread after a fault, to unwind its stack.
 struct Cancelled {};
 
-class Machine {
+class Emulator {
  public:
-  Machine(const Launch& launch, const std::function<void()>& kernel);
+  Emulator(const Launch& launch, const std::function<void()>& kernel);
 
   void run();
   Thread& current() { return threads_[current_]; }
   const Launch& launch() const { return launch_; }
   Block& block(int index) { return blocks_[index]; }
-  Block& home() { return blocks_[current().block]; }
+  Block& current_block() { return blocks_[current().block]; }
   Warp& warp() { return warps_[current_ / kWarp]; }
-  Meeting& cluster() { return clusters_[current().block / launch_.cluster]; }
+  Barrier& cluster() { return clusters_[current().block / launch_.cluster]; }
   Word& word(const void* at) { return words_[at]; }
   const Clock& no_clock() const { return nothing_; }
 
-  // Another thread may go on first.
-  void yield() { wait("its turn", runnable_); }
+  // Lets another thread continue first.
+  void yield() { wait("the scheduler", runnable_); }
   void yield_sometimes() {
     if (random_.draw(16) == 0) yield();
   }
-  // Until somebody wakes the waiters. By the time it goes on, what it waits for may be gone again. `what`
-  // has to outlive the launch.
+  // Suspends the current thread until the waiters are woken. When it continues, the awaited condition may no
+  // longer hold. `what` must outlive the launch.
   void wait(std::string_view what, Waiters& waiters);
   void wake(Waiters& waiters);
-  // Of `count` threads from `first` on; with `orders` all that each did before comes before what any does
-  // after.
-  void meet(Meeting& meeting, std::string_view operation, int first, int count, bool orders);
+  // A barrier of `count` threads, from `first` on. With `orders`, everything that each of them did before the
+  // barrier is ordered before everything that any of them does after it.
+  void synchronize(Barrier& barrier, std::string_view operation, int first, int count, bool orders);
 
   void land(Copy& copy);
   void store_later(Store store) { stores_.push_back(std::move(store)); }
-  void finish_phase(Mbarrier& barrier);
-  Mbarrier& barrier_at(Address at);
+  void finish_phase(Mbarrier& mbarrier);
+  Mbarrier& mbarrier_at(Address at);
 
-  std::string who(const Thread& thread) const {
+  std::string name_of(const Thread& thread) const {
     return text("thread %d of block %d", thread.in_block, thread.block);
   }
-  std::string who(int index) const {
+  std::string name_of(int index) const {
     const int count = static_cast<int>(threads_.size());
-    return index < count ? who(threads_[index]) : text("a store into block %d", index - count);
+    return index < count ? name_of(threads_[index]) : text("a store into block %d", index - count);
   }
 
  private:
@@ -146,13 +148,13 @@ class Machine {
   Clock nothing_;
   std::vector<Thread> threads_;
   std::vector<Block> blocks_;
-  std::vector<Meeting> clusters_;
+  std::vector<Barrier> clusters_;
   std::vector<Warp> warps_;
   std::vector<Store> stores_;
   std::map<const void*, Word> words_;
   Fiber host_;
   int current_ = 0;
-  std::vector<int> runnable_;  // but for the current one
+  std::vector<int> runnable_;  // threads that can continue, without the current one
   int returned_ = 0;
   std::exception_ptr failure_;
   bool cancelled_ = false;
@@ -164,6 +166,6 @@ class Machine {
   Fault deadlock() const;
 };
 
-extern Machine* machine;  // the one that runs
+extern Emulator* emulator;  // of the current launch
 
 }  // namespace rnnkernels::emulation

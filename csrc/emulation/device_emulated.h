@@ -1,9 +1,9 @@
-// The host's body of device.h, on the fibers of emulation.h.
+// The implementation of device.h for the emulated GPU, out of the primitives of emulation.h.
 #pragma once
 
 #include <cstring>
 
-#include "cuda/emulation.h"
+#include "emulation/emulation.h"
 
 #define RNNKERNELS_DEVICE inline
 #define RNNKERNELS_KERNEL(threads, blocks) void
@@ -11,10 +11,7 @@
 
 namespace rnnkernels::device {
 
-inline Place place() {
-  const emulation::Place at = emulation::place();
-  return {at.thread, at.threads, at.block, at.blocks, at.cluster_rank, at.cluster_size};
-}
+using emulation::place;
 
 template <class T>
 T opaque(T x) {
@@ -38,7 +35,6 @@ class Shared {
   void set(int64_t i, T x) const {
     std::memcpy(emulation::touch(element(i, 1), sizeof(T), emulation::Access::kWrite), &x, sizeof(T));
   }
-  // Several elements at once, aligned to their size.
   template <class Packed>
   Packed load(int64_t i) const {
     Packed x;
@@ -54,16 +50,17 @@ class Shared {
                 sizeof(Packed));
   }
   Shared slice(int64_t first, int64_t size) const {
-    if (first < 0 || size < 0 || first + size > size_) emulation::out_of_run(first + size - 1, size_);
+    if (first < 0 || size < 0 || first + size > size_)
+      emulation::throw_out_of_bounds(first + size - 1, size_);
     return {{at_.block, at_.offset + first * static_cast<int64_t>(sizeof(T))}, size};
   }
   Shared of_peer(int rank) const {
     const Place me = place();
-    if (rank < 0 || rank >= me.cluster_size) emulation::out_of_run(rank, me.cluster_size);
+    if (rank < 0 || rank >= me.cluster_size) emulation::throw_out_of_bounds(rank, me.cluster_size);
     return {{me.block / me.cluster_size * me.cluster_size + rank, at_.offset}, size_};
   }
   emulation::Address element(int64_t i, int64_t count) const {
-    if (i < 0 || i + count > size_) emulation::out_of_run(i + count - 1, size_);
+    if (i < 0 || i + count > size_) emulation::throw_out_of_bounds(i + count - 1, size_);
     return {at_.block, at_.offset + i * static_cast<int64_t>(sizeof(T))};
   }
 
@@ -114,11 +111,11 @@ void wait_copies() {
 class Mbarrier {
  public:
   explicit Mbarrier(const Shared<uint64_t>& memory) : memory_(memory) {}
-  void init(int arrivals) const { emulation::barrier_init(memory_.element(0, 1), arrivals); }
-  void arrive() const { emulation::barrier_arrive(memory_.element(0, 1)); }
-  void arrive_at_peer(int rank) const { emulation::barrier_arrive(memory_.of_peer(rank).element(0, 1)); }
-  void expect(int64_t bytes) const { emulation::barrier_expect(memory_.element(0, 1), bytes); }
-  void wait(int parity) const { emulation::barrier_wait(memory_.element(0, 1), parity); }
+  void init(int arrivals) const { emulation::mbarrier_init(memory_.element(0, 1), arrivals); }
+  void arrive() const { emulation::mbarrier_arrive(memory_.element(0, 1)); }
+  void arrive_at_peer(int rank) const { emulation::mbarrier_arrive(memory_.of_peer(rank).element(0, 1)); }
+  void expect(int64_t bytes) const { emulation::mbarrier_expect(memory_.element(0, 1), bytes); }
+  void wait(int parity) const { emulation::mbarrier_wait(memory_.element(0, 1), parity); }
   Mbarrier of_peer(int rank) const { return Mbarrier(memory_.of_peer(rank)); }
   emulation::Address address() const { return memory_.element(0, 1); }
 
@@ -127,8 +124,8 @@ class Mbarrier {
 };
 
 template <class T>
-void store_async(const Shared<T>& to, int64_t i, T x, const Mbarrier& barrier) {
-  emulation::store_async(to.element(i, 1), &x, sizeof(T), barrier.address());
+void store_async(const Shared<T>& to, int64_t i, T x, const Mbarrier& mbarrier) {
+  emulation::store_async(to.element(i, 1), &x, sizeof(T), mbarrier.address());
 }
 
 using emulation::store_word;
@@ -190,7 +187,7 @@ float element(TF32Fragments::B Both::* b, const Both* lanes, int k, int column) 
   return tf32((lanes[column * 4 + k % 4].*b).x[k / 4]);
 }
 
-// Every lane computes its own sums out of what all lanes brought.
+// Every lane computes its own sums from the fragments of all lanes.
 template <int kDepth, class Fragments>
 void multiply_add(const char* name, Sums& c, const typename Fragments::A& a, const typename Fragments::B& b) {
   struct Both {

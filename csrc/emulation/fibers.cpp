@@ -1,6 +1,7 @@
-// The switch from one stack to another, for x86-64 by hand and for others by ucontext, which asks the system
-// for its signal mask twice a switch; and the stacks, which outlive their fibers.
-#include "cuda/fibers.h"
+// Stacks of fibers, and the switch between two of them: assembly on x86-64, ucontext elsewhere. ucontext is
+// slower, because it makes two system calls per switch for the signal mask. Stacks are kept for reuse after
+// their fibers end.
+#include "emulation/fibers.h"
 
 #include <sys/mman.h>
 
@@ -34,10 +35,10 @@ namespace rnnkernels::emulation {
 
 namespace {
 
-constexpr size_t kGuardBytes = 4096;  // at the low end: who runs out of stack stops there
+constexpr size_t kGuardBytes = 4096;  // at the low end, so that a stack overflow faults
 constexpr size_t kStackBytes = 256 * 1024;
 
-// Mapping a stack, and touching it first, costs more than many a fiber that runs on it.
+// Mapping a stack and its first pages costs more than a short fiber runs.
 struct Stacks {
   std::vector<char*> free;
   ~Stacks() {
@@ -62,7 +63,7 @@ struct Stacks {
 
 #if defined(RNNKERNELS_SWITCH_BY_HAND)
 
-// Pushes what a callee has to keep, leaves the stack pointer at *from, and pops the same from `to`.
+// Pushes the callee-saved registers, stores the stack pointer in *from, and pops the registers from `to`.
 extern "C" void rnnkernels_switch_stack(void** from, void* to);
 asm(R"(
     .pushsection .text
@@ -98,10 +99,10 @@ rnnkernels_switch_stack:
 
 namespace {
 
-// A stack as if it had been left just before begin(), which nobody called.
+// Prepares a stack as if it had been suspended just before a call of begin().
 void* first_frame(char* stack, void (*begin)()) {
   uint64_t* top = reinterpret_cast<uint64_t*>(stack + kStackBytes);
-  *--top = 0;  // begin's return address, 8 bytes off a multiple of 16 as in any function
+  *--top = 0;  // begin's return address, which leaves the stack aligned as after any call
   *--top = reinterpret_cast<uint64_t>(begin);
   for (int i = 0; i < 6; ++i) *--top = 0;
   uint32_t* control = reinterpret_cast<uint32_t*>(--top);
@@ -163,21 +164,22 @@ void Fiber::leave(Fiber& to, [[maybe_unused]] bool for_good) {
   left_ = this;
   running_ = &to;
 #if defined(RNNKERNELS_ADDRESS_SANITIZER)
-  if (for_good) __asan_handle_no_return();  // or the stack's next fiber would find these frames' red zones
+  if (for_good) __asan_handle_no_return();  // clears the red zones for the next fiber on this stack
   __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_, to.bottom_, to.size_);
 #endif
   switch_stack(&at_, to.at_);
   arrive();
 }
 
-// Tells the sanitizer, and hears from it where the stack lies that was left: nothing else knows the first's.
+// Tells the sanitizer that the switch is complete. It returns the previous fiber's stack, which is the only
+// way to learn that of the first fiber.
 void Fiber::arrive() {
 #if defined(RNNKERNELS_ADDRESS_SANITIZER)
   __sanitizer_finish_switch_fiber(fake_, &left_->bottom_, &left_->size_);
 #endif
 }
 
-void Fiber::end_with(Fiber& to) {
+void Fiber::finish_and_switch_to(Fiber& to) {
   leave(to, true);
   __builtin_unreachable();
 }
