@@ -1,4 +1,4 @@
-"""Stages of a report: commands with a log, a time limit and an outcome. None hides the ones after it."""
+"""Stages of a report: commands with a log, a time limit and an outcome. All run, even after a failure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 PASSED, FAILED, TIMED_OUT, MISSING = "passed", "failed", "timed out", "missing"
 
 Command = list[str]
-RunCommand = Callable[[Command, Path, float, Mapping[str, str]], int | None]  # None: no end within its limit
+RunCommand = Callable[[Command, Path, float, Mapping[str, str]], int | None]  # None: it did not end in time
 
 
 def last_line(log: str) -> str:
@@ -22,21 +22,17 @@ def last_line(log: str) -> str:
     return lines[-1] if lines else "it printed nothing"
 
 
-def nothing_more(_log: str) -> str | None:
-    return None
-
-
 @dataclass(frozen=True)
 class Stage:
     name: str
-    commands: Callable[[float], Sequence[Command]]  # for the seconds that it may take
+    commands: Callable[[float], Sequence[Command]]  # for the seconds that the stage may take
     limit: float  # seconds, at most
-    least: float = 0.0  # seconds that earlier stages leave it
+    least: float = 0.0  # seconds that earlier stages leave for it
     missing: Callable[[], str | None] = lambda: None  # why it cannot run here
-    said: Callable[[str], str] = last_line  # the sentence of the outcome, from the log
-    wrong: Callable[[str], str | None] = nothing_more  # what is wrong although every command ended with 0
+    said: Callable[[str], str] = last_line  # the outcome's message, from the log
+    wrong: Callable[[str], str | None] = lambda log: None  # the error, although every command ended with 0
     variables: Mapping[str, str] = field(default_factory=dict)  # of the environment
-    optional: bool = False  # may be missing in a report that is whole
+    optional: bool = False  # a report without it is complete
 
 
 class Outcome(NamedTuple):
@@ -50,7 +46,7 @@ class Outcome(NamedTuple):
 
 
 def run_command(command: Command, log: Path, limit: float, variables: Mapping[str, str]) -> int | None:
-    """Output goes to the end of the log. What does not end in time is killed, with all that it started."""
+    """Append the output to the log. After the limit, kill the command and all that it started."""
     with log.open("a") as out:
         out.write(f"$ {' '.join(command)}\n")
         out.flush()
@@ -78,15 +74,19 @@ def run_stages(
     clock: Callable[[], float] = time.monotonic,
     show: Callable[[str], object] = print,
 ) -> list[Outcome]:
-    """All stages in order, each in the time that is left when the later ones have their least."""
+    """Run the stages in order, each in the time that is left once the later ones have their least."""
     start, outcomes = clock(), []
     for number, stage in enumerate(stages, 1):
-        kept = sum(later.least for later in stages[number:])
-        limit = min(stage.limit, max(stage.least, seconds - (clock() - start) - kept))
-        show(f"[{number}/{len(stages)}] {clock() - start:4.0f} s  {stage.name}, at most {limit:.0f} s")
+        spent = clock() - start
+        limit = min(
+            stage.limit, max(stage.least, seconds - spent - sum(later.least for later in stages[number:]))
+        )
+        show(f"[{number}/{len(stages)}] {spent:4.0f} s  {stage.name}, at most {limit:.0f} s")
         log = folder / f"{number:02}-{stage.name}.log"
-        outcomes.append(run_stage(stage, log, limit, variables, run, clock))
-        show(f"      {outcomes[-1].status}: {outcomes[-1].said}")
+        began = clock()
+        status, said = run_stage(stage, log, limit, variables, run, clock)
+        outcomes.append(Outcome(stage.name, status, clock() - began, said))
+        show(f"      {status}: {said}")
     return outcomes
 
 
@@ -97,25 +97,21 @@ def run_stage(
     variables: Mapping[str, str],
     run: RunCommand,
     clock: Callable[[], float],
-) -> Outcome:
+) -> tuple[str, str]:
+    """The status and the message of a stage."""
     start = clock()
-
-    def ended(status: str, said: str) -> Outcome:
-        return Outcome(stage.name, status, clock() - start, said)
-
     log.touch()
     if why := stage.missing():
         log.write_text(f"{why}\n")
-        return ended(MISSING, why)
+        return MISSING, why
     for command in stage.commands(limit):
         left = limit - (clock() - start)
         code = run(command, log, left, {**variables, **stage.variables}) if left > 0 else None
         text = log.read_text(errors="replace")
         if code is None:
-            return ended(TIMED_OUT, f"no end after {limit:.0f} s; its last line: {last_line(text)}")
+            return TIMED_OUT, f"no end after {limit:.0f} s; its last line: {last_line(text)}"
         if code != 0:
-            return ended(FAILED, f"status {code}: {stage.said(text)}")
+            return FAILED, f"status {code}: {stage.said(text)}"
     text = log.read_text(errors="replace")
-    if why := stage.wrong(text):
-        return ended(FAILED, why)
-    return ended(PASSED, stage.said(text))
+    why = stage.wrong(text)
+    return (FAILED, why) if why else (PASSED, stage.said(text))
