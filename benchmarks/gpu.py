@@ -109,7 +109,7 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
 
     By default torch allows it to cuDNN alone, so that a comparison would be unfair.
     """
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [tf32_is_allowed(backend) for backend in backends]
     try:
         for backend in backends:

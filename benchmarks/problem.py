@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -147,7 +147,8 @@ def make_problem(
     lengths: tuple[int, ...] | None = None,
 ) -> Problem:
     """Random data at whose scale a ReLU network neither dies nor grows for any T."""
-    where = {"generator": torch.Generator(device).manual_seed(seed), "dtype": dtype, "device": device}
+    generator = torch.Generator(device).manual_seed(seed)
+    where: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": device}
 
     def normal(*shape: int, scale: float) -> Tensor:
         return torch.randn(*shape, **where).mul_(scale)

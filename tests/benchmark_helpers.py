@@ -1,0 +1,39 @@
+"""What the tests of the benchmarks share: tiny problems, a short timing plan, made-up rates and a made-up GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # last, so that an installed rnnkernels is found first
+
+from benchmarks import floor, recurrence  # noqa: E402
+from benchmarks.problem import Cell, Point  # noqa: E402
+from benchmarks.timing import Bench, TimingPlan  # noqa: E402
+
+TINY = Cell(3, 7, 4, 5)
+PLAN = TimingPlan(seconds=0.1, rounds=1, least_rounds=1, turn=0.0, rest=0.0, warmup=0.0)
+POINTS = [Point(TINY), Point(TINY, "bfloat16", packed=True), Point(TINY, "tf32")]
+LATENCIES = {
+    "barrier_s": 2e-8,
+    "shared_read_s": 1e-8,
+    "product_s": 2e-8,
+    "cluster_read_s": 1e-7,
+    "flag_s": 4e-7,
+}
+RATES = floor.Rates(
+    copy_bytes_per_s=3e12,
+    flops_per_s={"bfloat16": 8e14, "float32": 5e13, "tf32": 4e14},
+    multiprocessors=128,
+    latencies=LATENCIES,
+)
+CARD = {"name": "NVIDIA Test 1", "capability": [9, 0], "multiprocessors": 9, "cuda": "13.0", "cudnn": 91000}
+
+
+def gpu_run(points: list[Point] = POINTS, peers: tuple[str, ...] = ("rnn", "loop"), **more: Any) -> dict[str, Any]:
+    """A run of `recurrence --device cuda` with the CPU as its device."""
+    settings = {"bench": Bench(plan=PLAN, input_sets=2), "rates": RATES, "budget": 1e6} | more
+    return recurrence.measure_points(points, peers, **settings)
