@@ -243,7 +243,8 @@ def summary(
     for name, document in runs.items():
         if document:
             module = report.module_of(document)
-            lines += [f"{name}, {len(document['cells'])} points", ""]
+            left_out = len(document.get("points_left_out", ()))
+            lines += [f"{name}, {len(document['cells'])} points, {left_out} left out", ""]
             lines += [*report.draw(module.tables(document)[-1], markdown), ""]
             lines += getattr(module, "networks_notes", lambda document: [])(document)
     rows = [["stage", "", "seconds", "message"]]

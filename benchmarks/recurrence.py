@@ -46,10 +46,20 @@ from .problem import (
     gpu_grid,
     make_problem,
 )
-from .recurrence_report import CACHE, GEMM, PASSES, notes, pass_figures, picture, summary, tables
+from .recurrence_report import (
+    CACHE,
+    GEMM,
+    PASSES,
+    networks_notes,
+    notes,
+    pass_figures,
+    picture,
+    summary,
+    tables,
+)
 from .timing import Bench, Task, Timing, TimingPlan, rotation
 
-__all__ = ["PLAN", "failures", "measure", "notes", "picture", "tables"]
+__all__ = ["PLAN", "failures", "measure", "networks_notes", "notes", "picture", "tables"]
 
 PLAN = TimingPlan()
 DECAY = 0.8

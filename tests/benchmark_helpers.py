@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share: tiny problems, a short timing plan, made-up rates and a made-up GPU."""
+"""Shared by the tests of the benchmarks: tiny problems, a short timing plan, a made-up GPU and its rates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ RATES = floor.Rates(
 CARD = {"name": "NVIDIA Test 1", "capability": [9, 0], "multiprocessors": 9, "cuda": "13.0", "cudnn": 91000}
 
 
-def gpu_run(points: list[Point] = POINTS, peers: tuple[str, ...] = ("rnn", "loop"), **more: Any) -> dict[str, Any]:
+def gpu_run(
+    points: list[Point] = POINTS, peers: tuple[str, ...] = ("rnn", "loop"), **more: Any
+) -> dict[str, Any]:
     """A run of `recurrence --device cuda` with the CPU as its device."""
     settings = {"bench": Bench(plan=PLAN, input_sets=2), "rates": RATES, "budget": 1e6} | more
     return recurrence.measure_points(points, peers, **settings)
