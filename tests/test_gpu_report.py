@@ -19,12 +19,12 @@ from benchmark_helpers import CARD, PLAN, ROOT, gpu_run
 
 from benchmarks import gpu, gpu_report, host, nade, optimizer, report
 from benchmarks.__main__ import main
-from benchmarks.stages import Command, Outcome, Stage, run_command, run_stages
+from benchmarks.gpu_report import Command, Outcome, Stage, run_command, run_stages
 from benchmarks.timing import Bench
 
 
 def stage(name: str, *command: str, **more: Any) -> Stage:
-    return Stage(name, lambda _seconds: [list(command)], more.pop("limit", 20.0), **more)
+    return Stage(name, [list(command)], more.pop("limit", 20.0), **more)
 
 
 def python(name: str, text: str, **more: Any) -> Stage:
@@ -32,7 +32,7 @@ def python(name: str, text: str, **more: Any) -> Stage:
 
 
 def outcomes_of(stages: list[Stage], folder: Path, seconds: float = 60.0) -> list[tuple[str, str, str]]:
-    outcomes = run_stages(stages, folder, seconds, {}, show=lambda line: None)
+    outcomes = run_stages(stages, folder, seconds, {})
     return [(outcome.name, outcome.status, outcome.said) for outcome in outcomes]
 
 
@@ -44,16 +44,16 @@ def test_later_stages_run_after_a_failed_one(tmp_path: Path) -> None:
         python("good", "print('first'); print('all is well')"),
         python("bad", "print('so far', flush=True); raise SystemExit('it broke')"),
         stage("absent", "no-such-program"),
-        stage("lacking", "never", missing=lambda: "this host lacks it"),
-        python("empty", "print('3 skipped')", wrong=lambda log: "no test ran"),
+        stage("lacking", "never", needs=("no-such-program",)),
+        python("empty", "print('3 skipped')", must=(r"\d passed",)),
         python("last", "import os; print(os.environ['WORD'])", variables={"WORD": "heard"}),
     ]
     assert outcomes_of(stages, tmp_path) == [
         ("good", "passed", "all is well"),
         ("bad", "failed", "status 1: it broke"),
         ("absent", "failed", "status 127: [Errno 2] No such file or directory: 'no-such-program'"),
-        ("lacking", "missing", "this host lacks it"),
-        ("empty", "failed", "no test ran"),
+        ("lacking", "missing", "this host lacks no-such-program"),
+        ("empty", "failed", r"the log lacks '\\d passed': 3 skipped"),
         ("last", "passed", "heard"),
     ]
     assert "so far\nit broke" in (tmp_path / "02-bad.log").read_text()
@@ -62,9 +62,7 @@ def test_later_stages_run_after_a_failed_one(tmp_path: Path) -> None:
 
 def test_a_stage_ends_with_its_first_command_that_fails(tmp_path: Path) -> None:
     commands = [[sys.executable, "-c", f"print({n}); raise SystemExit({n == 2})"] for n in (1, 2, 3)]
-    assert outcomes_of([Stage("three", lambda _: commands, 20.0)], tmp_path) == [
-        ("three", "failed", "status 1: 2")
-    ]
+    assert outcomes_of([Stage("three", commands, 20.0)], tmp_path) == [("three", "failed", "status 1: 2")]
 
 
 def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -73,9 +71,7 @@ def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path: Path)
     child = f"import time, pathlib; time.sleep(1.5); pathlib.Path({str(mark)!r}).touch()"
     text = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     found = outcomes_of([python("endless", text, limit=0.7), python("next", "print('on')")], tmp_path)
-    assert found[0][:2] == ("endless", "timed out") and found[0][2].startswith(
-        "no end after 1 s; its last line"
-    )
+    assert found[0][:2] == ("endless", "timed out") and found[0][2].startswith("no end after 1 s")
     assert found[1] == ("next", "passed", "on")
     time.sleep(1.5)
     assert not mark.exists()
@@ -96,19 +92,14 @@ def test_the_time_is_divided_among_the_stages(tmp_path: Path) -> None:
         stage("late", "30", limit=50.0, least=20.0),
         stage("last", "1", limit=50.0, least=10.0),
     ]
-    run_stages(stages, tmp_path, 100.0, {}, run=run, clock=lambda: now[0], show=lambda line: None)
+    run_stages(stages, tmp_path, 100.0, {}, run=run, clock=lambda: now[0])
     assert limits == [50.0, 100 - 10 - 20 - 10, 100 - 70 - 10, 10.0]
 
 
-def test_a_stage_knows_how_long_it_may_take(tmp_path: Path) -> None:
-    told: list[float] = []
-
-    def commands(seconds: float) -> list[Command]:
-        told.append(seconds)
-        return [[sys.executable, "-c", "print('done')"]]
-
-    run_stages([Stage("told", commands, 33.0)], tmp_path, 60.0, {}, show=lambda line: None)
-    assert told == [33.0]
+def test_a_command_knows_how_long_it_may_take(tmp_path: Path) -> None:
+    """The seconds are those of the stage less the time to start."""
+    (outcome,) = outcomes_of([python("told", "print('--budget={seconds}')", limit=33.0)], tmp_path)
+    assert outcome == ("told", "passed", "--budget=13")
 
 
 def test_a_log_has_the_command_and_both_streams(tmp_path: Path) -> None:
@@ -122,19 +113,27 @@ def test_a_log_has_the_command_and_both_streams(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------- messages
 
 
+def the_stage(name: str, folder: Path) -> Stage:
+    (found,) = gpu_report.chosen(gpu_report.all_stages(folder), name)
+    return found
+
+
+def lacks(stage: Stage, log: str) -> list[str]:
+    return [pattern for pattern in stage.must if not re.search(pattern, log)]
+
+
 def test_counts_are_read_from_pytests_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the repository's settings, which decide how much it prints."""
-    source = "import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no card')\n"
+    source = "import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no GPU')\n"
+    found = {}
     for name, text in (("both", source), ("skipped", source.replace("def test_a(): pass", ""))):
         (tmp_path / f"test_{name}.py").write_text(text)
-    logs = {}
-    for name in ("both", "skipped"):
         monkeypatch.setattr(gpu_report, "GPU_TESTS", [str(tmp_path / f"test_{name}.py")])
-        command = [*gpu_report.pytest_command(), "-c", str(ROOT / "pyproject.toml")]
-        logs[name] = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
-    assert gpu_report.test_counts(logs["both"]) == "1 passed, 1 skipped"
-    assert gpu_report.no_test_ran(logs["both"]) is None
-    assert gpu_report.no_test_ran(logs["skipped"]) == "no test ran: 1 skipped"
+        tests = the_stage("tests", tmp_path)
+        command = [*tests.commands[0], "-c", str(ROOT / "pyproject.toml")]
+        log = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
+        found[name] = tests.message(log), lacks(tests, log)
+    assert found == {"both": ("1 passed, 1 skipped", []), "skipped": ("1 skipped", [gpu_report.PASSES])}
 
 
 SANITIZED = """========= COMPUTE-SANITIZER
@@ -144,26 +143,29 @@ SANITIZED = """========= COMPUTE-SANITIZER
 """
 
 
-def test_messages_of_a_sanitized_run() -> None:
-    assert gpu_report.sanitizer_counts(SANITIZED) == "5 passed, 90 deselected; 0 errors"
-    assert gpu_report.nothing_watched(SANITIZED) is None
-    race = SANITIZED.replace(
-        "ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
+def test_messages_of_a_sanitized_run(tmp_path: Path) -> None:
+    stage = the_stage("memcheck", tmp_path)
+    assert stage.message(SANITIZED) == "5 passed, 90 deselected; SUMMARY: 0 errors" and not lacks(
+        stage, SANITIZED
     )
-    assert "0 hazards displayed" in gpu_report.sanitizer_counts(race)
-    assert "no summary" in gpu_report.nothing_watched(SANITIZED.replace("ERROR SUMMARY: 0 errors", ""))
-    assert "no test ran" in gpu_report.nothing_watched(SANITIZED.replace("5 passed, ", ""))
+    race = SANITIZED.replace("0 errors", "0 hazards displayed (0 errors, 0 warnings)")
+    assert "0 hazards displayed" in stage.message(race)
+    assert lacks(stage, SANITIZED.replace("ERROR SUMMARY: 0 errors", "")) == ["SUMMARY:"]
+    assert lacks(stage, SANITIZED.replace("5 passed, ", "")) == [gpu_report.PASSES]
 
 
-def test_messages_of_the_benchmarks_and_of_nvidia_smi() -> None:
-    log = "[68/69]   90 s  B 1\n[69/69]   92 s  B 16\n...\nwritten: a file\n"
-    assert gpu_report.points_line(log) == "69 of 69 points"
-    assert gpu_report.points_line(log + "error: B 1: why\n") == "B 1: why"
-    assert gpu_report.points_line(log + "error: B 1: why\nerror: B 2: too\n") == "B 1: why (and 1 more)"
-    assert (
-        gpu_report.driver_line("| NVIDIA-SMI 580.1   Driver Version: 580.1   CUDA |")
-        == "Driver Version: 580.1"
+def test_messages_of_the_benchmarks_and_of_nvidia_smi(tmp_path: Path) -> None:
+    stage, log = (
+        the_stage("recurrence", tmp_path),
+        "[68/69]   90 s  B 1\n[69/69]   92 s  B 16\n...\nwritten: a file\n",
     )
+    assert stage.message(log) == "[68/69]; [69/69]"
+    assert stage.message(log + "error: B 1: why\n") == "[69/69]; error: B 1: why"
+    assert stage.message(log + "error: B 1: why\nerror: B 2: too\n") == "error: B 1: why; error: B 2: too"
+    line = "NADE: 4.7x the loop in the geometric mean"
+    assert the_stage("nade", tmp_path).message(f"a\n{line}\nb\n") == line
+    smi = "| NVIDIA-SMI 580.1   Driver Version: 580.1   CUDA |"
+    assert the_stage("host", tmp_path).message(smi) == "Driver Version: 580.1"
 
 
 # ---------------------------------------------------------------------------------------- report
@@ -190,7 +192,7 @@ def test_the_stages_their_order_and_their_commands(with_card: None, tmp_path: Pa
         "picture",
     ]
     assert gpu_report.SECONDS < 480 and sum(stage.least for stage in stages) < gpu_report.SECONDS
-    commands = {stage.name: [" ".join(c) for c in stage.commands(100.0)] for stage in stages}
+    commands = {stage.name: [" ".join(c) for c in stage.commands] for stage in stages}
     assert "setup.py build_ext --inplace" in commands["build"][0]
     for stage in ("tests", "memcheck", "racecheck"):
         assert all(test in commands[stage][0] for test in gpu_report.GPU_TESTS)
@@ -198,7 +200,7 @@ def test_the_stages_their_order_and_their_commands(with_card: None, tmp_path: Pa
         assert f"--tool {tool} --error-exitcode 99" in commands[tool][0]
         assert commands[tool][0].endswith("-m sanitize")
     assert "recurrence --device cuda" in commands["recurrence"][0]
-    assert commands["recurrence"][0].endswith("--budget=80")
+    assert commands["recurrence"][0].endswith("--budget={seconds}")
     assert [s.name for s in gpu_report.chosen(stages, "tests,build")] == ["build", "tests"]
     with pytest.raises(SystemExit, match="no stage nothing; there are host, build"):
         gpu_report.chosen(stages, "nothing,build")
@@ -213,12 +215,12 @@ def test_stages_build_and_import_this_checkout_for_this_gpu(monkeypatch: pytest.
 
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_report, "find_tool", lambda name: None if name in ("ninja", "nvcc") else name)
-    (build,) = gpu_report.chosen(gpu_report.all_stages(tmp_path), "build")
-    assert build.missing() == "this host lacks ninja, nvcc"
-    assert gpu_report.lacking(["no_such_module", "sys"], []) == "this host lacks no_such_module"
+    assert gpu_report.lacking(the_stage("build", tmp_path).needs) == "this host lacks ninja, nvcc"
+    monkeypatch.setattr(gpu_report, "MODULES", ("no_such_module", "sys"))
+    assert gpu_report.lacking(["no_such_module", "sys"]) == "this host lacks no_such_module"
     monkeypatch.setattr(gpu_report, "find_tool", lambda name: None)
-    stage = gpu_report.sanitized("memcheck", {})
-    assert stage.missing() == "this host lacks compute-sanitizer"
+    stage = the_stage("memcheck", tmp_path)
+    assert gpu_report.lacking(stage.needs) == "this host lacks pytest, hypothesis, compute-sanitizer"
     assert not stage.optional
 
 
