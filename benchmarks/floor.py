@@ -13,29 +13,17 @@ through a block's shared memory, a cluster's, or L2. Forward + backward is two s
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from . import ROOT
 from .gpu import find_tool, nvcc_arch, tf32_allowed
 from .timing import Stopwatch
 
-# Microseconds per step, bfloat16, forward, for B 1, 32, 128, 256: a model from published latencies of H100
-# and H800, good to a factor of two. The floor uses it if no latencies were measured.
-MODELLED_BATCHES = (1, 32, 128, 256)
-MODELLED = {
-    128: (0.19, 0.19, 0.19, 0.19),
-    256: (0.29, 0.29, 0.31, 0.33),
-    512: (0.33, 0.33, 0.39, 0.50),
-    1024: (0.50, 0.50, 0.86, 1.2),
-    2048: (0.67, 1.0, 2.4, 4.1),
-}
 CLUSTERS = (2, 4, 8, 16)
 HELD_BYTES = 300_000  # of W_hh in a multiprocessor's registers and shared memory: H 384 in bfloat16
 ELEMENT = {"bfloat16": 2, "float32": 4, "tf32": 4}  # bytes
@@ -63,10 +51,10 @@ class Rates:
 
 
 def scan_seconds(rates: Rates, precision: str, rows: float, hidden: int) -> float:
-    """The least time of one step in one direction."""
+    """The least time of one step in one direction; without latencies that of the multiply-adds alone."""
     everyone, rate = rates.multiprocessors, rates.product_rate(precision)
     if rates.latencies is None:
-        return max(1e-6 * modelled_us(rows, hidden), 2.0 * rows * hidden**2 / rate)
+        return 2.0 * rows * hidden**2 / rate
     barrier, latencies = rates.latencies["barrier_s"], rates.latencies
     exchanges = {1: barrier + latencies["shared_read_s"]}
     if "cluster_read_s" in latencies:
@@ -81,24 +69,14 @@ def scan_seconds(rates: Rates, precision: str, rows: float, hidden: int) -> floa
 
 
 def step_floor(rates: Rates, precision: str, rows: float, hidden: int, backward: bool) -> dict[str, float]:
-    """Seconds per step: the floor, its two parts, and the model's value for forward."""
+    """Seconds per step: the floor and its two parts."""
     scan = scan_seconds(rates, precision, rows, hidden)
     if backward:
         scan = 2 * scan + 2.0 * rows * hidden**2 / rates.product_rate(precision)
     # Forward reads p and writes h; backward reads h and its gradient, and writes the gradient of p.
     sequences = 5 if backward else 2
     moved = sequences * ELEMENT[precision] * rows * hidden / rates.copy_bytes_per_s
-    floor = {"floor_s": max(scan, moved), "scan_s": scan, "memory_s": moved}
-    if not backward:
-        floor["modelled_bfloat16_s"] = 1e-6 * modelled_us(rows, hidden)
-    return floor
-
-
-def modelled_us(rows: float, hidden: float) -> float:
-    """MODELLED, linear in the logarithms of B, H and the time, and constant beyond the edges of the table."""
-    batches, sizes = np.log(MODELLED_BATCHES), np.log(list(MODELLED))
-    at_rows = [np.interp(math.log(rows), batches, np.log(values)) for values in MODELLED.values()]
-    return math.exp(np.interp(math.log(hidden), sizes, at_rows))
+    return {"floor_s": max(scan, moved), "scan_s": scan, "memory_s": moved}
 
 
 # ------------------------------------------------------------------------------------- the rates

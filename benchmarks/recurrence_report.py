@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from .report import (
 from .timing import Timing
 
 PASSES = {"forward": "forward", "forward_backward": "forward + backward"}
-GEMM, CACHE = "gemm", "cache"
+GEMM, CACHE, FLOOR = "gemm", "cache", "floor"
 STEADY = 0.75  # share of the matrix product's best rate; a run with less has a note
 # Color and shape both differ, so that neither gray printing nor color blindness confuses them.
 MARKS = {
@@ -38,6 +37,7 @@ MARKS = {
     "compile": ("#56B4E9", "X"),
     "half": ("#44AA99", "h"),
     "flash": ("#882255", "*"),
+    FLOOR: (GREY, "<"),
 }
 
 
@@ -236,7 +236,7 @@ def cpu_notes(document: Document) -> list[str]:
 def gpu_notes(document: Document) -> list[str]:
     rates, sets = document["rates"], document["settings"]["input_sets"]
     products = ", ".join(f"{1e-12 * rate:.3g} in {name}" for name, rate in rates["flops_per_s"].items())
-    latencies = f"no latencies ({rates['why_no_latencies']}), but a model of them, good to a factor of two"
+    latencies = f"no latencies ({rates['why_no_latencies']}), so the floor has none"
     if found := rates["latencies"]:
         each = (f"{name.removesuffix('_s').replace('_', ' ')} {1e9 * s:.0f}" for name, s in found.items())
         latencies = f"latencies, ns: {', '.join(each)}"
@@ -279,105 +279,63 @@ def networks_notes(document: Document) -> list[str]:
 
 
 def picture(document: Document) -> Any:
-    return gpu_picture(document) if on_gpu(document) else cpu_picture(document)
-
-
-def style(contender: str) -> dict[str, str]:
-    return dict(zip(("color", "marker"), MARKS.get(contender, (GREY, "x")), strict=True))
-
-
-def cpu_picture(document: Document) -> Any:
-    """Each contender's time relative to ours, one panel per pass."""
-    cells, env = document["cells"], document["environment"]
+    """Each contender's time relative to ours: one panel per pass, one line per cell. On a GPU the floor, too."""
+    cells, env = ordered(document), document["environment"]
+    where = f"{env['cpu']}, {env['threads']} threads, {document['settings']['dtype']}"
+    names = [[str(cell[size]) for size in Cell._fields] for cell in cells]
+    head = list(Cell._fields)
+    if on_gpu(document):
+        where = f"{env.get('card', {}).get('name', 'no GPU')}, torch {env['torch']}"
+        names = [[*sizes, kind_of(cell)] for sizes, cell in zip(names, cells, strict=True)]
+        head.append("dtype")
     drawn = figure(9, 1.5 + 0.34 * len(cells))
     panels = drawn.subplots(1, 2, sharey=True)
     for panel, (name, title) in zip(panels, PASSES.items(), strict=True):
-        _draw_pass(panel, [cell[name] for cell in cells], title)
-    sizes = [[str(cell[size]) for size in Cell._fields] for cell in cells]
-    names = draw(Table("", [list(Cell._fields), *sizes]))
-    panels[0].set_yticks(range(-1, len(cells)), names, family="monospace", fontsize=9)
+        _draw_pass(panel, cells, name, title)
+    panels[0].set_yticks(
+        range(-1, len(cells)), draw(Table("", [head, *names])), family="monospace", fontsize=9
+    )
     panels[0].set_ylim(len(cells) - 0.5, -1.5)
     handles, labels = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    where = f"{env['cpu']}, {env['threads']} threads, {document['settings']['dtype']}"
+    drawn.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)
     drawn.supxlabel(f"time relative to rnnkernels (further right is slower); {where}", fontsize=9, color=GREY)
     return drawn
 
 
-def _draw_pass(panel: Any, cells: Sequence[Document], title: str) -> None:
-    ours = [cell["times"][OURS]["median_s"] for cell in cells]
-    ratios = {
-        who: [cell["times"][who]["median_s"] / own for cell, own in zip(cells, ours, strict=True)]
-        for who in cells[0]["times"]
-    }
-    every = [ratio for values in ratios.values() for ratio in values]
-    low, high = min(0.8, min(every) / 1.25), max(1.25, max(every) * 1.25)
+def _draw_pass(panel: Any, cells: Sequence[Document], name: str, title: str) -> None:
+    ours: dict[int, float] = {}
+    points: dict[str, list[tuple[float, int]]] = {}  # by contender: the ratio and the row
+    for row, cell in enumerate(cells):
+        times = {who: timing["median_s"] for who, timing in cell[name]["times"].items()}
+        if OURS in times:
+            ours[row] = times[OURS]
+            times |= {FLOOR: cell[name]["floor"]["floor_s"] * cell["T"]} if "floor" in cell[name] else {}
+            for who, seconds in times.items():
+                points.setdefault(who, []).append((seconds / times[OURS], row))
+    ratios = [ratio for found in points.values() for ratio, _ in found] or [1.0]
+    low, high = min(0.8, min(ratios) / 1.25), max(1.25, max(ratios) * 1.25)
     right = high * (high / low) ** 0.2  # leaves room for our own times
     panel.set_xscale("log")
     panel.set_xlim(low, right)
     for row in range(0, len(cells), 2):
         panel.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", zorder=0)
     panel.axvline(1.0, color="black", linewidth=1, zorder=1)
-    for place, (who, values) in enumerate(ratios.items()):
+    for place, (who, found) in enumerate(points.items()):
+        color, marker = MARKS.get(who, (GREY, "x"))
         # Each peer has a line of its own within the row, so that equal times do not hide each other.
-        shift = 0.0 if who == OURS else 0.17 * (place - len(ratios) / 2)
-        lines = [row + shift for row in range(len(values))]
-        panel.scatter(values, lines, label=label(who), zorder=3, s=90 if who == OURS else 26, **style(who))
+        shift = 0.0 if who == OURS else 0.17 * (place - len(points) / 2)
+        x, y = zip(*((ratio, row + shift) for ratio, row in found), strict=True)
+        style = {"s": 90 if who == OURS else 26, "color": color, "marker": marker}
+        panel.scatter(
+            x, y, label=who if who == FLOOR else label(who), zorder=3, s=size, color=color, marker=marker
+        )
     panel.set_title(title, fontsize=11)
-    ticks = [
-        tick for power in range(-3, 5) for digit in (1, 2, 5) if low <= (tick := digit * 10.0**power) <= high
-    ]
+    ticks = [t for power in range(-3, 5) for digit in (1, 2, 5) if low <= (t := digit * 10.0**power) <= high]
     panel.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=9)
     panel.minorticks_off()
     panel.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
     panel.tick_params(length=0)
     for side in ("top", "right", "left"):
         panel.spines[side].set_visible(False)
-    for row, words in enumerate([f"{OURS}, ms", *(digits(1e3 * seconds) for seconds in ours)], -1):
+    for row, words in {-1: f"{OURS}, ms", **{row: digits(1e3 * s) for row, s in ours.items()}}.items():
         panel.text(right, row, f"{words} ", ha="right", va="center", fontsize=8.5, color=GREY)
-
-
-def gpu_picture(document: Document) -> Any:
-    """Microseconds per step over H: one row of panels per pass and dtype, one column per batch size."""
-    cells = [c for c in ordered(document) if not c["packed"] and c["precision"] != "tf32"]
-    if cells:
-        steps = max({c["T"] for c in cells}, key=lambda t: sum(c["T"] == t for c in cells))
-        cells = [c for c in cells if c["T"] == steps]
-    batches = sorted({c["B"] for c in cells}) or [0]
-    kinds = [(name, dtype) for name in PASSES for dtype in sorted({c["precision"] for c in cells}) or [NONE]]
-    drawn = figure(max(5.0, 2.4 * len(batches) + 1), 2.2 * len(kinds) + 1, dpi=150)
-    panels = drawn.subplots(len(kinds), len(batches), sharex=True, sharey="row", squeeze=False)
-    for row, (name, dtype) in zip(panels, kinds, strict=True):
-        for panel, batch in zip(row, batches, strict=True):
-            _draw_steps(panel, [c for c in cells if c["B"] == batch and c["precision"] == dtype], name)
-            panel.set_title(f"B {batch}", fontsize=9)
-        row[0].set_ylabel(f"{PASSES[name]}\n{dtype}, us per step", fontsize=8)
-    labels: dict[str, Any] = {}
-    for panel in panels.flat:
-        labels |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    drawn.legend(labels.values(), labels, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
-    env = document["environment"]
-    name = env.get("card", {}).get("name", "no GPU")
-    drawn.supxlabel(f"H ({name}, torch {env['torch']})", fontsize=8, color=GREY)
-    return drawn
-
-
-def _draw_steps(panel: Any, cells: Sequence[Document], name: str) -> None:
-    for who in dict.fromkeys(who for cell in cells for who in cell[name]["times"]):
-        having = [c for c in cells if who in c[name]["times"]]
-        steps = [1e6 * c[name]["times"][who]["median_s"] / c["T"] for c in having]
-        panel.plot(
-            [c["H"] for c in having], steps, label=label(who), markersize=4, linewidth=1.0, **style(who)
-        )
-    if cells:
-        floors = [1e6 * c[name]["floor"]["floor_s"] for c in cells]
-        panel.plot([c["H"] for c in cells], floors, "--", color=GREY, linewidth=1, label="floor")
-        panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
-        ticker: Any = importlib.import_module("matplotlib.ticker")
-        panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        panel.minorticks_off()
-        for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_formatter("{x:g}")
-    panel.grid(color="#dddddd", linewidth=0.5)
-    panel.tick_params(labelsize=7)

@@ -153,14 +153,6 @@ def test_costs_learn_from_earlier_measurements() -> None:
 # ----------------------------------------------------------------------------------------- floor
 
 
-def test_the_model_is_exact_at_its_entries_and_between_them_elsewhere() -> None:
-    for hidden, row in floor.MODELLED.items():
-        for batch, us in zip(floor.MODELLED_BATCHES, row, strict=True):
-            assert floor.modelled_us(batch, hidden) == pytest.approx(us)
-    assert 1.2 < floor.modelled_us(256, 1448) < 4.1
-    assert floor.modelled_us(1, 64) == 0.19 and floor.modelled_us(4096, 4096) == pytest.approx(4.1)
-
-
 def test_the_floor_follows_from_rates_and_latencies() -> None:
     # H 128 fits into one multiprocessor: a barrier, a read, a product, and the multiply-adds of its one row.
     share = 2 * 128**2 / (8e14 / 128)
@@ -175,12 +167,10 @@ def test_the_floor_follows_from_rates_and_latencies() -> None:
     assert both["scan_s"] == pytest.approx(2 * alone["scan_s"] + 2 * 256 * 1024**2 / 8e14)
     assert alone["memory_s"] == pytest.approx(2 * 2 * 256 * 1024 / 3e12)
     assert alone["floor_s"] == max(alone["scan_s"], alone["memory_s"])
-    assert alone["modelled_bfloat16_s"] == pytest.approx(1.2e-6) and "modelled_bfloat16_s" not in both
 
 
-def test_without_latencies_the_model_replaces_them() -> None:
+def test_without_latencies_the_floor_is_the_arithmetic() -> None:
     rates = dataclasses.replace(RATES, latencies=None, why_no_latencies="there is no nvcc")
-    assert floor.scan_seconds(rates, "bfloat16", 1, 128) == pytest.approx(0.19e-6)
     assert floor.scan_seconds(rates, "float32", 4096, 2048) == pytest.approx(2 * 4096 * 2048**2 / (4e14 / 3))
 
 
