@@ -92,7 +92,7 @@ def check(rule: str, shapes: Sequence[tuple[int, ...]], device: str = "cpu") -> 
         moved[name] = torch.cat([(p.detach() - b).flatten() for p, b in zip(params, begin, strict=True)])
     expected = moved["plain"]
     for name, value in moved.items():
-        # If a step is much smaller than the parameter, the parameter's rounding is large beside it.
+        # The parameters' rounding limits the error of small steps.
         error = float((value - expected).abs().max())
         if not error <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise WrongAnswerError(f"{rule}: {name} differs from torch's plain form by {error:.2g}")

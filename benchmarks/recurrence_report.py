@@ -279,7 +279,7 @@ def networks_notes(document: Document) -> list[str]:
 
 
 def picture(document: Document) -> Any:
-    """Each contender's time relative to ours: one panel per pass, one line per cell. On a GPU the floor, too."""
+    """Each contender's time relative to ours: one panel per pass, one line per cell; and a GPU's floor."""
     cells, env = ordered(document), document["environment"]
     where = f"{env['cpu']}, {env['threads']} threads, {document['settings']['dtype']}"
     names = [[str(cell[size]) for size in Cell._fields] for cell in cells]
@@ -326,9 +326,7 @@ def _draw_pass(panel: Any, cells: Sequence[Document], name: str, title: str) -> 
         shift = 0.0 if who == OURS else 0.17 * (place - len(points) / 2)
         x, y = zip(*((ratio, row + shift) for ratio, row in found), strict=True)
         style = {"s": 90 if who == OURS else 26, "color": color, "marker": marker}
-        panel.scatter(
-            x, y, label=who if who == FLOOR else label(who), zorder=3, s=size, color=color, marker=marker
-        )
+        panel.scatter(x, y, label=who if who == FLOOR else label(who), zorder=3, **style)
     panel.set_title(title, fontsize=11)
     ticks = [t for power in range(-3, 5) for digit in (1, 2, 5) if low <= (t := digit * 10.0**power) <= high]
     panel.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=9)
