@@ -328,7 +328,8 @@ def _draw_pass(panel: Any, cells: Sequence[Document], name: str, title: str) -> 
         style = {"s": 90 if who == OURS else 26, "color": color, "marker": marker}
         panel.scatter(x, y, label=who if who == FLOOR else label(who), zorder=3, **style)
     panel.set_title(title, fontsize=11)
-    ticks = [t for power in range(-3, 5) for digit in (1, 2, 5) if low <= (t := digit * 10.0**power) <= high]
+    steps = (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = [t for power in range(-4, 5) for digit in steps if low <= (t := digit * 10.0**power) <= high]
     panel.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=9)
     panel.minorticks_off()
     panel.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
