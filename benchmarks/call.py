@@ -1,7 +1,7 @@
-"""`python -m benchmarks call`: where the microseconds of a tiny call go (T 1, B 1, H 32).
+"""`python -m benchmarks call`: the parts of a tiny call (T 1, B 1, I 16, H 32), in microseconds.
 
-Every row is a call that has one more layer around it than the row above, all timed interleaved (timing.py);
-the differences are what the layers cost. The last rows are for comparison.
+Each row is a call with one more layer around it than the row above, all timed interleaved (timing.py). The
+differences are the costs of the layers. The last rows are for comparison.
 """
 
 from __future__ import annotations
@@ -11,52 +11,40 @@ import argparse
 import torch
 from torch import Tensor, nn
 
-from . import options, report
-from .machine import OtherLoad, environment
-from .timing import Plan, Task, measure
+import rnnkernels
+from rnnkernels import _ops
 
+from . import report
+from .host import OtherLoad
+from .timing import Bench, Task, TimingPlan
+
+PLAN = TimingPlan(rounds=60, turn_calls=200)
 INPUTS, HIDDEN = 16, 32
 
 
 def tasks() -> dict[str, Task]:
-    import rnnkernels  # not before __main__ has settled which one
-    from rnnkernels import _ops
-
     layer, plain = rnnkernels.LeakyRNN(INPUTS, HIDDEN, decay=0.5), nn.RNN(INPUTS, HIDDEN, nonlinearity="relu")
     x, grad = torch.randn(1, 1, INPUTS), torch.ones(1, 1, HIDDEN)
-    leaves = [p.detach() for p in layer.parameters()]
-    bias, decay = leaves[2] + leaves[3], torch.tensor(0.5)
-    call = (x, None, leaves[0], leaves[1], bias, None, decay, None, "relu", "rate", False)
-    output, _, saved = _ops.projected_recurrence(*call, True)
+    w_ih, w_hh, b_ih, b_hh = (p.detach() for p in layer.parameters())
+    bias, decay = b_ih + b_hh, torch.tensor(0.5)
+    kind = ("relu", "rate", False)
+    output, _, saved = _ops.projected_recurrence(x, None, w_ih, w_hh, bias, None, decay, None, *kind, True)
     wanted = [False, False, True, True, True, False, False]
-    back = (
-        grad,
-        None,
-        output,
-        saved,
-        x,
-        None,
-        leaves[0],
-        leaves[1],
-        decay,
-        None,
-        "relu",
-        "rate",
-        False,
-        wanted,
-    )
-    graph = [p.detach().requires_grad_() for p in (leaves[0], leaves[1], bias)]
+    graph = [p.detach().requires_grad_() for p in (w_ih, w_hh, bias)]
+
+    def forward() -> object:
+        return _ops.projected_recurrence(x, None, w_ih, w_hh, bias, None, decay, None, *kind, False)
+
+    def backward() -> object:
+        tensors = (grad, None, output, saved, x, None, w_ih, w_hh, decay, None)
+        return _ops.projected_recurrence_backward(*tensors, *kind, wanted)
 
     def recorded() -> Tensor:
-        result: Tensor = _ops.projected_recurrence(x, None, *graph, *call[5:], True)[0]
+        result: Tensor = _ops.projected_recurrence(x, None, *graph, None, decay, None, *kind, True)[0]
         return result
 
     def inference(module: nn.Module) -> Task:
-        def run() -> None:
-            with torch.no_grad():
-                module(x)
-
-        return run
+        return torch.no_grad()(lambda: module(x))
 
     def step(module: nn.Module) -> Task:
         def run() -> None:
@@ -68,33 +56,29 @@ def tasks() -> dict[str, Task]:
 
     return {
         "an allocation": lambda: torch.empty(1, 1, HIDDEN),
-        "operator, forward": lambda: _ops.projected_recurrence(*call, False),
-        "operator, backward": lambda: _ops.projected_recurrence_backward(*back),
+        "operator, forward": forward,
+        "operator, backward": backward,
         "operator, forward, recorded by autograd": recorded,
-        "the same, and its backward through autograd": lambda: torch.autograd.grad(recorded(), graph, grad),
-        "LeakyRNN, forward, nothing recorded": inference(layer),
+        "the same and its backward through autograd": lambda: torch.autograd.grad(recorded(), graph, grad),
+        "LeakyRNN, forward, not recorded": inference(layer),
         "LeakyRNN, forward, recorded": lambda: layer(x),
         "LeakyRNN, forward and backward": step(layer),
-        "nn.RNN, forward, nothing recorded": inference(plain),
+        "nn.RNN, forward, not recorded": inference(plain),
         "nn.RNN, forward and backward": step(plain),
     }
 
 
-def run(arguments: argparse.Namespace) -> int:
-    return options.run(arguments, measure_call, rows, Plan(rounds=60, turn_calls=200))
-
-
-def measure_call(quick: bool, plan: Plan) -> report.Document:
-    chosen = tasks()
+def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
+    found = tasks()
+    for task in found.values():
+        task()
     load = OtherLoad()
-    timings = measure(chosen, plan)
-    cells = [
-        {"what": what, "call": timing.figures(), "cores_of_others": load.cores()}
-        for what, timing in timings.items()
-    ]
-    return {"benchmark": "call", "environment": environment(torch.get_num_threads()), "cells": cells}
+    timings = bench.measure(found)
+    cores = load.cores()
+    cells = [{"what": what, "call": t.figures(), "cores_of_others": cores} for what, t in timings.items()]
+    return report.document("call", bench, cells)
 
 
-def rows(document: report.Document) -> list[list[str]]:
-    lines = [["T 1, B 1, I 16, H 32", "", "microseconds"]]
-    return lines + [[cell["what"], "", f"{1e6 * cell['call']['median_s']:.1f}"] for cell in document["cells"]]
+def tables(document: report.Document) -> list[report.Table]:
+    rows = [[cell["what"], f"{1e6 * cell['call']['median_s']:.1f}"] for cell in document["cells"]]
+    return [report.Table("T 1, B 1, I 16, H 32", [["", "microseconds"], *rows], 1)]

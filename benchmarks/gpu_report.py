@@ -1,10 +1,10 @@
-"""`python -m benchmarks gpu-report`: what a machine with an NVIDIA GPU says of this checkout, in one command.
+"""`python -m benchmarks gpu-report`: build, tests, sanitizers and benchmarks on an NVIDIA GPU, in one
+command.
 
-Builds for the card that is there, runs the GPU tests, the small ones again under compute-sanitizer, then the
-benchmarks. Everything is written to one folder; the short table is printed last. It needs no network and
-installs nothing: the extension is built in place, with the torch and the Python that run this. Status 0 means
-that all stages passed; what could not be run has not passed, but for the picture.
-"""
+Builds in place for the GPU that is there, runs the GPU tests, runs the small ones again under
+compute-sanitizer, then the benchmarks. Everything is written to one folder, and the summary is printed
+last. It needs no network and installs nothing. Status 0 means that all stages passed; a stage that could
+not run has not passed, unless it is optional."""
 
 from __future__ import annotations
 
@@ -13,28 +13,35 @@ import importlib.util
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from . import gpu_table, nade, optimizer, report
-from .card import arch_list, card_line, find_tool, no_card
-from .machine import environment
-from .stages import Command, Outcome, Stage, last_line, run_stages
+from . import ROOT, gpu, report
+from .check import UsageError
+from .gpu import find_tool, no_gpu
+from .host import environment
 
-ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 465.0  # the whole report, under eight minutes
-# The small ones of these are marked sanitize.
-GPU_TESTS = [
+Command = list[str]
+SECONDS = 465.0  # the whole report takes less than eight minutes
+GPU_TESTS = [  # the small ones are marked `sanitize`
     str(ROOT / "tests" / "cuda" / name)
     for name in ("test_cuda.py", "test_cuda_optimizer.py", "test_cuda_nade.py")
 ]
-START_UP = 20.0  # of a benchmark's time for imports, and for writing what it has
+BENCHMARKS = ("optimizer", "nade", "recurrence")
+START_UP = 20.0  # seconds of a benchmark for imports and for writing its results
 PYTHON = sys.executable
+MODULES = ("setuptools", "pybind11", "pytest", "hypothesis", "matplotlib")  # everything else is a program
+COUNTS = r"(?:\d+ [a-z]+(?:, )?)+(?= in [\d.]+)"  # in pytest's last line
+PASSES = r"\b[1-9]\d* passed"  # tests that were skipped have not passed
 CHECK_BUILD = (
     "from rnnkernels import build_config; c = build_config(); print('built for', *c['cuda_architectures']); "
     "raise SystemExit(None if c['cuda'] else 'the build has no CUDA kernels')"
@@ -44,200 +51,193 @@ CHECK_BUILD = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmark-results", metavar="DIR")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the whole report")
-    parser.add_argument("--only", metavar="STAGE,...", help="of those that a report prints, in its order")
+    parser.add_argument("--only", metavar="STAGE,...", help="run these stages only")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if why := no_card():
-        print(f"error: {why}", file=sys.stderr)
-        return 2
+    if why := no_gpu():
+        raise UsageError(why)
     found = environment(torch.get_num_threads(), "cuda", package=False)
     folder = arguments.output / folder_name(found["card"]["name"], datetime.now())
     folder.mkdir(parents=True, exist_ok=True)
     stages = chosen(all_stages(folder), arguments.only)
     variables = build_variables(tuple(found["card"]["capability"]))
-    print(f"{card_line(found['card'])}\n{folder}", flush=True)
-    outcomes = run_stages(
-        stages, folder, arguments.seconds, variables, show=lambda line: print(line, flush=True)
-    )
+    print(f"{gpu.line(found['card'])}\n{folder}", flush=True)
+    outcomes = run_stages(stages, folder, arguments.seconds, variables)
     return finish(folder, found, stages, outcomes)
 
 
-def folder_name(card: str, now: datetime) -> str:
-    return f"{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}-{now:%Y%m%d-%H%M%S}"
+def folder_name(name: str, now: datetime) -> str:
+    return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{now:%Y%m%d-%H%M%S}"
 
 
 def chosen(stages: Sequence[Stage], only: str | None) -> list[Stage]:
-    if only is None:
-        return list(stages)
-    names = only.split(",")
+    names = [stage.name for stage in stages] if only is None else only.split(",")
     if unknown := set(names) - {stage.name for stage in stages}:
-        raise SystemExit(
-            f"--only: no stage {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in stages)}"
-        )
+        known = ", ".join(stage.name for stage in stages)
+        raise SystemExit(f"--only: no stage {', '.join(sorted(unknown))}; there are {known}")
     return [stage for stage in stages if stage.name in names]
 
 
 def build_variables(capability: tuple[int, int]) -> dict[str, str]:
-    """The environment of all stages: the package of this checkout, built for this card alone."""
+    """The environment of all stages: the package of this checkout, built for this GPU alone."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return {
         **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "RNNKERNELS_CUDA": "1",
-        "TORCH_CUDA_ARCH_LIST": arch_list(capability),
+        "TORCH_CUDA_ARCH_LIST": gpu.arch_list(capability),
     }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- stages
 
 
-def all_stages(folder: Path) -> list[Stage]:
-    def fixed(*commands: Command) -> Any:
-        return lambda _seconds: commands
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    commands: Sequence[Command]  # `{seconds}` in an argument is replaced by the seconds that they may take
+    limit: float  # seconds, at most
+    least: float = 0.0  # seconds that earlier stages leave for it
+    needs: Sequence[str] = ()  # modules and programs
+    says: str = ""  # pattern of the messages in the log, without which the message is the log's last line
+    must: Sequence[str] = ()  # patterns without which it has failed, although its commands ended with 0
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the environment
+    optional: bool = False  # a report without it is complete
 
+    def message(self, log: str) -> str:
+        found = list(dict.fromkeys(re.findall(self.says, log, re.MULTILINE))) if self.says else []
+        lines = [line.strip() for line in log.splitlines() if line.strip()]
+        return "; ".join(found[-2:]) or (lines[-1] if lines else "it printed nothing")
+
+
+class Outcome(NamedTuple):
+    name: str
+    status: str
+    seconds: float
+    said: str
+
+
+def all_stages(folder: Path) -> list[Stage]:
     def benchmark(name: str, *options: str) -> Command:
         return [PYTHON, "-m", "benchmarks", name, "--device", "cuda", "--output", str(folder), *options]
 
-    run_json = folder / "recurrence.json"
-    draw = [PYTHON, "-m", "benchmarks", "show", str(run_json), "--picture", str(folder / "recurrence.png")]
-    build = [PYTHON, str(ROOT / "setup.py"), "build_ext", "--inplace"]
-    return [
-        Stage(
-            "machine", fixed(["nvidia-smi"]), 30, 5, missing=no_nvidia_smi, said=driver_line, optional=True
-        ),
-        Stage("build", fixed(build, [PYTHON, "-c", CHECK_BUILD]), 200, 60, missing=no_build_tools),
-        Stage(
-            "tests", fixed(pytest_command()), 120, 30, missing=no_pytest, said=test_counts, wrong=no_test_ran
-        ),
-        sanitized("memcheck", {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
-        sanitized("racecheck", {}),
-        Stage("optimizer", fixed(benchmark("optimizer")), 45, 25, said=rates_line),
-        Stage("nade", fixed(benchmark("nade")), 60, 30, said=rates_line),
-        Stage(
-            "recurrence",
-            lambda seconds: [benchmark("recurrence", f"--budget={max(10.0, seconds - START_UP):.0f}")],
-            400,
-            60,
-            said=points_line,
-        ),
-        Stage("picture", fixed(draw), 20, 10, missing=lambda: no_picture(run_json), optional=True),
-    ]
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    build = [[PYTHON, str(ROOT / "setup.py"), "build_ext", "--inplace"], [PYTHON, "-c", CHECK_BUILD]]
+    tools = ("setuptools", "pybind11", "cmake", "ninja", "nvcc", compiler)
+    tests = [PYTHON, "-m", "pytest", *GPU_TESTS, "-p", "no:cacheprovider"]
+    draw = ["show", str(folder / "recurrence.json"), "--picture", str(folder / "recurrence.png")]
 
-
-def pytest_command(*options: str) -> Command:
-    return [PYTHON, "-m", "pytest", *GPU_TESTS, "-p", "no:cacheprovider", *options]
-
-
-def sanitized(tool: str, variables: dict[str, str]) -> Stage:
-    """The tests of small shapes again, with only this package's kernels watched: torch's take minutes.
-
-    memcheck has torch take each tensor's memory by itself, so that the end of a tensor is an end.
-    """
-
-    def commands(_seconds: float) -> list[Command]:
-        program = find_tool("compute-sanitizer") or "compute-sanitizer"
+    def sanitized(tool: str, **variables: str) -> Stage:
+        """The tests of small shapes under compute-sanitizer, which watches this package's kernels only."""
         options = ["--tool", tool, "--error-exitcode", "99", "--kernel-name", "kernel_substring=rnnkernels"]
-        return [[program, *options, *pytest_command("-m", "sanitize")]]
+        command = [find_tool("compute-sanitizer") or "", *options, *tests, "-m", "sanitize"]
+        needs, says = ("pytest", "hypothesis", "compute-sanitizer"), f"{COUNTS}|SUMMARY: .+"
+        return Stage(tool, [command], 75, 20, needs, says, (PASSES, "SUMMARY:"), variables)
 
-    def missing() -> str | None:
-        if find_tool("compute-sanitizer") is None:
-            return "compute-sanitizer is neither on PATH nor in the CUDA toolkit"
-        return no_pytest()
-
-    return Stage(
-        tool,
-        commands,
-        75,
-        20,
-        missing=missing,
-        said=sanitizer_counts,
-        wrong=nothing_watched,
-        variables=variables,
-    )
-
-
-def lacking(modules: Sequence[str], programs: Sequence[str]) -> str | None:
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    missing += [name for name in programs if find_tool(name) is None]
-    return f"this machine lacks {', '.join(missing)}" if missing else None
+    return [
+        Stage("host", [["nvidia-smi"]], 30, 5, ("nvidia-smi",), r"Driver Version: \S+", optional=True),
+        Stage("build", build, 200, 60, tools),
+        Stage("tests", [tests], 120, 30, ("pytest", "hypothesis"), COUNTS, (PASSES,)),
+        # Without torch's memory cache each tensor is one allocation, whose end memcheck knows.
+        sanitized("memcheck", PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
+        sanitized("racecheck"),
+        Stage("optimizer", [benchmark("optimizer")], 45, 25, says=r"^.+ in the geometric mean.*$"),
+        Stage("nade", [benchmark("nade")], 60, 30, says=r"^.+ in the geometric mean.*$"),
+        Stage(
+            "recurrence", [benchmark("recurrence", "--budget={seconds}")], 400, 60,
+            says=r"^\[\d+/\d+\]|^error: .+",
+        ),
+        Stage("picture", [[PYTHON, "-m", "benchmarks", *draw]], 20, 10, ("matplotlib",), optional=True),
+    ]  # fmt: skip
 
 
-def no_nvidia_smi() -> str | None:
-    return lacking([], ["nvidia-smi"])
+def lacking(needs: Sequence[str]) -> str | None:
+    found = {name: importlib.util.find_spec(name) if name in MODULES else find_tool(name) for name in needs}
+    missing = [name for name, where in found.items() if where is None]
+    return f"this host lacks {', '.join(missing)}" if missing else None
 
 
-def no_build_tools() -> str | None:
-    return lacking(
-        ["setuptools", "pybind11"], ["cmake", "ninja", "nvcc", os.environ.get("CXX", "c++").split()[0]]
-    )
+def run_command(command: Command, log: Path, limit: float, variables: Mapping[str, str]) -> int | None:
+    """Append the output to the log. After the limit, kill the command and its children, and return None."""
+    with log.open("a") as out:
+        out.write(f"$ {' '.join(command)}\n")
+        out.flush()
+        try:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=variables, start_new_session=True
+            )
+        except OSError as error:
+            out.write(f"{error}\n")
+            return 127
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return None
 
 
-def no_pytest() -> str | None:
-    return lacking(["pytest", "hypothesis"], [])
+def run_stages(
+    stages: Sequence[Stage],
+    folder: Path,
+    seconds: float,
+    variables: Mapping[str, str],
+    run: Callable[[Command, Path, float, Mapping[str, str]], int | None] = run_command,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Outcome]:
+    """Run the stages in order, each in the time that is left once the later ones have their least."""
+    start, outcomes = clock(), []
+    for number, stage in enumerate(stages, 1):
+        began = clock()
+        left = seconds - (began - start) - sum(later.least for later in stages[number:])
+        limit = min(stage.limit, max(stage.least, left))
+        head = f"[{number}/{len(stages)}] {began - start:4.0f} s  {stage.name}, at most {limit:.0f} s"
+        print(head, flush=True)
+        log = folder / f"{number:02}-{stage.name}.log"
+        status, said = run_stage(stage, log, limit, {**variables, **stage.variables}, run, clock)
+        print(f"      {status}: {said}", flush=True)
+        outcomes.append(Outcome(stage.name, status, clock() - began, said))
+    return outcomes
 
 
-def no_picture(run_json: Path) -> str | None:
-    if not run_json.exists():
-        return "there is no recurrence.json to draw"
-    return None if report.can_draw() else "matplotlib is not installed"
-
-
-# ------------------------------------------------------------------- what the logs of stages say
-
-
-def test_counts(log: str) -> str:
-    """pytest's last line, without its time and its rules."""
-    found = re.findall(r"^=*\s*((?:\d+ [a-z]+(?:, )?)+) in [\d.]+", log, re.MULTILINE)
-    return found[-1] if found else last_line(log)
-
-
-def no_test_ran(log: str) -> str | None:
-    """Skipped tests are no passed ones."""
-    return None if re.search(r"\b[1-9]\d* passed", test_counts(log)) else f"no test ran: {test_counts(log)}"
-
-
-def sanitizer_counts(log: str) -> str:
-    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.+)", log)
-    return f"{test_counts(log)}; {found[-1] if found else 'no summary of compute-sanitizer'}"
-
-
-def nothing_watched(log: str) -> str | None:
-    if "SUMMARY:" not in log:
-        return "compute-sanitizer printed no summary"
-    return no_test_ran(log)
-
-
-def driver_line(log: str) -> str:
-    found = re.search(r"Driver Version: \S+", log)
-    return found[0] if found else last_line(log)
-
-
-def points_line(log: str) -> str:
-    """How far it came, or what was wrong with rnnkernels."""
-    if errors := re.findall(r"^error: (.+)", log, re.MULTILINE):
-        return f"{errors[0]} (and {len(errors) - 1} more)" if len(errors) > 1 else str(errors[0])
-    points = re.findall(r"^\[(\d+)/(\d+)\]", log, re.MULTILINE)
-    return f"{points[-1][0]} of {points[-1][1]} points" if points else last_line(log)
-
-
-def rates_line(log: str) -> str:
-    found = re.findall(r"^\w+: .+ in the geometric mean.*$", log, re.MULTILINE)
-    return found[-1] if found else last_line(log)
+def run_stage(
+    stage: Stage, log: Path, limit: float, variables: Mapping[str, str], run: Any, clock: Callable[[], float]
+) -> tuple[str, str]:
+    """The status and the message of a stage."""
+    start, text = clock(), lacking(stage.needs) or ""
+    log.write_text(text)
+    if text:
+        return "missing", text
+    budget = f"{max(10.0, limit - START_UP):.0f}"
+    for command in stage.commands:
+        left = limit - (clock() - start)
+        command = [argument.replace("{seconds}", budget) for argument in command]
+        code = run(command, log, left, variables) if left > 0 else None
+        text = log.read_text(errors="replace")
+        if code is None:
+            return "timed out", f"no end after {limit:.0f} s; {stage.message(text)}"
+        if code != 0:
+            return "failed", f"status {code}: {stage.message(text)}"
+    if absent := [pattern for pattern in stage.must if not re.search(pattern, text)]:
+        return "failed", f"the log lacks {absent[0]!r}: {stage.message(text)}"
+    return "passed", stage.message(text)
 
 
 # --------------------------------------------------------------------------------------- summary
 
 
 def finish(folder: Path, found: dict[str, Any], stages: Sequence[Stage], outcomes: Sequence[Outcome]) -> int:
-    """The JSON, the full log, the summary; and the report's status."""
-    optional = {stage.name: stage.optional for stage in stages}
-    bad = [outcome.name for outcome in outcomes if not outcome.good(optional[outcome.name])]
-    runs = {name: load(folder / f"{name}.json") for name in ("recurrence", "optimizer", "nade")}
-    for document in runs.values():
-        found |= {"rnnkernels": document["environment"]["rnnkernels"]} if document else {}
-    stage_rows = [outcome._asdict() for outcome in outcomes]
-    report.save_json(
-        {"environment": found, "stages": stage_rows, "failed": bad, **runs}, folder / "report.json"
-    )
+    """Write the JSON file, the full log and the summary; return the status of the report."""
+    optional = {stage.name for stage in stages if stage.optional}
+    bad = [
+        o.name
+        for o in outcomes
+        if o.status != "passed" and not (o.status == "missing" and o.name in optional)
+    ]
+    runs = {name: load(folder / f"{name}.json") for name in BENCHMARKS}
+    for document in filter(None, runs.values()):
+        found |= {"rnnkernels": document["environment"]["rnnkernels"]}
+    rows = [outcome._asdict() for outcome in outcomes]
+    report.save_json({"environment": found, "stages": rows, "failed": bad, **runs}, folder / "report.json")
     with (folder / "log.txt").open("w") as whole:
         for log in sorted(folder.glob("*.log")):
             whole.write(f"==== {log.stem} ====\n{log.read_text(errors='replace')}\n")
@@ -247,7 +247,7 @@ def finish(folder: Path, found: dict[str, Any], stages: Sequence[Stage], outcome
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A benchmark that was cut short may have left half a file, or none."""
+    """A benchmark that was stopped may have left no file or a part of one."""
     try:
         document: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -262,24 +262,17 @@ def summary(
     runs: dict[str, dict[str, Any] | None],
     markdown: bool = False,
 ) -> str:
-    """The short table: benchmarks, then stages, then the verdict."""
-    draw = report.markdown_rows if markdown else report.plain
-    head = [
-        card_line(found["card"]),
-        f"torch {found['torch']}, commit {found['git_commit']}, {found['date']}",
-    ]
-    lines = [*head, ""] if not markdown else ["  \n".join(head), ""]
-    if document := runs["recurrence"]:
-        where = f"recurrence, {len(document['cells'])} points"
-        left_out = len(document["points_left_out"])
-        lines += [f"{where}, {left_out} left out" if left_out else where, ""]
-        lines += [*draw(gpu_table.summary_rows(document), 2), "", *gpu_table.networks_lines(document), ""]
-    if document := runs["optimizer"]:
-        lines += [*draw(optimizer.rows(document), 2), ""]
-    if document := runs["nade"]:
-        lines += [*draw(nade.rows(document), 2), ""]
-    rows = [["stage", "", "seconds", "said"]]
+    """The summaries of the benchmarks, then the stages, then the verdict."""
+    where = f"torch {found['torch']}, commit {found['git_commit']}, {found['date']}"
+    lines = [gpu.line(found["card"]), "", where, ""]
+    for name, document in runs.items():
+        if document:
+            module = report.module_of(document)
+            left_out = len(document.get("points_left_out", ()))
+            lines += [f"{name}, {len(document['cells'])} points, {left_out} left out", ""]
+            lines += [*report.draw(module.tables(document)[-1], markdown), ""]
+            lines += getattr(module, "networks_notes", lambda document: [])(document)
+    rows = [["stage", "", "seconds", "message"]]
     rows += [[name, status, f"{seconds:.0f}", said[:100]] for name, status, seconds, said in outcomes]
-    lines += draw(rows, 2) if markdown else [line.rstrip() for line in report.plain(rows, 4)]
     verdict = f"not passed: {', '.join(bad)}" if bad else "all stages passed"
-    return "\n".join([*lines, "", verdict])
+    return "\n".join([*lines, "", *report.draw(report.Table("", rows, 4), markdown), "", verdict])

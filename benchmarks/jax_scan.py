@@ -1,4 +1,4 @@
-"""The recurrence under `jax.lax.scan`, on the CPU or on the GPU that the problem's tensors are on."""
+"""The recurrence under `jax.lax.scan`, on the device of the problem's tensors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from .gpu import tf32_is_allowed
 from .problem import Problem, Results
 
 
 class JaxScan:
-    """The same loop under jax.lax.scan, compiled. (Unrolling the scan made it no faster.)"""
+    """The leaky loop under jax.lax.scan, compiled. Unrolling the scan makes it no faster."""
 
     def __init__(self, problem: Problem) -> None:
         self._jax = jax = import_jax()
@@ -23,9 +24,9 @@ class JaxScan:
         if problem.x.dtype == torch.float64:
             jax.config.update("jax_enable_x64", True)
         if problem.x.is_cuda:
-            # As torch does it: float32 is exact unless it was allowed to be TF32.
-            exact = not torch.backends.cuda.matmul.allow_tf32
-            jax.config.update("jax_default_matmul_precision", "highest" if exact else "tensorfloat32")
+            # As in torch, float32 is exact unless TF32 was allowed.
+            tf32 = tf32_is_allowed(torch.backends.cuda.matmul)
+            jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else "highest")
 
         def layer(weights: dict[str, Any], x: Any) -> Any:
             pre = x @ weights["weight_ih_l0"].T + (weights["bias_ih_l0"] + weights["bias_hh_l0"])
@@ -46,7 +47,7 @@ class JaxScan:
         def to_jax(x: Tensor) -> Any:
             if x.is_cuda:
                 return jax.dlpack.from_dlpack(x.contiguous())
-            if x.dtype == torch.bfloat16:  # which NumPy does not have
+            if x.dtype == torch.bfloat16:  # NumPy has no bfloat16
                 return jnp.asarray(x.float().numpy(), dtype=jnp.bfloat16)
             return jnp.asarray(x.numpy())
 
@@ -62,17 +63,14 @@ class JaxScan:
 
     def results(self) -> Results:
         output, gradients = self.forward_backward()
-        return Results(
-            from_dlpack(output),
-            {name: from_dlpack(gradient) for name, gradient in gradients.items()},
-        )
+        return Results(from_dlpack(output), {name: from_dlpack(grad) for name, grad in gradients.items()})
 
 
 def prepare_jax(device: str, threads: int) -> None:
-    """JAX takes its device, its memory and its number of CPU threads from the environment, when it starts."""
+    """Set the environment from which JAX reads its device, memory and CPU threads when it starts."""
     os.environ.setdefault("JAX_PLATFORMS", device)
     if device == "cuda":
-        # It would take three quarters of the card's memory, and leave the others the rest.
+        # Otherwise JAX reserves three quarters of the GPU's memory.
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     os.environ["NPROC"] = str(threads)
     if threads == 1:
@@ -85,7 +83,7 @@ def import_jax() -> Any:
 
 
 def no_jax() -> str | None:
-    """Why it cannot be measured here."""
+    """Why JAX cannot be measured here."""
     try:
         import_jax().devices()
     except ImportError:

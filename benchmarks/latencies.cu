@@ -1,12 +1,12 @@
-// What a step of a recurrence waits for, in seconds, as one JSON object on stdout:
+// Measures the latencies that a step of a recurrence consists of, in seconds, and prints one JSON object:
 //
-//   barrier_s        a block of 512 threads meets
-//   shared_read_s    a number comes out of a block's shared memory
-//   product_s        a product of a warp (m16n8k16 of bfloat16) that needs the one before
-//   cluster_read_s   a number comes out of a peer's shared memory (clusters, sm_90 on)
-//   flag_s           a block's number reaches another block through the L2 cache
+//   barrier_s        a barrier of a block of 512 threads
+//   shared_read_s    a read from the block's shared memory
+//   product_s        a product of a warp (m16n8k16 of bfloat16) that depends on the previous one
+//   cluster_read_s   a read from the shared memory of another block of the cluster (sm_90 and later)
+//   flag_s           a flag of one block becomes visible to another block through L2
 //
-// Each is a chain of n dependent ones. The chain of 2 n minus that of n leaves out the launch.
+// Each is measured as a chain of n dependent operations. The difference to a chain of 2 n has no launch.
 //   nvcc -O3 -std=c++20 -arch=sm_90a -I csrc benchmarks/latencies.cu -o latencies
 #include <cuda_runtime.h>
 
@@ -22,7 +22,7 @@ namespace {
 
 constexpr int kChain = 20000;
 constexpr int kRuns = 5;
-constexpr int kApart = 64;  // numbers between the flags, so that each has a cache line
+constexpr int kApart = 64;  // distance of the flags, so that each has a cache line of its own
 
 void check(cudaError_t status) {
   if (status == cudaSuccess) return;
@@ -34,8 +34,8 @@ __global__ void barriers(int n, unsigned* /*out*/) {
   for (int i = 0; i < n; ++i) sync_block();
 }
 
-// A walk through a ring of 32 numbers, each of which says where the next one lies.
-__device__ unsigned walk(int n, const Shared<unsigned>& ring) {
+// Follows a ring of 32 indices, each of which is the position of the next one.
+__device__ unsigned follow(int n, const Shared<unsigned>& ring) {
   unsigned at = threadIdx.x;
   for (int i = 0; i < n; ++i) at = ring[at];
   return at;
@@ -45,15 +45,15 @@ __global__ void shared_reads(int n, unsigned* out) {
   const auto ring = shared_memory<unsigned>(0, 32);
   ring.set(threadIdx.x, (threadIdx.x * 5 + 1) % 32);
   sync_block();
-  out[threadIdx.x] = walk(n, ring);
+  out[threadIdx.x] = follow(n, ring);
 }
 
 __global__ void cluster_reads(int n, unsigned* out) {
   const auto ring = shared_memory<unsigned>(0, 32);
   ring.set(threadIdx.x, (threadIdx.x * 5 + 1) % 32);
   sync_cluster();
-  out[threadIdx.x] = walk(n, ring.of_peer(place().cluster_rank ^ 1));
-  sync_cluster();  // nobody leaves while a peer reads
+  out[threadIdx.x] = follow(n, ring.of_peer(place().cluster_rank ^ 1));
+  sync_cluster();  // no block ends while another one reads its memory
 }
 
 __global__ void products(int n, unsigned* out) {
@@ -64,7 +64,7 @@ __global__ void products(int n, unsigned* out) {
   out[threadIdx.x] = __float_as_uint(sums.x[0] + sums.x[1] + sums.x[2] + sums.x[3]);
 }
 
-// Two blocks of one thread. Waiting ends some time, whatever happens.
+// Two blocks of one thread each. The number of tries is limited, so that the kernel ends in any case.
 __global__ void flags(int n, unsigned* flag) {
   unsigned* mine = flag + kApart * blockIdx.x;
   unsigned* theirs = flag + kApart * (1 - blockIdx.x);
@@ -108,7 +108,7 @@ float milliseconds(const Launch& launch, int n, unsigned* memory) {
 }
 
 double seconds_each(const Launch& launch, unsigned* memory) {
-  milliseconds(launch, kChain, memory);  // the clocks rise
+  milliseconds(launch, kChain, memory);  // warms up, so that the clock rate rises
   double each[kRuns];
   for (double& x : each) {
     const float once = milliseconds(launch, kChain, memory), twice = milliseconds(launch, 2 * kChain, memory);

@@ -1,16 +1,15 @@
 """`python -m benchmarks layer`: what packing, vmap over weights, faded units and torch.compile save or cost.
 
-Each row is a pair: a training step (forward and backward, float32) in the way that is asked about, and
-in the plain way. The two are timed interleaved (timing.py); the ratio is that of the medians.
+Each row compares a training step (forward and backward, float32) with a plain one. The two are timed
+interleaved (timing.py); the ratio is that of the medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +17,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from . import options, report
-from .loops import leaky_loop
-from .machine import OtherLoad, environment
-from .timing import Plan, Task, measure
+import rnnkernels
 
+from . import report
+from .loops import leaky_loop
+from .timing import Bench, Task, TimingPlan
+
+PLAN = TimingPlan(seconds=10.0)
 DECAY = 0.7
 
 
@@ -32,12 +33,12 @@ class Pair(NamedTuple):
     asked: Task
     plain: Task
 
+    def __str__(self) -> str:
+        return self.what
+
 
 def _layer(inputs: int, hidden: int, device: str = "cpu") -> nn.Module:
-    import rnnkernels  # not before __main__ has settled which one
-
-    layer: nn.Module = rnnkernels.LeakyRNN(inputs, hidden, decay=DECAY, device=device)
-    return layer
+    return rnnkernels.LeakyRNN(inputs, hidden, decay=DECAY, device=device)
 
 
 def _step(loss: Callable[[], Tensor], weights: Callable[[], Any]) -> Task:
@@ -50,7 +51,7 @@ def _step(loss: Callable[[], Tensor], weights: Callable[[], Any]) -> Task:
 
 
 def packed(batch: int, steps: int, inputs: int, hidden: int) -> Pair:
-    """Lengths uniform in 1..T, packed, against the whole padded batch."""
+    """Lengths uniform in 1..T, packed, compared with the padded batch."""
     layer, x = _layer(inputs, hidden), torch.randn(steps, batch, inputs)
     lengths = torch.randint(1, steps + 1, (batch,))
     sequences = pack_padded_sequence(x, lengths, enforce_sorted=False)
@@ -63,7 +64,7 @@ def packed(batch: int, steps: int, inputs: int, hidden: int) -> Pair:
 
 
 def _stacked(layers: list[nn.Module], x: Tensor) -> Task:
-    """All networks in one call: vmap over their stacked weights."""
+    """A step of all networks in one call: vmap over their stacked weights."""
     weights, buffers = stack_module_state(layers)
     base = copy.deepcopy(layers[0]).to("meta")
 
@@ -74,32 +75,26 @@ def _stacked(layers: list[nn.Module], x: Tensor) -> Task:
 
 
 def together(count: int, batch: int, steps: int, inputs: int, hidden: int) -> Pair:
-    """vmap over stacked weights, against a call for each network."""
+    """vmap over stacked weights, compared with one call per network."""
     layers = [_layer(inputs, hidden) for _ in range(count)]
     x = torch.randn(steps, batch, inputs)
     each = [_step(lambda layer=layer: layer(x)[0].sum(), layer.parameters) for layer in layers]
-    return Pair(
-        f"{count} networks, B {batch}, T {steps}, I {inputs}, H {hidden}",
-        "one call against one for each",
-        _stacked(layers, x),
-        lambda: [step() for step in each],
-    )
+    what = f"{count} networks, B {batch}, T {steps}, I {inputs}, H {hidden}"
+    return Pair(what, "one call or one per network", _stacked(layers, x), lambda: [step() for step in each])
 
 
-def side_by_side(count: int, batch: int, steps: int, inputs: int, hidden: int, device: str) -> Pair:
-    """vmap over stacked weights, against one of the networks: nearly equal where there is room to spare."""
+def side_by_side(sizes: Sequence[int], device: str) -> Pair:
+    """vmap over stacked weights, compared with one of the networks."""
+    count, batch, steps, inputs, hidden = sizes
     layers = [_layer(inputs, hidden, device) for _ in range(count)]
     x = torch.randn(steps, batch, inputs, device=device)
-    return Pair(
-        f"{count} networks, B {batch}, T {steps}, I {inputs}, H {hidden}",
-        "all in one call against one of them",
-        _stacked(layers, x),
-        _step(lambda: layers[0](x)[0].sum(), layers[0].parameters),
-    )
+    one = _step(lambda: layers[0](x)[0].sum(), layers[0].parameters)
+    what = f"{count} networks, B {batch}, T {steps}, I {inputs}, H {hidden}"
+    return Pair(what, "all in one call or one network", _stacked(layers, x), one)
 
 
 def compiled(batch: int, steps: int, inputs: int, hidden: int) -> Pair:
-    """A step of layer, readout and loss under torch.compile(fullgraph=True), against eager."""
+    """A step of layer, readout and loss under torch.compile(fullgraph=True), compared with eager."""
     layer, readout = _layer(inputs, hidden), nn.Linear(hidden, 10)
     x, y = torch.randn(steps, batch, inputs), torch.randn(steps, batch, 10)
 
@@ -112,38 +107,32 @@ def compiled(batch: int, steps: int, inputs: int, hidden: int) -> Pair:
     asked = _step(torch.compile(loss, fullgraph=True), weights)
     begin = time.perf_counter()
     asked()
-    return Pair(
-        f"compiled, B {batch}, T {steps}, I {inputs}, H {hidden}",
-        f"compiles in {time.perf_counter() - begin:.1f} s",
-        asked,
-        _step(loss, weights),
-    )
+    note = f"compiles in {time.perf_counter() - begin:.1f} s"
+    return Pair(f"compiled, B {batch}, T {steps}, I {inputs}, H {hidden}", note, asked, _step(loss, weights))
 
 
 def faded(batch: int, steps: int, inputs: int, hidden: int) -> Iterator[Pair]:
-    """Half of the units fire at the first step alone and fade, d^t, below what a float can be; against the
-    same units at rest. Numbers on the way down to 0 are subnormal, and x86 processors slow with them. By the
-    layer, and by a loop in Python.
+    """Half of the units fire at the first step only and decay as d^t below the normal floats, compared with
+    the same units at rest; by the layer and by a loop in Python. x86 processors are slow with subnormals.
     """
     layer = _layer(inputs, hidden)
     some = slice(0, hidden // 2)
     with torch.no_grad():
-        layer.weight_ih_l0[some] = 0.0
-        layer.weight_hh_l0[some] = 0.0
-        layer.weight_ih_l0[some, 0] = 2.0
-        layer.bias_ih_l0[some] = -1.0
+        w_ih, w_hh, b_ih, _ = layer.parameters()
+        w_ih[some], w_hh[some], b_ih[some] = 0.0, 0.0, -1.0
+        w_ih[some, 0] = 2.0
     at_rest = torch.randn(steps, batch, inputs)
     at_rest[:, :, 0] = 0.0
     fired = at_rest.clone()
     fired[0, :, 0] = 1.0
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "by the layer": lambda x: layer(x)[0],
-        "by a loop": lambda x: leaky_loop(x, *layer.parameters(), decay=DECAY),
+        "by a loop": lambda x: leaky_loop(x, list(layer.parameters()), DECAY),
     }
     for name, way in ways.items():
         yield Pair(
             f"faded units, B {batch}, T {steps}, I {inputs}, H {hidden}",
-            f"{name}, half of the units fade, against at rest",
+            f"{name}, half of the units faded or at rest",
             _step(lambda way=way: way(fired).sum(), layer.parameters),
             _step(lambda way=way: way(at_rest).sum(), layer.parameters),
         )
@@ -151,45 +140,37 @@ def faded(batch: int, steps: int, inputs: int, hidden: int) -> Iterator[Pair]:
 
 def pairs(quick: bool) -> Iterator[Pair]:
     torch.manual_seed(0)
-    yield packed(16, 50, 8, 32) if quick else packed(64, 150, 85, 256)
-    if not quick:
-        yield packed(32, 100, 88, 200)
-        yield together(32, 8, 20, 4, 64)
-        yield together(32, 8, 50, 4, 64)
-    yield together(4, 8, 20, 4, 16) if quick else together(32, 8, 100, 4, 64)
-    yield from faded(2, 200, 4, 32) if quick else faded(8, 1000, 85, 256)
-    if not quick:
-        yield compiled(64, 500, 85, 256)
+    if quick:
+        yield packed(16, 50, 8, 32)
+        yield together(4, 8, 20, 4, 16)
+        yield from faded(2, 200, 4, 32)
+        return
+    yield packed(64, 150, 85, 256)
+    yield packed(32, 100, 88, 200)
+    for steps in (20, 50, 100):
+        yield together(32, 8, steps, 4, 64)
+    yield from faded(8, 1000, 85, 256)
+    yield compiled(64, 500, 85, 256)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    return options.run(arguments, measure_pairs, rows, Plan(seconds=10.0))
+def measure_pair(pair: Pair, bench: Bench) -> report.Document:
+    tasks = {"asked": pair.asked, "plain": pair.plain}
+    for task in tasks.values():
+        task()
+    timings = bench.measure(tasks)
+    figures = {name: timing.figures() for name, timing in timings.items()}
+    ratio = timings["asked"].median / timings["plain"].median
+    return {"what": pair.what, "note": pair.note, **figures, "ratio": ratio}
 
 
-def measure_pairs(quick: bool, plan: Plan) -> report.Document:
-    cells = []
-    for pair in pairs(quick):
-        print(pair.what, file=sys.stderr, flush=True)
-        tasks = {"asked": pair.asked, "plain": pair.plain}
-        for task in tasks.values():
-            task()
-        load = OtherLoad()
-        timings = measure(tasks, plan)
-        cells.append(
-            {
-                "what": pair.what,
-                "note": pair.note,
-                **{name: timing.figures() for name, timing in timings.items()},
-                "ratio": timings["asked"].median / timings["plain"].median,
-                "cores_of_others": load.cores(),
-            }
-        )
-    return {"benchmark": "layer", "environment": environment(torch.get_num_threads()), "cells": cells}
+def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
+    cells = report.measure_cells(pairs(arguments.quick), lambda pair: measure_pair(pair, bench))
+    return report.document("layer", bench, cells)
 
 
-def rows(document: report.Document) -> list[list[str]]:
-    lines = [["training step", "", "ms", "plain ms", "ratio"]]
+def tables(document: report.Document) -> list[report.Table]:
+    rows = [["training step", "", "ms", "plain ms", "ratio"]]
     for cell in document["cells"]:
         asked, plain = (1e3 * cell[name]["median_s"] for name in ("asked", "plain"))
-        lines.append([cell["what"], cell["note"], f"{asked:.2f}", f"{plain:.2f}", f"{cell['ratio']:.2f}"])
-    return lines
+        rows.append([cell["what"], cell["note"], f"{asked:.2f}", f"{plain:.2f}", f"{cell['ratio']:.2f}"])
+    return [report.Table("", rows, 2)]

@@ -1,11 +1,10 @@
-"""`python -m benchmarks memory`: what a training step takes at its most: on a long sequence, with and without
-`checkpoint_every`; and on a large batch, beside the peers.
+"""`python -m benchmarks memory`: peak memory of a training step, on a long sequence with and without
+`checkpoint_every`, and on a large batch beside the peers.
 
-Each row runs in a process of its own: the kernel's record of the largest resident size (VmHWM) cannot be
-taken back. From it goes what was resident before the step: Python, torch, the layer and its input. The
-loss on the long sequence looks at the last state, so the caller keeps no output; the large batch has a
-gradient for every output, which is there before.
-"""
+Each case runs in a process of its own, because the system's record of the largest resident size (VmHWM)
+cannot be reset. The memory that was resident before the step (Python, torch, the layer and its input) is
+subtracted. The loss on the long sequence depends on the last state, so that the caller keeps no output; on
+the large batch the gradient of the output exists before."""
 
 from __future__ import annotations
 
@@ -13,33 +12,42 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from . import options, peers, report
-from .machine import OtherLoad, environment
-from .problem import OURS, Cell, make_problem
-from .timing import Plan
+import rnnkernels
 
-ROOT = Path(__file__).resolve().parent.parent
+from . import ROOT, report
+from .peers import PEERS, label, make_ours
+from .problem import OURS, Cell, make_problem
+from .timing import Bench, TimingPlan
+
+PLAN = TimingPlan()
 DECAY = 0.9
 MEGABYTE = 2**20
 
 
 class Case(NamedTuple):
     nonlinearity: str
-    way: str  # of WAYS
-    segment: int  # also the steps of the call before, which loads and sets up what is there once
+    way: str  # a key of WAYS, or one of CONTENDERS
+    segment: int  # steps of a segment, and of the first step, which loads and sets up everything
     steps: int
     batch: int
     inputs: int
     hidden: int
 
+    def __str__(self) -> str:
+        return f"{self.nonlinearity}, T {self.steps}, B {self.batch}, H {self.hidden}"
 
-# How a long sequence is trained on; and who trains on a large batch.
+    @property
+    def note(self) -> str:
+        return label(self.way) if self.way in CONTENDERS else WAYS[self.way].format(segment=self.segment)
+
+
+# The ways to train on a long sequence, and the contenders on a large batch.
 WAYS = {
     "kept": "everything kept",
     "every": "checkpoint_every={segment}",
@@ -59,17 +67,20 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def resident(field: str) -> int:
-    """Bytes: "VmRSS" now, "VmHWM" at the most so far."""
+    """Resident bytes of this process: "VmRSS" now, "VmHWM" the peak so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field + ":")).split()[1])
 
 
 def step(case: Case, steps: int) -> int:
-    """Bytes that a training step over this many steps adds at its most."""
+    """The peak bytes that a training step over this many steps adds."""
     if case.way in CONTENDERS:
-        return contender_step(case, steps)
-    import rnnkernels  # not before __main__ has settled which one
-
+        cell = Cell(case.batch, steps, case.inputs, case.hidden)
+        make = make_ours if case.way == OURS else PEERS[case.way].make
+        contender = make(make_problem(cell, torch.float32, DECAY, 0))
+        before = resident("VmRSS")
+        contender.forward_backward()
+        return resident("VmHWM") - before
     every = case.segment if case.way == "every" else None
     rnn = rnnkernels.LeakyRNN(
         case.inputs, case.hidden, nonlinearity=case.nonlinearity, decay=DECAY, checkpoint_every=every
@@ -84,69 +95,38 @@ def step(case: Case, steps: int) -> int:
     return resident("VmHWM") - before
 
 
-def contender_step(case: Case, steps: int) -> int:
-    cell = Cell(case.batch, steps, case.inputs, case.hidden)
-    problem = make_problem(cell, torch.float32, DECAY, 0)
-    make = peers.make_ours if case.way == OURS else peers.PEERS[case.way].make
-    contender = make(problem)
-    before = resident("VmRSS")
-    contender.forward_backward()
-    return resident("VmHWM") - before
+def added_bytes(values: Sequence[Any]) -> int:
+    """The peak of a case in this process, after a short step that loads and sets up everything."""
+    case = Case(*values)
+    step(case, case.segment)
+    return step(case, case.steps)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_arguments(parser)
-    parser.add_argument("--case", help="measure one case in this process (JSON) and print bytes")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    if arguments.case is None:
-        return options.run(arguments, measure_cases, rows, Plan())
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    case = Case(*json.loads(arguments.case))
-    step(case, case.segment)  # what is loaded and set up once
-    print(step(case, case.steps))
-    return 0
-
-
-def measured(case: Case, threads: int) -> int:
-    """The case's bytes, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks", "memory", "--threads", str(threads), "--case"]
+def added_bytes_elsewhere(benchmark: str, case: Sequence[Any]) -> int:
+    """`added_bytes` of a benchmark, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks", benchmark, "--threads", str(torch.get_num_threads())]
     child = subprocess.run(
-        [*command, json.dumps(case)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
+        [*command, "--case", json.dumps(case)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
     return int(child.stdout)
 
 
-def measure_cases(quick: bool, plan: Plan) -> report.Document:
-    cells, threads = [], torch.get_num_threads()
-    for case in cases(quick):
-        way = (
-            report.label(case.way) if case.way in CONTENDERS else WAYS[case.way].format(segment=case.segment)
-        )
-        print(case.nonlinearity, way, file=sys.stderr, flush=True)
-        load = OtherLoad()
-        cells.append(
-            {
-                **case._asdict(),
-                "what": f"{case.nonlinearity}, T {case.steps}, B {case.batch}, H {case.hidden}",
-                "note": way,
-                "peak_bytes": measured(case, threads),
-                "output_bytes": 4 * case.steps * case.batch * case.hidden,
-                "cores_of_others": load.cores(),
-            }
-        )
-    return {"benchmark": "memory", "environment": environment(threads), "cells": cells}
+def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
+    def measure_case(case: Case) -> report.Document:
+        return {
+            **case._asdict(),
+            "what": str(case),
+            "note": case.note,
+            "peak_bytes": added_bytes_elsewhere("memory", case),
+            "output_bytes": 4 * case.steps * case.batch * case.hidden,
+        }
+
+    return report.document("memory", bench, report.measure_cells(cases(arguments.quick), measure_case))
 
 
-def rows(document: report.Document) -> list[list[str]]:
-    lines = [["training step", "", "peak MB", "the output alone"]]
+def tables(document: report.Document) -> list[report.Table]:
+    rows = [["training step", "", "peak MB", "the output alone"]]
     for cell in document["cells"]:
-        names = ("peak_bytes", "output_bytes")
-        lines.append([cell["what"], cell["note"], *(f"{cell[name] / MEGABYTE:.0f}" for name in names)])
-    return lines
+        megabytes = (f"{cell[name] / MEGABYTE:.0f}" for name in ("peak_bytes", "output_bytes"))
+        rows.append([cell["what"], cell["note"], *megabytes])
+    return [report.Table("", rows, 2)]

@@ -1,28 +1,31 @@
-"""The contenders: rnnkernels itself and what it is measured against, all behind one interface (problem.py).
+"""The contenders: rnnkernels and everything it is measured against, behind one interface (problem.py).
 
-All but `torch.nn.RNN` and FlashRNN, which know no leak, compute the leaky recurrence in its rate form:
+All but `torch.nn.RNN` and FlashRNN, which have no leak, compute the leaky recurrence in its rate form:
 
     h_t = d h_{t-1} + (1 - d) relu(W_ih x_t + b_ih + b_hh + W_hh h_{t-1})
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .gpu_peers import GraphedLoop, make_compiled, make_flashrnn, no_compiler, no_cuda, no_flashrnn
 from .jax_scan import JaxScan, no_jax
-from .loops import make_loop, make_naive_loop, make_script
-from .problem import WEIGHTS, Contender, Problem, Results, TorchContender
+from .loops import GraphedLoop, from_loop, make_compiled, make_loop, make_naive_loop, make_script, tanh_loop
+from .problem import GPU_STEPS, OURS, WEIGHTS, Contender, Point, Problem, Results, TorchContender, gpu_grid
+
+RECURRENCE = "recurrence"  # timed beside the contenders without being one
 
 
 def _from_module(problem: Problem, module: torch.nn.Module, decay: float) -> TorchContender:
-    """A module with torch.nn.RNN's parameters and call."""
+    """A contender from a module with the parameters and the call of torch.nn.RNN."""
     module = module.to(problem.x.device)
     leaves = {name: getattr(module, name) for name in WEIGHTS}
     with torch.no_grad():
@@ -40,13 +43,12 @@ def _from_module(problem: Problem, module: torch.nn.Module, decay: float) -> Tor
 def make_ours(problem: Problem) -> Contender:
     from rnnkernels import LeakyRNN
 
-    cell, dtype = problem.cell, problem.x.dtype
-    module = LeakyRNN(cell.I, cell.H, decay=problem.decay, dtype=dtype)
+    module = LeakyRNN(problem.cell.I, problem.cell.H, decay=problem.decay, dtype=problem.x.dtype)
     return _from_module(problem, module, problem.decay)
 
 
 class Recurrence(TorchContender):
-    """rnnkernels without the input projection: what is compared with the machine's GEMM rate."""
+    """rnnkernels without the input projection, which is compared with the host's rates."""
 
     def __init__(self, problem: Problem) -> None:
         from rnnkernels.functional import leaky_recurrence
@@ -66,7 +68,7 @@ class Recurrence(TorchContender):
         super().__init__(problem, layer, leaves, x=pre)
 
     def results(self) -> Results:
-        """The gradient of `pre`, summed over steps and batch, is the biases' of the whole layer."""
+        """The gradient of `pre`, summed over steps and batch, is that of the layer's biases."""
         output, gradients = super().results()
         gradients["bias_ih_l0"] = gradients.pop("pre").flatten(0, -2).sum(0)
         return Results(output, gradients)
@@ -79,7 +81,7 @@ def make_nn_rnn(problem: Problem) -> Contender:
 
 
 class HalfRnn:
-    """nn.RNN in float16, which cuDNN takes where it may not take bfloat16; gradients scaled to its range."""
+    """nn.RNN in float16, which cuDNN supports where it may not support bfloat16. Gradients are scaled."""
 
     scale = 2.0**-8
 
@@ -97,19 +99,61 @@ class HalfRnn:
         return Results(output, {name: g.float() / self.scale for name, g in gradients.items()})
 
 
-def _no_script() -> str | None:
+def make_flashrnn(problem: Problem) -> TorchContender:
+    """FlashRNN's Elman network, whose kernels are compiled for each shape."""
+    flashrnn: Any = importlib.import_module("flashrnn.flashrnn").flashrnn
+    dtype = str(problem.x.dtype).removeprefix("torch.")
+
+    def layer(x: Tensor, weights: list[Tensor], decay: float) -> Tensor:
+        pre = F.linear(x.transpose(0, 1), weights[0])[:, :, None, None]  # [B, T, gates, heads, H]
+        weight, bias = weights[1][None, None], (weights[2] + weights[3])[None, None]
+        states, _last = flashrnn(pre, weight, bias, function="elman", dtype=dtype)
+        return states[0, :, :, 0].transpose(0, 1)  # from [states, B, T, heads, H]
+
+    contender = from_loop(problem, layer)
+    contender.decay = 0.0
+    contender.reference_loop = tanh_loop
+    return contender
+
+
+# --------------------------------------------------------------------------------------- missing
+
+
+def no_cuda() -> str | None:
+    return None if torch.cuda.is_available() else "torch finds no NVIDIA GPU"
+
+
+def no_compiler() -> str | None:
+    triton = importlib.util.find_spec("triton")
+    return no_cuda() or (None if triton else "torch.compile needs Triton, which is not installed")
+
+
+def no_flashrnn() -> str | None:
+    try:
+        importlib.import_module("flashrnn.flashrnn")
+    except ImportError:
+        return "FlashRNN is not installed"
+    except Exception as error:  # it looks for tools and compiles while it is imported
+        return f"FlashRNN does not start: {error}"
+    return None
+
+
+def no_script() -> str | None:
     return None if hasattr(torch.jit, "script") else "this PyTorch has no TorchScript"
+
+
+# ----------------------------------------------------------------------------------------- peers
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A contender beside ours: its label in the table, and why it may be missing here."""
+    """A contender besides rnnkernels."""
 
-    label: str
+    label: str  # in tables
     make: Callable[[Problem], Contender]
-    missing: Callable[[], str | None] = lambda: None
-    default_on: tuple[str, ...] = ("cpu", "cuda")  # measured there where nobody names the peers
-    packs: bool = False  # takes sequences of different lengths
+    missing: Callable[[], str | None] = lambda: None  # why it cannot be measured here
+    default_on: tuple[str, ...] = ("cpu", "cuda")  # devices on which it is measured by default
+    packs: bool = False  # accepts sequences of different lengths
 
 
 PEERS: dict[str, Peer] = {
@@ -117,9 +161,28 @@ PEERS: dict[str, Peer] = {
     "half": Peer("nn.RNN float16", HalfRnn, no_cuda, ("cuda",), packs=True),
     "graph": Peer("CUDA graph", GraphedLoop, no_cuda, ("cuda",), packs=True),
     "loop": Peer("loop", make_loop, packs=True),
-    "script": Peer("TorchScript", make_script, _no_script, ("cpu",)),
+    "script": Peer("TorchScript", make_script, no_script, ("cpu",)),
     "compile": Peer("compiled", make_compiled, no_compiler, ("cuda",)),
     "scan": Peer("lax.scan", JaxScan, no_jax),
     "flash": Peer("FlashRNN", make_flashrnn, no_flashrnn, ("cuda",)),
     "naive": Peer("naive loop", make_naive_loop, default_on=()),
 }
+COMPILED_SIZES = {(128, 16), (512, 16)}  # H and B of the GPU grid; each takes a minute to compile
+
+
+def label(contender: str) -> str:
+    return OURS if contender == OURS else PEERS[contender].label
+
+
+def unsuited(peer: str, point: Point) -> str | None:
+    """Why a peer is not measured at a point, however much time there is."""
+    if peer == "half" and point.precision != "bfloat16":
+        return "is measured beside bfloat16 only"
+    if point.packed and not PEERS[peer].packs:
+        return "accepts no packed batch"
+    if peer in ("compile", "flash"):
+        if point.cell.T > GPU_STEPS:
+            return "is compiled at one T only"
+        if point in gpu_grid() and (point.cell.H, point.cell.B) not in COMPILED_SIZES:
+            return "is compiled at few shapes only"
+    return None

@@ -1,27 +1,23 @@
 """`python -m benchmarks scaling`: how the time of a training step grows with T, B, H and the threads.
 
-One size is varied at a time around the middle of the grid, forward and backward, input projection
-included; all points are timed interleaved (timing.py). The picture has a panel for each size, and in it
-the line on which the largest point's time for each multiply-add lies: where points lie on it, cost grows
-as the arithmetic does; where they lie above it, a fixed cost shows.
-"""
+One size is varied at a time around the middle of the grid, forward and backward, input projection included.
+All points are timed interleaved (timing.py). Each panel of the picture has a line for the largest point's
+time per multiply-add: on the line cost grows as the arithmetic does, above it a fixed cost shows."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from . import options, peers, report
-from .machine import OtherLoad, environment
+from . import report
+from .host import OtherLoad
+from .peers import make_ours
 from .problem import Cell, make_problem
-from .timing import Plan, Task, measure
+from .timing import Bench, Task, TimingPlan
 
+PLAN = TimingPlan(seconds=8.0)
 MIDDLE = Cell(16, 100, 32, 128)
 AXES = {
     "T": (1, 3, 10, 30, 100, 300, 1000, 3000),
@@ -46,78 +42,67 @@ class Point(NamedTuple):
 
 
 def points(quick: bool, threads: int) -> list[Point]:
-    axes = QUICK_AXES if quick else AXES
     found = [
         Point(axis, value, MIDDLE._replace(**{axis: value}), threads)
-        for axis, values in axes.items()
+        for axis, values in (QUICK_AXES if quick else AXES).items()
         for value in values
     ]
     return found + [Point(THREADS, n, MIDDLE, n) for n in range(1, threads + 1)]
 
 
 def _task(point: Point) -> Task:
-    contender = peers.make_ours(make_problem(point.cell, torch.float32, DECAY, 0))
-    step: Callable[[], object] = contender.forward_backward
+    step = make_ours(make_problem(point.cell, torch.float32, DECAY, 0)).forward_backward
 
     def run() -> None:
         if torch.get_num_threads() != point.threads:
             torch.set_num_threads(point.threads)
         step()
 
+    run()
     return run
 
 
-def run(arguments: argparse.Namespace) -> int:
-    return options.run(arguments, measure_points, rows, Plan(seconds=8.0), picture)
-
-
-def measure_points(quick: bool, plan: Plan) -> report.Document:
+def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
     threads = torch.get_num_threads()
-    chosen = points(quick, threads)
-    print(f"{len(chosen)} points", file=sys.stderr, flush=True)
-    tasks = {point: _task(point) for point in chosen}
-    for task in tasks.values():
-        task()
+    tasks = {point: _task(point) for point in points(arguments.quick, threads)}
     load = OtherLoad()
-    timings = measure(tasks, plan)
+    timings = bench.measure(tasks)
     torch.set_num_threads(threads)
+    cores = load.cores()
     cells = [
         {
             **point._asdict(),
             "cell": point.cell._asdict(),
             "multiply_adds": point.multiply_adds(),
-            "step": timings[point].figures(),
-            "cores_of_others": load.cores(),
+            "step": timing.figures(),
+            "cores_of_others": cores,
         }
-        for point in chosen
+        for point, timing in timings.items()
     ]
-    return {"benchmark": "scaling", "environment": environment(threads), "cells": cells}
+    return report.document("scaling", bench, cells)
 
 
-def rows(document: report.Document) -> list[list[str]]:
-    lines = [["varied", "", "ms", "ns for 1000 multiply-adds"]]
+def tables(document: report.Document) -> list[report.Table]:
+    rows = [["varied", "", "ms", "ns per 1000 multiply-adds"]]
     for cell in document["cells"]:
         seconds = cell["step"]["median_s"]
         each = 1e12 * seconds / cell["multiply_adds"]
-        lines.append([cell["axis"], str(cell["value"]), f"{1e3 * seconds:.3f}", f"{each:.1f}"])
-    return lines
+        rows.append([cell["axis"], str(cell["value"]), f"{1e3 * seconds:.3f}", f"{each:.1f}"])
+    return [report.Table(f"forward + backward around {MIDDLE}", rows, 2)]
 
 
-def picture(document: report.Document, path: Path) -> None:
-    """A panel for each size; for about 900 pixels of width."""
-    figure_class: Any = importlib.import_module("matplotlib.figure").Figure
-    figure = figure_class(figsize=(9, 3), dpi=200, layout="constrained")
+def picture(document: report.Document) -> Any:
+    """One panel per size."""
+    drawn = report.figure(9, 3)
     axes = list(dict.fromkeys(cell["axis"] for cell in document["cells"]))
-    for panel, axis in zip(figure.subplots(1, len(axes), sharey=True), axes, strict=True):
+    for panel, axis in zip(drawn.subplots(1, len(axes), sharey=True), axes, strict=True):
         cells = [cell for cell in document["cells"] if cell["axis"] == axis]
         values = [cell["value"] for cell in cells]
-        panel.loglog(values, [1e3 * cell["step"]["median_s"] for cell in cells], "ko-", markersize=4)
-        last = cells[-1]
-        each = 1e3 * last["step"]["median_s"] / last["multiply_adds"]
-        ideal = [each * cell["multiply_adds"] for cell in cells]
+        times = [1e3 * cell["step"]["median_s"] for cell in cells]
+        panel.loglog(values, times, "ko-", markersize=4)
+        ideal = [times[-1] / cells[-1]["multiply_adds"] * cell["multiply_adds"] for cell in cells]
         if axis == THREADS:
-            first = 1e3 * cells[0]["step"]["median_s"]
-            ideal = [first / cell["value"] for cell in cells]
+            ideal = [times[0] / value for value in values]
         panel.loglog(values, ideal, color="#0072B2", linewidth=1)
         panel.set_xlabel(axis)
         panel.grid(color="#dddddd", linewidth=0.6)
@@ -128,10 +113,8 @@ def picture(document: report.Document, path: Path) -> None:
             panel.minorticks_off()
         if axis == axes[0]:
             panel.set_ylabel("ms, forward + backward")
-    env, cell = document["environment"], MIDDLE
-    figure.suptitle(
-        f"around {cell}; blue: as the arithmetic grows.  {env['cpu']}, {env['threads']} threads, float32",
-        fontsize=9,
-        color="#666666",
-    )
-    figure.savefig(path)
+    env = document["environment"]
+    where = f"{env['cpu']}, {env['threads']} threads, float32"
+    title = f"around {MIDDLE}; blue: growth of the arithmetic.  {where}"
+    drawn.suptitle(title, fontsize=9, color=report.GREY)
+    return drawn

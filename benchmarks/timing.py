@@ -1,13 +1,12 @@
-"""Interleaved timing: all tasks of a cell share one stretch of time, and its noise with it.
+"""Interleaved timing: all tasks of a measurement share one stretch of time and its noise.
 
-The tasks take turns, in an order drawn anew each round so that nobody always follows the same
-neighbour. A turn is a short rest (worker threads of the task before stop spinning), one untimed
-call (caches and threads become this task's), then timed calls. Medians are reported, because on a
-shared machine the mean belongs to the neighbours.
+In each round every task has one turn, in an order that is drawn anew. A turn is a short rest (so that the
+worker threads of the previous task stop spinning), one untimed call (so that caches and threads belong to
+this task), then timed calls. Medians are reported because means depend on what else runs on a shared host.
 
-On a GPU calls return before the work is done, so there the stopwatch is a pair of the device's own events
-around some calls in a row (`EventStopwatch`), and a task rotates through several sets of inputs (`Rotation`).
-Caches are not emptied between calls: a training step does not find them empty either.
+GPU calls return before the work is done, so on a GPU the stopwatch is a pair of device events around several
+calls (`EventStopwatch`), and each task rotates through several sets of inputs (`Rotation`). Caches are not
+emptied between calls because a training step does not find them empty either.
 """
 
 from __future__ import annotations
@@ -20,32 +19,40 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 Task = Callable[[], object]
-Stopwatch = Callable[[Task], float]
+Stopwatch = Callable[[Task], float]  # seconds per call
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Plan:
+class TimingPlan:
     """How long to measure. All times in seconds."""
 
-    seconds: float = 20.0  # for all tasks together; begins no round after that
-    rounds: int = 15  # turns of each task, at most
-    least_rounds: int = 3  # even where the seconds are over
-    turn: float = 0.02  # timed calls of one turn fill about this
-    turn_calls: int = 20  # but are no more than this
-    rest: float = 0.005  # an OpenMP worker of libgomp spins for about 4 ms
-    warmup: float = 0.3  # each task is warmed until this is over
-    warmup_calls: int = 3  # or this many calls were made (TorchScript specialises on the second)
-    slow: float = 2.0  # a task that takes longer than this a call ...
-    slow_calls: int = 2  # ... is called only so often
+    seconds: float = 20.0  # for all tasks together; no round begins after this time
+    rounds: int = 15  # at most
+    least_rounds: int = 3  # even if the time is over
+    turn: float = 0.02  # the timed calls of one turn take about this time
+    turn_calls: int = 20  # timed calls per turn, at most
+    rest: float = 0.005  # an OpenMP worker thread of libgomp spins for about 4 ms
+    warmup: float = 0.3  # each task is called until this time is over
+    warmup_calls: int = 3  # or until this many calls were made (TorchScript specializes on the second call)
+    slow: float = 2.0  # a task whose call takes longer than this ...
+    slow_calls: int = 2  # ... is timed only this often
+
+
+QUICK_PLAN = TimingPlan(seconds=1.0, rounds=5)
+# Events average over several calls, and no thread spins while the device works.
+CUDA_PLAN = TimingPlan(seconds=3.0, rounds=5, turn=0.01, turn_calls=2, rest=0.0, warmup=0.05)
+CUDA_QUICK_PLAN = TimingPlan(seconds=0.2, rounds=2, turn=0.002, turn_calls=1, rest=0.0, warmup=0.01)
 
 
 @dataclass
 class Timing:
-    """The timed calls of one task, in seconds, in the order they were made."""
+    """The timed calls of one task, in seconds, in the order in which they were made."""
 
     times: list[float]
     slow: bool = False
@@ -65,46 +72,32 @@ class Timing:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """The q-quantile, linear between the two nearest values (NumPy's default)."""
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    """The q-quantile, linear between the two nearest values."""
+    return float(torch.tensor(values, dtype=torch.float64).quantile(q))
 
 
 def wall_clock(task: Task) -> float:
-    """Time of one call; dropping its result is a part of it, as it is in a training loop."""
+    """Time of one call. Freeing its result counts, as it does in a training loop."""
     start = time.perf_counter()
     task()
     return time.perf_counter() - start
 
 
 def processor_clock(task: Task) -> float:
-    """What a call keeps processors busy: its time on one thread, where others use the machine as well."""
+    """Processor time of one call: its duration on one thread if other processes use the host as well."""
     start = time.process_time()
     task()
     return time.process_time() - start
 
 
-class Event(Protocol):
-    """What torch.cuda.Event(enable_timing=True) has of it."""
-
-    def record(self) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, end: Event) -> float: ...  # milliseconds
-
-
 class EventStopwatch:
-    """Seconds a call by the device's clock: two events around as many calls as fill a window.
+    """Seconds per call by the device's clock: two events around as many calls as fill a window.
 
-    One call alone would be timed with its launch; in a row, the device goes from one to the next as fast
-    as it and the host can, which is what a training loop sees.
+    A single call would be timed with its launch. In a row, launches overlap with work, as in training.
+    `new_event` returns an object like `torch.cuda.Event(enable_timing=True)`.
     """
 
-    def __init__(self, new_event: Callable[[], Event], window: float = 0.003, most_calls: int = 100) -> None:
+    def __init__(self, new_event: Callable[[], Any], window: float = 0.003, most_calls: int = 100) -> None:
         self._new_event, self._window, self._most = new_event, window, most_calls
         self._calls: dict[Task, int] = {}
 
@@ -116,14 +109,13 @@ class EventStopwatch:
             task()
         end.record()
         end.synchronize()
-        each = begin.elapsed_time(end) / 1e3 / calls
+        each: float = begin.elapsed_time(end) / 1e3 / calls
         self._calls[task] = max(1, min(self._most, int(self._window / max(each, 1e-9))))
         return each
 
 
 class Rotation:
-    """One task of several in turn, each with inputs of its own, so that none finds its inputs in a cache
-    only because it has just read them."""
+    """One task made of several that take turns, so that none finds its inputs in a cache."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = itertools.cycle(tasks)
@@ -132,14 +124,46 @@ class Rotation:
         return next(self._tasks)()
 
 
+def rotation(tasks: Sequence[Task]) -> Task:
+    return Rotation(tasks) if len(tasks) > 1 else tasks[0]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a benchmark runs, how time is taken there, and for how long."""
+
+    device: str = "cpu"
+    plan: TimingPlan = TimingPlan()
+    new_stopwatch: Callable[[], Stopwatch] = lambda: wall_clock  # per measurement; it may have state
+    input_sets: int = 1  # sets of inputs that take turns
+    clock: Callable[[], float] = time.perf_counter  # of the whole run
+
+    def measure(self, tasks: Mapping[Key, Task], seed: int = 0) -> dict[Key, Timing]:
+        return measure(tasks, self.plan, seed=seed, stopwatch=self.new_stopwatch())
+
+    def rotation(self, make: Callable[[int], Task]) -> Task:
+        """The tasks `make(seed)` of all input sets in turn. Each is called once here."""
+        tasks = [make(seed) for seed in range(self.input_sets)]
+        for task in tasks:
+            task()
+        return rotation(tasks)
+
+
+def cuda_bench(quick: bool) -> Bench:
+    def new_stopwatch() -> Stopwatch:
+        return EventStopwatch(lambda: torch.cuda.Event(enable_timing=True))
+
+    return Bench("cuda", CUDA_QUICK_PLAN if quick else CUDA_PLAN, new_stopwatch, input_sets=3)
+
+
 def measure(
-    tasks: Mapping[Key, Task], plan: Plan, *, seed: int = 0, stopwatch: Stopwatch = wall_clock
+    tasks: Mapping[Key, Task], plan: TimingPlan, *, seed: int = 0, stopwatch: Stopwatch = wall_clock
 ) -> dict[Key, Timing]:
-    """Times the tasks against each other. Each must have been called once before, to compile."""
+    """Time the tasks against each other. Each must have been called once before, so that it is compiled."""
     with _no_garbage_collection():
         start = time.perf_counter()
         expected = {key: _warm_up(task, plan, stopwatch) for key, task in tasks.items()}
-        # A slow task was warmed by the caller's own call, so this one counts already.
+        # The caller's own call has warmed a slow task up, so the warm-up call counts as timed.
         timings = {
             key: Timing([call], True) if call > plan.slow else Timing([]) for key, call in expected.items()
         }
@@ -156,8 +180,8 @@ def measure(
     return timings
 
 
-def _warm_up(task: Task, plan: Plan, stopwatch: Stopwatch) -> float:
-    """Calls a task until it is warm; returns the time of its last call."""
+def _warm_up(task: Task, plan: TimingPlan, stopwatch: Stopwatch) -> float:
+    """Call a task until it is warm; return the time of its last call."""
     spent = 0.0
     for _ in range(plan.warmup_calls):
         call = stopwatch(task)
@@ -167,7 +191,7 @@ def _warm_up(task: Task, plan: Plan, stopwatch: Stopwatch) -> float:
     return call
 
 
-def _turn(task: Task, expected: float, plan: Plan, stopwatch: Stopwatch) -> list[float]:
+def _turn(task: Task, expected: float, plan: TimingPlan, stopwatch: Stopwatch) -> list[float]:
     time.sleep(plan.rest)
     if expected < plan.turn:  # in a longer call the first moments do not count
         task()
@@ -177,7 +201,7 @@ def _turn(task: Task, expected: float, plan: Plan, stopwatch: Stopwatch) -> list
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """As timeit does it: a collection in the middle of a call would be timed with it."""
+    """Turn garbage collection off, as timeit does, so that no call is timed with a collection."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,8 +1,9 @@
-"""Train a rate network whose connections obey rules, and check that they still do: some seconds.
+"""Trains a rate network under constraints on its connections and counts their violations. Takes a few
+seconds.
 
-The task: remember. A pulse of random height comes at step 0; after 10 steps the network must say how
-high it was. Each constraint is registered for the recurrent weights with torch.nn.utils.parametrize,
-the network is trained, and what the constraint promises is measured on the trained weights.
+The task is memory: a pulse of random height arrives at step 0, and after 10 steps the network must report
+its height. Each constraint is registered for the recurrent weights with torch.nn.utils.parametrize, the
+network is trained, and the violations of the constraint are counted in the trained weights.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ HIDDEN, STEPS, BATCH = 40, 10, 64
 
 
 def constrained() -> dict[str, tuple[list[nn.Module], str]]:
-    """Under its name, the constraints to register and what they promise."""
+    """For each name, the constraints to register and a description of their violations."""
     signs = torch.ones(HIDDEN)
-    signs[int(0.8 * HIDDEN) :] = -1  # four excitatory units for each inhibitory one
+    signs[int(0.8 * HIDDEN) :] = -1  # four excitatory units per inhibitory unit
     sparse = torch.rand(HIDDEN, HIDDEN) < 0.3
     no_self = constraints.no_self_connections(HIDDEN)
     return {
@@ -32,7 +33,7 @@ def constrained() -> dict[str, tuple[list[nn.Module], str]]:
 
 
 def violations(weight: Tensor, modules: list[nn.Module]) -> int:
-    """How many entries (or singular values) of the weight break the rules."""
+    """The number of entries (or singular values) of the weight that violate the constraints."""
     count = 0
     for module in modules:
         if isinstance(module, constraints.DaleLaw):
@@ -46,7 +47,7 @@ def violations(weight: Tensor, modules: list[nn.Module]) -> int:
 
 
 def train(modules: list[nn.Module], updates: int = 300) -> tuple[float, float, Tensor]:
-    """The loss before and after, and the trained weight."""
+    """Return the loss before and after training, and the trained weight."""
     rnn, readout = LeakyRNN(1, HIDDEN, nonlinearity="tanh", decay=0.9), nn.Linear(HIDDEN, 1)
     for module in modules:
         register_parametrization(rnn, "weight_hh_l0", module)
@@ -67,10 +68,10 @@ def train(modules: list[nn.Module], updates: int = 300) -> tuple[float, float, T
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # a small network
-    print(f"{'constraint':34}{'loss before':>12}{'after':>9}   what it promises")
-    for name, (modules, promise) in constrained().items():
+    print(f"{'constraint':34}{'loss before':>12}{'after':>9}   violations")
+    for name, (modules, unit) in constrained().items():
         before, after, weight = train(modules)
-        print(f"{name:34}{before:12.4f}{after:9.4f}   {violations(weight, modules)} {promise}")
+        print(f"{name:34}{before:12.4f}{after:9.4f}   {violations(weight, modules)} {unit}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The leaky recurrence as a loop of plain PyTorch: the readable twin of rnnkernels.LeakyRNN.
+"""The leaky recurrence as a loop in plain PyTorch: a readable equivalent of rnnkernels.LeakyRNN.
 
     p_t = W_ih x_t + b_ih + b_hh (+ drive_t)
     form "rate":     h_t = d h_{t-1} + (1-d) f(p_t + W_hh h_{t-1})
     form "current":  h_t = d h_{t-1} + (1-d) (p_t + W_hh f(h_{t-1}))
 
-It is what one writes by hand: the equation as it stands, step by step. It is not the fastest loop;
-projecting the inputs of all steps at once, before it, saves about a quarter, and the benchmarks
-measure against a loop that does so. With d = 0 the form "rate" is torch.nn.RNN.
+The loop follows the equation step by step. It is not the fastest loop: projecting the inputs of all steps
+at once beforehand saves about a quarter of the time, and the benchmarks compare with a loop that does so.
+With d = 0 the form "rate" is torch.nn.RNN.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class EagerLeakyRNN(nn.Module):
     def forward(
         self, input: Tensor, hx: Tensor | None = None, *, drive: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """input [T, B, I], hx [1, B, H], drive [T, B, H] -> states [T, B, H], last [1, B, H]."""
+        """Map input [T, B, I], hx [1, B, H], drive [T, B, H] to states [T, B, H] and last [1, B, H]."""
         linear = nn.functional.linear
         h = input.new_zeros(input.shape[1], self.hidden_size) if hx is None else hx[0]
         d, states = self.decay, []

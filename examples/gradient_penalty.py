@@ -1,9 +1,9 @@
-"""A gradient penalty: second derivatives through the recurrence, in two lines.
+"""A gradient penalty, which needs second derivatives through the recurrence.
 
     loss = task + lambda * mean over the batch of (|d output / d input| - 1)^2
 
-as in Wasserstein critics (Gulrajani et al. 2017, arXiv 1704.00028). The penalty holds a gradient, so training
-it differentiates the backward pass; `create_graph=True` is all that this takes.
+as in Wasserstein critics (Gulrajani et al. 2017, arXiv 1704.00028). The penalty contains a gradient, so
+training differentiates the backward pass. Only `create_graph=True` is needed.
 
     python examples/gradient_penalty.py
 """
@@ -17,7 +17,7 @@ from rnnkernels import LeakyRNN
 
 
 class Critic(nn.Module):
-    """One number for each sequence."""
+    """Maps each sequence to one number."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Critic(nn.Module):
         self.readout = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, B, I] -> [B]."""
+        """Map sequences [T, B, I] to values [B]."""
         _, h_n = self.rnn(x)
         values: Tensor = self.readout(h_n[0])
         return values.squeeze(-1)
@@ -39,7 +39,7 @@ def gradient_penalty(critic: nn.Module, x: Tensor) -> Tensor:
 
 
 def train(updates: int = 200, weight: float = 10.0, seed: int = 0) -> list[float]:
-    """A critic of noisy waves against noise; returns the norm's distance from 1, update by update."""
+    """Train a critic that tells noisy waves from noise; return the norm's distance from 1 per update."""
     torch.manual_seed(seed)
     critic = Critic(2, 32)
     optimizer = torch.optim.Adam(critic.parameters(), 3e-3)
@@ -61,4 +61,4 @@ def train(updates: int = 200, weight: float = 10.0, seed: int = 0) -> list[float
 
 if __name__ == "__main__":
     found = train()
-    print(f"| |gradient| - 1 |, root mean square: {found[0]:.3f} at first, {found[-1]:.3f} at last")
+    print(f"root mean square of |gradient| - 1: {found[0]:.3f} at first, {found[-1]:.3f} at last")

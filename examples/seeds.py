@@ -1,10 +1,10 @@
-"""Thirty-two seeds of one network trained at once: torch.vmap over stacked weights is one kernel call.
+"""Trains thirty-two seeds of one network at once: torch.vmap over stacked weights is one kernel call.
 
-The task: a cue of +1 or -1 for five steps under noise, then noise alone; say at the end which it
-was. Every seed draws weights and time constants of its own, all see the same batches, and Adam on
-the stacked weights is Adam on each, because its update is elementwise. Prints how the seeds spread,
-how long it took and how long one seed after the other would take; draws seeds.png if matplotlib is
-there.
+The task: the input is a cue of +1 or -1 under noise for five steps, then noise alone; at the end the
+network reports the sign of the cue. Every seed draws its own weights and time constants, and all seeds
+see the same batches. Adam on the stacked weights equals Adam on each network, because its update is
+elementwise. The script prints the spread of the losses over the seeds, the time it took, and the time
+that one seed after the other would take. It writes seeds.png if matplotlib is installed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Memory(nn.Module):
 
 
 def draw_batch(steps: int, batch: int) -> tuple[Tensor, Tensor]:
-    """Cues ``[T, B, 1]`` under noise of the same size, and which they were ``[B]``."""
+    """Cues ``[T, B, 1]`` under noise of the same size, and their signs (0 or 1) ``[B]``."""
     target = torch.randint(2, (batch,)).float()
     cue = torch.randn(steps, batch, 1)
     cue[:CUE] += (2 * target - 1)[:, None]
@@ -50,7 +50,7 @@ def draw_batch(steps: int, batch: int) -> tuple[Tensor, Tensor]:
 def losses_of(
     model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], cue: Tensor, target: Tensor
 ) -> Tensor:
-    """One loss for each seed."""
+    """One loss per seed, ``[seeds]``."""
 
     def loss(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
         logits = functional_call(model, (weights, buffers), (cue,))
@@ -61,7 +61,7 @@ def losses_of(
 
 
 def train(networks: Sequence[nn.Module], updates: int, steps: int, batch: int, lr: float) -> Tensor:
-    """All networks at once; the losses ``[updates, seeds]``. The trained weights stay in the networks."""
+    """Train all networks at once; return the losses ``[updates, seeds]``. The networks are changed."""
     weights, buffers = stack_module_state(list(networks))
     model = copy.deepcopy(networks[0]).to("meta")
     optimizer = torch.optim.Adam(weights.values(), lr)
@@ -86,7 +86,7 @@ def seconds(task: Callable[[], object]) -> float:
 
 
 def draw(curve: Tensor, path: str) -> str:
-    """The seeds' loss curves and their median."""
+    """Draw the loss curves of the seeds and their median."""
     try:
         plot: Any = importlib.import_module("matplotlib.figure")
     except ImportError:

@@ -1,6 +1,6 @@
 """The benchmarks: their figures are consistent, and they refuse to time a wrong answer.
 
-No test asserts a time: what is fast is for the benchmarks to say, on a machine that is known.
+No test asserts a time.
 """
 
 from __future__ import annotations
@@ -17,39 +17,44 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from benchmark_helpers import ROOT, TINY
 
-from benchmarks import peers, report
+from benchmarks import optimizer, report
 from benchmarks.__main__ import main
 from benchmarks.check import TOLERANCES, WrongAnswerError, compare
-from benchmarks.loops import leaky_loop
-from benchmarks.machine import Gemm, OtherLoad, environment, environment_line
-from benchmarks.peers import PEERS, Peer
-from benchmarks.problem import OURS, Cell, Contender, Problem, TorchContender, make_problem
-from benchmarks.timing import Plan, Timing, measure, quantile
+from benchmarks.host import Gemm, OtherLoad, environment, environment_line
+from benchmarks.loops import from_loop, leaky_loop
+from benchmarks.peers import PEERS, RECURRENCE, Peer, make_ours
+from benchmarks.problem import OURS, Cell, Contender, Problem, make_problem
+from benchmarks.recurrence_report import PASSES, gemm_share, pass_figures
+from benchmarks.timing import Timing, TimingPlan, measure, quantile
 
-TINY = Cell(3, 7, 4, 5)
-PASSES = tuple(report.PASSES)
 needs_matplotlib = pytest.mark.skipif(not report.can_draw(), reason="matplotlib is not installed")
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 
 
 @pytest.fixture(autouse=True)
 def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run tells JAX its threads by the environment."""
+    """A run passes the number of threads to JAX through the environment."""
     for name in ("NPROC", "XLA_FLAGS", "JAX_PLATFORMS"):
-        # Set before removed, so that the variable goes away again where there was none.
+        # Set before removed, so that a variable that did not exist is removed again.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
 
 def tiny_run(folder: Path, *extra: str) -> int:
-    fixed = ["--quick", "--repeats", "2", "--threads", "1", "--seconds", "0.1"]
+    fixed = ["--quick", "--rounds", "2", "--threads", "1", "--seconds", "0.1"]
     return main(["recurrence", *fixed, "--grid", "3,7,4,5; 1,4,2,6", "--output", str(folder), *extra])
 
 
-def load(folder: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((folder / "recurrence.json").read_text())
+def quick_run(name: str, folder: Path, threads: int = 1) -> dict[str, Any]:
+    """The document of a benchmark's quick run."""
+    assert main([name, "--quick", "--output", str(folder), "--threads", str(threads)]) == 0
+    return load(folder, name)
+
+
+def load(folder: Path, name: str = "recurrence") -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
     return document
 
 
@@ -83,27 +88,27 @@ def test_ratios_follow_from_the_medians(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[-1].startswith("forward + backward")
 
 
-def test_a_run_on_an_unsteady_machine_says_so(tmp_path: Path) -> None:
+def test_a_run_on_an_unsteady_host_has_a_note(tmp_path: Path) -> None:
     assert tiny_run(tmp_path, "--peers", "none") == 0
     document = load(tmp_path)
     first, second = document["cells"]
     for cell in (first, second):
         cell["gemm"]["median_s"] = 2 * document["gemm"]["size"] ** 3 / document["gemm"]["best_flops_per_s"]
-    assert report.gemm_share(document, first) == pytest.approx(1)
-    assert "Unsteady" not in report.table(document)
+    assert gemm_share(document, first) == pytest.approx(1)
+    assert "Unsteady" not in report.text(document)
     second["gemm"]["median_s"] *= 2
-    assert "cell by cell: 100, 50." in " ".join(report.table(document).split())
+    assert "by cell: 100, 50." in " ".join(report.text(document).split())
 
 
-def test_with_one_row_the_walk_is_compared_with_reading_its_matrix(
+def test_with_one_row_the_scan_is_compared_with_reading_its_matrix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tiny_run(tmp_path, "--peers", "none") == 0
     many, one = load(tmp_path)["cells"]
     assert "cache" not in many
-    size = one["T"] * 6 * 16 * 4  # H 6 in columns by the 16, float32
+    size = one["T"] * 6 * 16 * 4  # H 6 in panels of 16 columns, float32
     assert one["cache"]["read_bytes_per_s"] == pytest.approx(size / one["cache"]["read"]["median_s"])
-    assert one["cache"]["walk_bytes_per_s"] == pytest.approx(size / one["forward"]["recurrence"]["median_s"])
+    assert one["cache"]["scan_bytes_per_s"] == pytest.approx(size / one["forward"]["recurrence"]["median_s"])
     assert "one thread reads its cache" in " ".join(capsys.readouterr().out.split())
 
 
@@ -130,11 +135,18 @@ def test_picture_and_saved_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "<svg" in again.read_text()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results" / "cpu").glob("*.json")), ids=str)
+def test_committed_results_are_shown(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "torch 2.13.0" in lines[0] and len(lines) > len(json.loads(path.read_text())["cells"])
+
+
 def test_markdown_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tiny_run(tmp_path, "--peers", "loop", "--markdown") == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) == 2 * (2 + 2) + (2 + 2)
-    assert rows[0].split(" | ")[:4] == ["| B", "T", "I", "H"]
+    assert [cell.strip() for cell in rows[0].split("|")[1:5]] == ["B", "T", "I", "H"]
 
 
 @needs_jax
@@ -142,7 +154,7 @@ def test_markdown_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_every_peer_runs_from_the_command_line(tmp_path: Path, dtype: str) -> None:
     """In a process of its own: JAX reads its threads and its precision once."""
     command = [sys.executable, "-m", "benchmarks", "recurrence", "--quick", "--grid", "3,7,4,5"]
-    command += ["--repeats", "1", "--seconds", "0.1", "--dtype", dtype, "--output", str(tmp_path)]
+    command += ["--rounds", "1", "--seconds", "0.1", "--dtype", dtype, "--output", str(tmp_path)]
     on_cpu = [name for name in PEERS if "cpu" in PEERS[name].default_on or name == "naive"]
     command += ["--peers", ",".join(on_cpu), "--threads", "1"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -152,7 +164,7 @@ def test_every_peer_runs_from_the_command_line(tmp_path: Path, dtype: str) -> No
     assert document["environment"]["jax"]["version"]
 
 
-def test_missing_peer_is_skipped_and_said(
+def test_a_missing_peer_is_skipped_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "jax", None)  # makes `import jax` fail
@@ -162,28 +174,23 @@ def test_missing_peer_is_skipped_and_said(
 
 
 def wrong_decay(problem: Problem) -> Contender:
-    contender = PEERS["loop"].make(
-        Problem(problem.cell, 0.79, problem.x, problem.weights, problem.grad_output)
-    )
+    contender = from_loop(problem, lambda x, weights, decay: leaky_loop(x, weights, 0.79))
     contender.decay = problem.decay
     return contender
 
 
 def wrong_gradient(problem: Problem) -> Contender:
-    """The right output, but one step of 7 is cut out of the gradient."""
+    """The output is right, but the last of 7 steps is missing in the gradient."""
 
     def loop(*arguments: Any) -> torch.Tensor:
         output = leaky_loop(*arguments)
         return torch.cat((output[:-1], output[-1:].detach()))
 
-    leaves = {name: w.clone().requires_grad_() for name, w in problem.weights.items()}
-    return TorchContender(problem, lambda x: loop(x, *leaves.values(), problem.decay), leaves)
+    return from_loop(problem, loop)
 
 
 def not_finite(problem: Problem) -> Contender:
-    leaves = {name: w.clone().requires_grad_() for name, w in problem.weights.items()}
-    loop: Callable[..., torch.Tensor] = leaky_loop
-    return TorchContender(problem, lambda x: loop(x, *leaves.values(), problem.decay) * math.nan, leaves)
+    return from_loop(problem, lambda *arguments: leaky_loop(*arguments) * math.nan)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +201,7 @@ def not_finite(problem: Problem) -> Contender:
         (not_finite, "wrong at B 3, T 7, I 4, H 5: output is wrong: relative error nan"),
     ],
 )
-def test_wrong_contender_ends_the_run(
+def test_a_wrong_contender_ends_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -209,7 +216,7 @@ def test_wrong_contender_ends_the_run(
     assert not (tmp_path / "recurrence.json").exists()
 
 
-def test_wrong_shape_is_named() -> None:
+def test_a_wrong_shape_is_named() -> None:
     problem = make_problem(TINY, torch.float32, 0.8, seed=1)
     good = PEERS["loop"].make(problem).results()
     short = good._replace(output=good.output[1:])
@@ -218,16 +225,16 @@ def test_wrong_shape_is_named() -> None:
 
 
 def test_gradients_are_new_at_each_call() -> None:
-    """Accumulated ones would be right once, and time another thing."""
+    """Accumulated gradients would be right at the first call only, and take another time."""
     problem = make_problem(TINY, torch.float64, 0.8, seed=1)
-    for make in (peers.make_ours, PEERS["rnn"].make, PEERS["loop"].make):
+    for make in (make_ours, PEERS["rnn"].make, PEERS["loop"].make):
         contender = make(problem)
         first = {name: g.clone() for name, g in contender.results().gradients.items()}
         for name, gradient in contender.results().gradients.items():
             torch.testing.assert_close(gradient, first[name])
 
 
-def test_statistics_on_made_numbers() -> None:
+def test_statistics_of_made_up_numbers() -> None:
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert quantile([0.0, 10.0], 0.1) == pytest.approx(1.0)
     assert quantile([5.0], 0.9) == 5.0
@@ -238,16 +245,15 @@ def test_statistics_on_made_numbers() -> None:
     assert figures["calls"] == 3
 
 
-def test_pass_figures_on_made_numbers() -> None:
+def test_pass_figures_of_made_up_numbers() -> None:
     timings = {
         (OURS, "forward"): Timing([2.0, 2.0, 9.0]),
         ("rnn", "forward"): Timing([8.0]),
         ("loop", "forward"): Timing([5.0, 7.0]),
         ("loop", "forward_backward"): Timing([1.0]),
-        (report.RECURRENCE, "forward"): Timing([0.5]),
+        (RECURRENCE, "forward"): Timing([0.5]),
     }
-    cell = Cell(1, 10, 3, 5)
-    figures = report.pass_figures(cell, "forward", timings, gemm_rate=4000.0)
+    figures = pass_figures(Cell(1, 10, 3, 5), "forward", timings, gemm_rate=4000.0)
     assert figures["peer_over_ours"] == {"rnn": 4.0, "loop": 3.0}
     assert (figures["best_peer"], figures["best_peer_over_ours"]) == ("loop", 3.0)
     assert figures["recurrence_share_of_gemm"] == pytest.approx(2 * 10 * 25 / 0.5 / 4000)
@@ -267,17 +273,17 @@ def test_measure_interleaves_and_spares_slow_tasks() -> None:
 
         return call
 
-    plan = Plan(seconds=60, rounds=4, rest=0.0)
+    plan = TimingPlan(seconds=60, rounds=4, rest=0.0)
     timings = measure({name: task(name) for name in durations}, plan, stopwatch=stopwatch)
     assert timings["slow"].times == [3.0] * plan.slow_calls
     assert timings["slow"].slow
-    assert timings["quick"].times == [0.01] * (4 * 2)  # a turn of 20 ms holds two
+    assert timings["quick"].times == [0.01] * (4 * 2)  # a turn of 20 ms holds two calls
     assert calls.index("slow") < len(calls) - 1 - calls[::-1].index("quick")
     assert median(timings["quick"].times) == timings["quick"].median
 
 
 def test_measure_stops_at_its_time_but_not_before_the_least_rounds() -> None:
-    plan = Plan(seconds=0.0, rounds=50, least_rounds=2, rest=0.0, turn=0.0)
+    plan = TimingPlan(seconds=0.0, rounds=50, least_rounds=2, rest=0.0, turn=0.0)
     timings = measure({"a": lambda: None}, plan, stopwatch=lambda task: 1e-3)
     assert len(timings["a"].times) == 2
 
@@ -302,11 +308,11 @@ def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureF
 
 
 def test_times_are_printed_with_three_digits() -> None:
-    seconds = [1.234e-6, 0.9996e-3, 0.0123456, 0.12345, 12.3456]
-    assert [report._ms(s) for s in seconds] == ["0.00123", "1.00", "12.3", "123", "12300"]
+    milliseconds = [1.234e-3, 0.9996, 12.3456, 123.45, 12345.6]
+    assert [report.digits(ms) for ms in milliseconds] == ["0.00123", "1.00", "12.3", "123", "12300"]
 
 
-def test_machine_probes() -> None:
+def test_the_host_is_measured_and_described() -> None:
     gemm = Gemm(8, torch.float64)
     torch.testing.assert_close(gemm(), gemm._a @ gemm._b)
     assert gemm.flops == 2 * 8**3
@@ -315,41 +321,32 @@ def test_machine_probes() -> None:
     assert environment_line(environment(3)).count("3 threads on") == 1
 
 
-def test_optimizer_benchmark_checks_and_writes(tmp_path, capsys):
-    from benchmarks import __main__ as command
-
-    assert command.main(["optimizer", "--quick", "--output", str(tmp_path), "--threads", "1"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("ClippedNesterov") >= 2
-    document = json.loads((tmp_path / "optimizer.json").read_text())
+def test_optimizer_benchmark_checks_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = quick_run("optimizer", tmp_path)
+    assert capsys.readouterr().out.count("ClippedNesterov") >= 2
     assert {cell["rule"] for cell in document["cells"]} == {"ClippedNesterov", "ClippedAdamW"}
     assert all(cell["contenders"]["ours"]["median_s"] > 0 for cell in document["cells"])
     assert document["environment"]["torch"]
 
 
-def test_optimizer_benchmark_ends_where_an_answer_is_wrong(monkeypatch):
-    from benchmarks import optimizer
-
-    rules = {"ClippedNesterov": dict(optimizer.RULES["ClippedNesterov"])}
-    rules["ClippedNesterov"]["ours"] = lambda params: lambda: params[0].data.add_(1.0)
-    monkeypatch.setattr(optimizer, "RULES", rules)
-    with pytest.raises(ValueError, match="ours differs from torch's plain form"):
+def test_optimizer_benchmark_refuses_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"ours": lambda params: lambda: params[0].data.add_(1.0)}
+    monkeypatch.setitem(optimizer.RULES, "ClippedNesterov", optimizer.RULES["ClippedNesterov"] | wrong)
+    with pytest.raises(WrongAnswerError, match="ours differs from torch's plain form"):
         optimizer.check("ClippedNesterov", [(3, 4), (5,)])
 
 
-def test_layer_benchmark_times_its_pairs(tmp_path, capsys):
-    assert main(["layer", "--quick", "--output", str(tmp_path), "--threads", "1"]) == 0
+def test_layer_benchmark_times_its_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = quick_run("layer", tmp_path)["cells"]
     shown = capsys.readouterr().out
     assert "packed" in shown and "faded" in shown
-    document = json.loads((tmp_path / "layer.json").read_text())
-    assert all(cell["asked"]["median_s"] > 0 and cell["plain"]["median_s"] > 0 for cell in document["cells"])
+    assert all(cell["asked"]["median_s"] > 0 and cell["plain"]["median_s"] > 0 for cell in cells)
 
 
-def test_memory_is_measured_in_a_process_for_each_case(tmp_path: Path) -> None:
-    assert main(["memory", "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
-    document = json.loads((tmp_path / "memory.json").read_text())
-    peaks = {(c["nonlinearity"], c["way"]): c["peak_bytes"] / c["output_bytes"] for c in document["cells"]}
-    # Kept are the output and f; backward has a block of gradients, 8 MiB of the output's 20.
+def test_memory_is_measured_in_one_process_per_case(tmp_path: Path) -> None:
+    cells = quick_run("memory", tmp_path)["cells"]
+    peaks = {(c["nonlinearity"], c["way"]): c["peak_bytes"] / c["output_bytes"] for c in cells}
+    # The output and f are kept; backward has a block of gradients, 8 MiB compared with the output's 20.
     for nonlinearity, kept in (("relu", 1.4), ("tanh", 2.4)):
         assert peaks[nonlinearity, "kept"] > kept - 0.1
         assert peaks[nonlinearity, "every"] < 1.5
@@ -357,12 +354,9 @@ def test_memory_is_measured_in_a_process_for_each_case(tmp_path: Path) -> None:
     assert all(peaks["relu", way] > 0 for way in ("rnnkernels", "rnn", "loop"))
 
 
-def test_scaling_varies_one_size_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
-    assert main(["scaling", "--quick", "--threads", "2", "--output", str(tmp_path)]) == 0
+def test_scaling_varies_one_size_at_a_time(tmp_path: Path) -> None:
+    cells = quick_run("scaling", tmp_path, threads=2)["cells"]
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(threads)
-    cells = json.loads((tmp_path / "scaling.json").read_text())["cells"]
     for cell in cells:
         sizes = cell["cell"] | {"threads": cell["threads"]}
         middle = {"B": 16, "T": 100, "I": 32, "H": 128, "threads": 2}
@@ -372,8 +366,7 @@ def test_scaling_varies_one_size_at_a_time(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "scaling.png").exists() == report.can_draw()
 
 
-def test_a_tiny_call_is_taken_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["call", "--quick", "--output", str(tmp_path)]) == 0
-    cells = json.loads((tmp_path / "call.json").read_text())["cells"]
+def test_the_parts_of_a_tiny_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = quick_run("call", tmp_path)["cells"]
     assert len(cells) == 10 and all(cell["call"]["median_s"] > 0 for cell in cells)
     assert "LeakyRNN, forward and backward" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a run on a GPU rests on: the clock, what is measured and left out, the floor, the card's target."""
+"""Parts of a run on a GPU: the clock, the choice of points and peers, the floor, the GPU's description."""
 
 from __future__ import annotations
 
@@ -6,41 +6,25 @@ import dataclasses
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from benchmark_helpers import LATENCIES, PLAN, RATES, ROOT, TINY
 
-from benchmarks import card, floor
-from benchmarks.bench import cpu_bench
-from benchmarks.gpu_plan import Costs, Point, choose, grid, unsuited
-from benchmarks.problem import OURS, Cell
-from benchmarks.timing import EventStopwatch, Plan, Rotation
-
-TINY = Cell(3, 7, 4, 5)
-PLAN = Plan(seconds=0.1, rounds=1, least_rounds=1, turn=0.0, rest=0.0, warmup=0.0)
-LATENCIES = {
-    "barrier_s": 2e-8,
-    "shared_read_s": 1e-8,
-    "product_s": 2e-8,
-    "cluster_read_s": 1e-7,
-    "flag_s": 4e-7,
-}
-RATES = floor.Rates(
-    copy_bytes_per_s=3e12,
-    flops_per_s={"bfloat16": 8e14, "float32": 5e13, "tf32": 4e14},
-    multiprocessors=128,
-    latencies=LATENCIES,
-)
-
+from benchmarks import floor, gpu
+from benchmarks.budget import Costs, choose
+from benchmarks.peers import unsuited
+from benchmarks.problem import OURS, Cell, Point, gpu_grid
+from benchmarks.timing import Bench, EventStopwatch, Rotation
 
 # ----------------------------------------------------------------------------------------- clock
 
 
 class Device:
-    """A clock that stands still but for the calls, and events that read it."""
+    """A clock that advances only with the calls, and events that read it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -72,7 +56,7 @@ class DeviceEvent:
         return 1e3 * (end.at - self.at)
 
 
-def test_events_stand_around_as_many_calls_as_fill_the_window() -> None:
+def test_events_time_as_many_calls_as_fill_the_window() -> None:
     device = Device()
     stopwatch = EventStopwatch(device.event, window=0.0105, most_calls=50)
     quick, slow, tiny = (device.task(*what) for what in (("quick", 1e-3), ("slow", 1.0), ("tiny", 1e-6)))
@@ -92,8 +76,8 @@ def test_a_rotation_calls_one_after_another() -> None:
 # ------------------------------------------------------------------------------------------ plan
 
 
-def test_the_grid_is_what_was_asked_for() -> None:
-    points = grid()
+def test_the_grid_has_all_sizes_and_precisions() -> None:
+    points = gpu_grid()
     assert len(set(points)) == len(points)
     square = {(p.cell.H, p.cell.B, p.precision) for p in points if p.cell.T == 512 and not p.packed}
     sizes, batches = (64, 128, 256, 384, 512, 768, 1024, 2048), (1, 16, 64, 256)
@@ -103,19 +87,19 @@ def test_the_grid_is_what_was_asked_for() -> None:
     assert len(packed.lengths) == packed.cell.B and max(packed.lengths) == packed.cell.T
     assert packed.lengths == tuple(sorted(packed.lengths, reverse=True)) and min(packed.lengths) >= 1
     assert packed.rows == pytest.approx(packed.cell.B / 2, rel=0.05)
-    assert {p.precision for p in grid(["bfloat16"])} == {"bfloat16"}
+    assert {p.precision for p in gpu_grid(["bfloat16"])} == {"bfloat16"}
 
 
-def test_who_is_not_for_a_point() -> None:
+def test_peers_that_do_not_suit_a_point() -> None:
     whole, packed = Point(Cell(16, 512, 64, 512), "float32"), Point(Cell(64, 512, 64, 256), "bfloat16", True)
-    assert unsuited("scan", packed, packs=False) == "takes no packed batch"
-    assert unsuited("rnn", packed, packs=True) is None
-    assert unsuited("half", packed, packs=True) is None
-    assert unsuited("half", whole, packs=True) == "is beside bfloat16 alone"
-    assert unsuited("compile", whole, packs=False) is None
-    assert "few shapes" in unsuited("compile", whole._replace(cell=Cell(64, 512, 64, 768)), packs=False)
-    assert "one T" in unsuited("compile", whole._replace(cell=Cell(16, 4096, 64, 256)), packs=False)
-    assert unsuited("compile", Point(TINY, "float32"), packs=False) is None
+    assert unsuited("scan", packed) == "accepts no packed batch"
+    assert unsuited("rnn", packed) is None
+    assert unsuited("half", packed) is None
+    assert unsuited("half", whole) == "is measured beside bfloat16 only"
+    assert unsuited("compile", whole) is None
+    assert "few shapes" in unsuited("compile", whole._replace(cell=Cell(64, 512, 64, 768)))
+    assert "one T" in unsuited("compile", whole._replace(cell=Cell(16, 4096, 64, 256)))
+    assert unsuited("compile", Point(TINY, "float32")) is None
 
 
 SMALL, LARGE = Point(Cell(1, 512, 64, 64), "float32"), Point(Cell(64, 512, 64, 2048), "float32")
@@ -126,15 +110,15 @@ def made_cost(point: Point, who: str) -> float:
     return COST.get(who, 1.0) * (2 if point == LARGE else 1)
 
 
-def test_with_time_enough_nothing_is_left_out() -> None:
+def test_with_enough_time_nothing_is_left_out() -> None:
     wanted = {SMALL: ["rnn", "graph", "loop", "compile"], LARGE: ["rnn", "graph", "loop"]}
     choice = choose(wanted, 100.0, made_cost)
     assert choice.kept == wanted and not choice.dropped and not choice.points_dropped
 
 
-def test_the_dearest_go_first_but_each_peer_is_measured_somewhere() -> None:
+def test_the_most_expensive_are_dropped_first_but_each_peer_is_measured_once() -> None:
     wanted = {SMALL: ["rnn", "graph", "loop", "compile"], LARGE: ["rnn", "graph", "loop", "compile"]}
-    # Of 93 seconds: compile at the large shape is 40, the loop there 10.
+    # All take 93 seconds; compile at the large shape takes 40, the loop there 10.
     assert choose(wanted, 60.0, made_cost).dropped == {LARGE: ["compile"]}
     assert choose(wanted, 45.0, made_cost).dropped == {LARGE: ["compile", "loop"]}
     # compile was measured before, so that its small shape is no longer kept for it.
@@ -144,7 +128,7 @@ def test_the_dearest_go_first_but_each_peer_is_measured_somewhere() -> None:
     }
 
 
-def test_nn_rnn_stays_and_then_points_go_from_the_end() -> None:
+def test_nn_rnn_stays_and_then_the_last_points_are_dropped() -> None:
     wanted = {SMALL: ["rnn", "graph", "loop"], LARGE: ["rnn", "graph", "loop"]}
     choice = choose(wanted, 9.0, made_cost)
     assert choice.kept == {SMALL: ["rnn"], LARGE: ["rnn"]}
@@ -154,7 +138,7 @@ def test_nn_rnn_stays_and_then_points_go_from_the_end() -> None:
     assert choose(wanted, 0.0, made_cost).kept == {}
 
 
-def test_costs_learn_from_what_a_peer_took() -> None:
+def test_costs_learn_from_earlier_measurements() -> None:
     costs = Costs()
     before = costs(SMALL, "scan")
     for seconds in (1.0, 3.0):
@@ -169,56 +153,46 @@ def test_costs_learn_from_what_a_peer_took() -> None:
 # ----------------------------------------------------------------------------------------- floor
 
 
-def test_the_model_is_met_at_its_entries_and_lies_between_them_elsewhere() -> None:
-    for hidden, row in floor.MODELLED.items():
-        for batch, us in zip(floor.MODELLED_BATCHES, row, strict=True):
-            assert floor.modelled_us(batch, hidden) == pytest.approx(us)
-    assert 1.2 < floor.modelled_us(256, 1448) < 4.1
-    assert floor.modelled_us(1, 64) == 0.19 and floor.modelled_us(4096, 4096) == pytest.approx(4.1)
-
-
 def test_the_floor_follows_from_rates_and_latencies() -> None:
-    # H 128 fits into one multiprocessor: a meeting, a read, a product, and the multiply-adds of its one row.
+    # H 128 fits into one multiprocessor: a barrier, a read, a product, and the multiply-adds of its one row.
     share = 2 * 128**2 / (8e14 / 128)
-    assert floor.walk_seconds(RATES, "bfloat16", 1, 128) == pytest.approx(5e-8 + share)
-    # H 2048 does not; of 32 KB to 128 KB each, only all of them together hold it.
+    assert floor.scan_seconds(RATES, "bfloat16", 1, 128) == pytest.approx(5e-8 + share)
+    # H 2048 fits into all multiprocessors together only.
     share = 2 * 2048**2 / 8e14
-    assert floor.walk_seconds(RATES, "bfloat16", 1, 2048) == pytest.approx(4.4e-7 + share)
+    assert floor.scan_seconds(RATES, "bfloat16", 1, 2048) == pytest.approx(4.4e-7 + share)
     # float32 is three products of TF32 where that is faster than multiply-adds.
     assert RATES.product_rate("float32") == pytest.approx(4e14 / 3)
     both = floor.step_floor(RATES, "bfloat16", 256, 1024, backward=True)
     alone = floor.step_floor(RATES, "bfloat16", 256, 1024, backward=False)
-    assert both["walk_s"] == pytest.approx(2 * alone["walk_s"] + 2 * 256 * 1024**2 / 8e14)
+    assert both["scan_s"] == pytest.approx(2 * alone["scan_s"] + 2 * 256 * 1024**2 / 8e14)
     assert alone["memory_s"] == pytest.approx(2 * 2 * 256 * 1024 / 3e12)
-    assert alone["floor_s"] == max(alone["walk_s"], alone["memory_s"])
-    assert alone["modelled_bfloat16_s"] == pytest.approx(1.2e-6) and "modelled_bfloat16_s" not in both
+    assert alone["floor_s"] == max(alone["scan_s"], alone["memory_s"])
 
 
-def test_without_latencies_the_model_stands_in() -> None:
+def test_without_latencies_the_floor_is_the_arithmetic() -> None:
     rates = dataclasses.replace(RATES, latencies=None, why_no_latencies="there is no nvcc")
-    assert floor.walk_seconds(rates, "bfloat16", 1, 128) == pytest.approx(0.19e-6)
-    assert floor.walk_seconds(rates, "float32", 4096, 2048) == pytest.approx(2 * 4096 * 2048**2 / (4e14 / 3))
+    assert floor.scan_seconds(rates, "float32", 4096, 2048) == pytest.approx(2 * 4096 * 2048**2 / (4e14 / 3))
 
 
 def test_before_clusters_a_large_matrix_needs_all_multiprocessors() -> None:
     old = {name: seconds for name, seconds in LATENCIES.items() if name != "cluster_read_s"}
     rates = dataclasses.replace(RATES, latencies=old)
     assert (
-        floor.walk_seconds(rates, "bfloat16", 1, 512) > 4e-7 > floor.walk_seconds(RATES, "bfloat16", 1, 512)
+        floor.scan_seconds(rates, "bfloat16", 1, 512) > 4e-7 > floor.scan_seconds(RATES, "bfloat16", 1, 512)
     )
 
 
 def test_rates_are_measured_and_survive_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    stopwatch = cpu_bench(PLAN).new_stopwatch()
+    stopwatch = Bench(plan=PLAN).new_stopwatch()
     rates = floor.measure_rates(stopwatch, "cpu", 16, 1 << 12, latencies=lambda: LATENCIES)
     assert rates.copy_bytes_per_s > 0 and min(rates.flops_per_s.values()) > 0 and rates.launch_s > 0
-    assert floor.rates_from(json.loads(json.dumps(rates.document()))) == rates
+    assert floor.Rates(**json.loads(json.dumps(dataclasses.asdict(rates)))) == rates
     monkeypatch.setattr(floor, "find_tool", lambda name: None)
     rates = floor.measure_rates(stopwatch, "cpu", 16, 1 << 12)
     assert rates.latencies is None and "no nvcc" in rates.why_no_latencies
 
 
-def test_what_the_program_of_latencies_prints() -> None:
+def test_the_output_of_the_latency_program() -> None:
     assert floor.parse_latencies('{"barrier_s": 2e-08, "flag_s": 4e-07}\n') == {
         "barrier_s": 2e-8,
         "flag_s": 4e-7,
@@ -229,14 +203,14 @@ def test_what_the_program_of_latencies_prints() -> None:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_the_program_of_latencies_compiles(tmp_path: Path, arch: str) -> None:
+def test_the_latency_program_compiles(tmp_path: Path, arch: str) -> None:
     command = ["nvcc", "-std=c++20", f"-arch={arch}", "-Werror=all-warnings", f"-I{ROOT / 'csrc'}", "-c"]
     command += [str(ROOT / "benchmarks" / "latencies.cu"), "-o", str(tmp_path / "latencies.o")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-# ------------------------------------------------------------------------------------------ card
+# ------------------------------------------------------------------------------------------ gpu
 
 
 @pytest.mark.parametrize(
@@ -248,22 +222,33 @@ def test_the_program_of_latencies_compiles(tmp_path: Path, arch: str) -> None:
         ((12, 0), "12.0", "sm_120"),
     ],
 )
-def test_the_target_of_a_card(capability: tuple[int, int], arch: str, nvcc: str) -> None:
-    assert card.arch_list(capability) == arch
-    assert card.nvcc_arch(capability) == nvcc
+def test_the_target_of_a_gpu(capability: tuple[int, int], arch: str, nvcc: str) -> None:
+    assert gpu.arch_list(capability) == arch
+    assert gpu.nvcc_arch(capability) == nvcc
 
 
-def test_what_nvidia_smi_says() -> None:
+def test_the_output_of_nvidia_smi() -> None:
     line = "580.1, 345 MHz, 1980 MHz, 2619 MHz, 700.00 W, 34, Enabled, Disabled"
-    found = card.parse_nvidia_smi(line)
+    found = gpu.parse_nvidia_smi(line)
     assert (found["driver"], found["sm_clock_most"], found["mig"]) == ("580.1", "1980 MHz", "Disabled")
-    assert card.parse_nvidia_smi("no devices were found") == {}
+    assert gpu.parse_nvidia_smi("no devices were found") == {}
 
 
-def test_tf32_is_for_everyone_or_for_nobody_and_then_as_before() -> None:
+def test_tf32_is_set_for_both_libraries_and_restored() -> None:
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
     for allowed in (True, False):
-        with card.tf32_allowed(allowed):
+        with gpu.tf32_allowed(allowed):
             assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
     assert [backend.allow_tf32 for backend in backends] == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "rnn"), reason="torch has no fp32_precision")
+def test_tf32_is_read_after_a_user_has_set_torchs_newer_option() -> None:
+    """Then torch refuses to read the older one."""
+    code = "import torch; from benchmarks.gpu import tf32_allowed, tf32_is_allowed as f; b = torch.backends; "
+    code += "b.cuda.matmul.fp32_precision = 'tf32'; found = [f(b.cuda.matmul), f(b.cudnn)]\n"
+    code += "with tf32_allowed(False): found += [f(b.cuda.matmul), f(b.cudnn)]\n"
+    code += "print(found, f(b.cuda.matmul))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[True, True, False, False] True", done.stderr
