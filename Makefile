@@ -55,10 +55,10 @@ demo: $(VENV)/demo.extra
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
 
 paper-quick: $(VENV)/demo.extra
-	$(BIN)/python -m rnnkernels.experiments --plan quick $(if $(DATA),--data "$(DATA)") $(ARGS)
+	PYTHONPATH=examples $(BIN)/python -m polyphonic_music --plan quick $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 paper: $(VENV)/demo.extra
-	$(BIN)/python -m rnnkernels.experiments --plan full $(if $(DATA),--data "$(DATA)") $(ARGS)
+	PYTHONPATH=examples $(BIN)/python -m polyphonic_music --plan full $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: $(VENV)/test.extra
 	$(BIN)/python -m pytest $(TESTS)

@@ -36,12 +36,12 @@ try:
     import numpy as np
     import torch
     from eager import EagerLeakyRNN
+    from polyphonic_music import rolls
+    from polyphonic_music.progress import Progress
     from torch import Tensor, nn
     from torch.nn.functional import binary_cross_entropy_with_logits
 
     from rnnkernels import ClippedNesterov, LeakyRNN
-    from rnnkernels.experiments import rolls
-    from rnnkernels.experiments.progress import Progress
 except KeyboardInterrupt:  # loading torch takes seconds, and Ctrl-C counts there too
     raise SystemExit(130) from None
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from rnnkernels.experiments.recipes import Settings
-from rnnkernels.experiments.rolls import Roll, bucket, pad, transposed
+from polyphonic_music.recipes import Settings
+from polyphonic_music.rolls import Roll, bucket, pad, transposed
 
 # Rows of one batch where nothing is learned: bounds its memory.
 MOST_ROWS = 1 << 14

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from rnnkernels.experiments.midi import write_midi
+from polyphonic_music.midi import write_midi
 
 HEADER = bytes.fromhex("4d546864 00000006 0000 0001 0078")
 Note = tuple[int, int, int]  # first step, step after the last, pitch

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rnnkernels.experiments import rolls
-from rnnkernels.experiments.plans import Part, Plan
-from rnnkernels.experiments.recipes import Settings, draw, ranges_above, ranges_of
-from rnnkernels.experiments.training import Job
-from rnnkernels.experiments.worker import load, result_of, start_worker, work
+from polyphonic_music import rolls
+from polyphonic_music.plans import Part, Plan
+from polyphonic_music.recipes import Settings, draw, ranges_above, ranges_of
+from polyphonic_music.training import Job
+from polyphonic_music.worker import load, result_of, start_worker, work
 
 Progress = Callable[[float, str], object]
 Key = TypeVar("Key", bound=Any)

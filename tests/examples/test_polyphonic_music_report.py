@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiment_helpers import entry_of, made_results
+from polyphonic_music import report
+from polyphonic_music.report import environment, write_report
+from polyphonic_music.table import table
+from polyphonic_music_helpers import entry_of, made_results
 
 import rnnkernels
-from rnnkernels.experiments import report
-from rnnkernels.experiments.report import environment, write_report
-from rnnkernels.experiments.table import table
 
 
 @pytest.fixture(autouse=True)

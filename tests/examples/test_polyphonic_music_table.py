@@ -7,16 +7,15 @@ import statistics
 from typing import Any
 
 import pytest
-from experiment_helpers import SETS, entry_of, made_results
-
-from rnnkernels.experiments.recipes import TECHNIQUES
-from rnnkernels.experiments.table import (
+from polyphonic_music.recipes import TECHNIQUES
+from polyphonic_music.table import (
     LOG_LIKELIHOOD,
     MEASURES,
     ladder_sentence,
     make_grid,
     table,
 )
+from polyphonic_music_helpers import SETS, entry_of, made_results
 
 
 def column_values(text: str, row: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The loader of rnnkernels.experiments.rolls: file formats, what is refused, scores, cache."""
+"""The loader of polyphonic_music.rolls: file formats, what is refused, scores, cache."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from rnnkernels.experiments import rolls
+from polyphonic_music import rolls
 
 SPLITS: dict[str, list[list[list[int]]]] = {
     "train": [[[60, 64], [], [21, 108]], [[60], [61]]],

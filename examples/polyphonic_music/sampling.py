@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rnnkernels.experiments.model import Predictor
-from rnnkernels.experiments.rolls import Roll
+from polyphonic_music.model import Predictor
+from polyphonic_music.rolls import Roll
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Recipes, batches, training and scores of rnnkernels.experiments, on made rolls."""
+"""Recipes, batches, training and scores of polyphonic_music, on made rolls."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.utils.rnn import pad_packed_sequence
-
-from rnnkernels.experiments import recipes, training
-from rnnkernels.experiments.baselines import keys_alone
-from rnnkernels.experiments.batches import make_batch, pieces, training_batches, whole_batches
-from rnnkernels.experiments.model import Predictor
-from rnnkernels.experiments.recipes import (
+from polyphonic_music import recipes, training
+from polyphonic_music.baselines import keys_alone
+from polyphonic_music.batches import make_batch, pieces, training_batches, whole_batches
+from polyphonic_music.model import Predictor
+from polyphonic_music.recipes import (
     MODELS,
     TECHNIQUES,
     Range,
@@ -26,10 +23,12 @@ from rnnkernels.experiments.recipes import (
     ranges_of,
     share,
 )
-from rnnkernels.experiments.rolls import Roll, Rolls, key_frequency
-from rnnkernels.experiments.sampling import sample_piece
-from rnnkernels.experiments.scores import Sampling, Scale, log_likelihood, score_test
-from rnnkernels.experiments.training import Job, Trainer
+from polyphonic_music.rolls import Roll, Rolls, key_frequency
+from polyphonic_music.sampling import sample_piece
+from polyphonic_music.scores import Sampling, Scale, log_likelihood, score_test
+from polyphonic_music.training import Job, Trainer
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils.rnn import pad_packed_sequence
 
 SCALE = Scale(Sampling(40, 4, 20), Sampling(60, 4, 30), samples=3, gibbs_steps=3)
 SMALL = Settings(hidden=12, output_hidden=8, batch=4, steps=10, gibbs_steps=2)
@@ -141,7 +140,7 @@ def test_batches_hold_every_step(data):
 
 
 def test_whole_batches_are_bounded(data, monkeypatch):
-    monkeypatch.setattr("rnnkernels.experiments.batches.MOST_ROWS", 50)
+    monkeypatch.setattr("polyphonic_music.batches.MOST_ROWS", 50)
     found = whole_batches(data.train)
     assert len(found) > 2 and all(len(batch.told) <= 50 for batch in found)
 

@@ -41,7 +41,7 @@ def made_results(seeds: int = 3, models: tuple[str, ...] = ("RNN",)) -> dict[str
     baselines = {"keys_alone": -11.0, "repeat_accuracy": 0.2}
     return {
         "format": 1,
-        "command": "python -m rnnkernels.experiments quick",
+        "command": "python -m polyphonic_music quick",
         "environment": {"rnnkernels": "0.1", "torch": "2.13", "cores": 2},
         "plan": {"name": "quick"},
         "seconds": 1234.5,

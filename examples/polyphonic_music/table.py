@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-from rnnkernels.experiments.recipes import TECHNIQUES
+from polyphonic_music.recipes import TECHNIQUES
 
 WIDTH = 100
 NONE = "-"

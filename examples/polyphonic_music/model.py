@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
+from polyphonic_music.recipes import Settings
+from polyphonic_music.rolls import KEYS
 from rnnkernels import NADE, RBM, IndependentBernoulli, LeakyRNN, draw_decay
-from rnnkernels.experiments.recipes import Settings
-from rnnkernels.experiments.rolls import KEYS
 
 
 class Predictor(nn.Module):

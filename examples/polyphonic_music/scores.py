@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from polyphonic_music.batches import Batch, whole_batches
+from polyphonic_music.model import Predictor
+from polyphonic_music.rolls import Roll
 from rnnkernels import RBM, expected_accuracy, mean_with_interval
-from rnnkernels.experiments.batches import Batch, whole_batches
-from rnnkernels.experiments.model import Predictor
-from rnnkernels.experiments.rolls import Roll
 
 
 @dataclass(frozen=True)

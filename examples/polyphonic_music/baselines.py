@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnnkernels.experiments.rolls import Rolls, key_frequency
+from polyphonic_music.rolls import Rolls, key_frequency
 
 
 def keys_alone(data: Rolls) -> float:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from experiment_helpers import entry_of, made_results
-
-from rnnkernels.experiments import pictures
-from rnnkernels.experiments.pictures import MARKS, learning_curves, lowest_shown, two_rolls
+from polyphonic_music import pictures
+from polyphonic_music.pictures import MARKS, learning_curves, lowest_shown, two_rolls
+from polyphonic_music_helpers import entry_of, made_results
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyphonic_music.batches import Batch, training_batches, whole_batches
+from polyphonic_music.files import write_tensors
+from polyphonic_music.model import Predictor
+from polyphonic_music.recipes import Settings
+from polyphonic_music.rolls import Rolls, key_frequency
+from polyphonic_music.scores import Scale, log_likelihood, score_test
 from rnnkernels import ClippedNesterov, activity_penalty, sparsity
-from rnnkernels.experiments.batches import Batch, training_batches, whole_batches
-from rnnkernels.experiments.files import write_tensors
-from rnnkernels.experiments.model import Predictor
-from rnnkernels.experiments.recipes import Settings
-from rnnkernels.experiments.rolls import Rolls, key_frequency
-from rnnkernels.experiments.scores import Scale, log_likelihood, score_test
 
 LOOKS = 40  # at the validation split in a run of full length
 PATIENCE = 12  # looks without a new best before a run ends

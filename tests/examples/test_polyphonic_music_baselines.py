@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from polyphonic_music.baselines import keys_alone, repeat_accuracy
+from polyphonic_music.rolls import Rolls
 
 from rnnkernels import IndependentBernoulli, expected_accuracy
-from rnnkernels.experiments.baselines import keys_alone, repeat_accuracy
-from rnnkernels.experiments.rolls import Rolls
 
 
 def made_data() -> Rolls:

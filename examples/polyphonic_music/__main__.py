@@ -1,4 +1,4 @@
-"""``python -m rnnkernels.experiments``: the technique ladder on piano rolls, searched, trained and told."""
+"""``python -m polyphonic_music``: the technique ladder on piano rolls, searched, trained and told."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from rnnkernels.experiments.baselines import keys_alone, repeat_accuracy
-from rnnkernels.experiments.midi import write_midi
-from rnnkernels.experiments.model import Predictor
-from rnnkernels.experiments.pictures import two_rolls
-from rnnkernels.experiments.plans import PLANS, Plan
-from rnnkernels.experiments.progress import Progress
-from rnnkernels.experiments.report import cores, environment, write_report
-from rnnkernels.experiments.rolls import Rolls, RollsError, key_frequency
-from rnnkernels.experiments.sampling import sample_piece
-from rnnkernels.experiments.study import Cell, Study, plain_name
-from rnnkernels.experiments.table import table
-from rnnkernels.experiments.worker import CHORALES, path_of
+from polyphonic_music.baselines import keys_alone, repeat_accuracy
+from polyphonic_music.midi import write_midi
+from polyphonic_music.model import Predictor
+from polyphonic_music.pictures import two_rolls
+from polyphonic_music.plans import PLANS, Plan
+from polyphonic_music.progress import Progress
+from polyphonic_music.report import cores, environment, write_report
+from polyphonic_music.rolls import Rolls, RollsError, key_frequency
+from polyphonic_music.sampling import sample_piece
+from polyphonic_music.study import Cell, Study, plain_name
+from polyphonic_music.table import table
+from polyphonic_music.worker import CHORALES, path_of
 
 ENDINGS = (".mat", ".pickle", ".pkl", ".json")
 SAMPLED_STEPS = 96
@@ -32,7 +32,7 @@ SAMPLED_STEPS = 96
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; a sentence about a wrong one, and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m rnnkernels.experiments", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m polyphonic_music", description=__doc__)
     parser.add_argument(
         "--data",
         type=Path,
@@ -70,7 +70,7 @@ def results_of(study: Study, plan: Plan, options: argparse.Namespace) -> dict[st
     where = "" if options.data is None else f" --data {'DIR' if options.data.is_dir() else 'FILE'}"
     return {
         "format": 1,
-        "command": f"python -m rnnkernels.experiments --plan {plan.name}{where}",
+        "command": f"python -m polyphonic_music --plan {plan.name}{where}",
         "environment": environment(options.workers),
         "plan": asdict(plan),
         "seconds": sum(run["seconds"] for run in runs),
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def failed(why: object, status: int) -> int:
     """One line of it."""
-    print(f"python -m rnnkernels.experiments: {why}", file=sys.stderr)
+    print(f"python -m polyphonic_music: {why}", file=sys.stderr)
     return status
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rnnkernels.experiments.recipes import TECHNIQUES, Range, Ranges, Settings
-from rnnkernels.experiments.scores import Sampling, Scale
+from polyphonic_music.recipes import TECHNIQUES, Range, Ranges, Settings
+from polyphonic_music.scores import Sampling, Scale
 
 
 @dataclass(frozen=True)

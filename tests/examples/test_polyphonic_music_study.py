@@ -1,4 +1,4 @@
-"""Whole studies of rnnkernels.experiments on made rolls: what they write, go on from, and refuse."""
+"""Whole studies of polyphonic_music on made rolls: what they write, go on from, and refuse."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from rnnkernels.experiments import __main__ as command
-from rnnkernels.experiments import study as studies
-from rnnkernels.experiments.plans import PLANS, Part, Plan
-from rnnkernels.experiments.recipes import Range, Settings
-from rnnkernels.experiments.scores import Sampling, Scale
-from rnnkernels.experiments.study import Run, Study, Task
-from rnnkernels.experiments.worker import path_of, work
+from polyphonic_music import __main__ as command
+from polyphonic_music import study as studies
+from polyphonic_music.plans import PLANS, Part, Plan
+from polyphonic_music.recipes import Range, Settings
+from polyphonic_music.scores import Sampling, Scale
+from polyphonic_music.study import Run, Study, Task
+from polyphonic_music.worker import path_of, work
 
 SCALE = Scale(Sampling(20, 3, 10), Sampling(20, 3, 10), samples=2, gibbs_steps=2)
 SMALL = Settings(hidden=8, output_hidden=6, batch=4, steps=10, gibbs_steps=2)
@@ -81,7 +80,7 @@ def test_the_command_leaves_a_report(file, tmp_path, monkeypatch, capsys):
     arguments = ["--plan", "tiny", "--data", str(file), "--out", str(out), "--workers", "1"]
     assert command.main(arguments) == 0
     results = json.loads((out / "results.json").read_text())
-    assert results["command"] == "python -m rnnkernels.experiments --plan tiny --data FILE"
+    assert results["command"] == "python -m polyphonic_music --plan tiny --data FILE"
     assert [(e["model"], e["technique"]) for e in results["results"]] == [
         ("RNN", "SGD"),
         ("RNN", "+CLRM"),
@@ -126,7 +125,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     code = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from rnnkernels.experiments.worker import start_worker
+from polyphonic_music.worker import start_worker
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(1, context, initializer=start_worker)
@@ -136,7 +135,13 @@ if __name__ == "__main__":
 """
     script = tmp_path / "parent.py"
     script.write_text(code)
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+    path = os.pathsep.join(filter(None, sys.path))
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         parent.kill()

@@ -11,10 +11,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from polyphonic_music.files import write_json, write_text
+from polyphonic_music.pictures import learning_curves
+from polyphonic_music.table import Results, models, table
 from rnnkernels import build_config
-from rnnkernels.experiments.files import write_json, write_text
-from rnnkernels.experiments.pictures import learning_curves
-from rnnkernels.experiments.table import Results, models, table
 
 
 def write_report(results: Results, folder: str | Path) -> list[str]:

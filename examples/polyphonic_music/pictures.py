@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnnkernels.experiments.files import write_file
-from rnnkernels.experiments.recipes import TECHNIQUES
-from rnnkernels.experiments.rolls import KEYS, LOWEST_PITCH
-from rnnkernels.experiments.table import Results, number, sets_of
+from polyphonic_music.files import write_file
+from polyphonic_music.recipes import TECHNIQUES
+from polyphonic_music.rolls import KEYS, LOWEST_PITCH
+from polyphonic_music.table import Results, number, sets_of
 
 # Colour and mark both differ (Okabe and Ito's colours), so that neither grey nor colour blindness mixes them.
 MARKS = dict(

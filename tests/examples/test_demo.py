@@ -15,18 +15,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import demo
 import numpy as np
 import pytest
 import torch
+from eager import EagerLeakyRNN
+from polyphonic_music import rolls
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
-import demo
-from eager import EagerLeakyRNN
-
 from rnnkernels import LeakyRNN
-from rnnkernels.experiments import rolls
 
 
 def made_rolls(seed: int, lengths: list[int]) -> list[rolls.Roll]:

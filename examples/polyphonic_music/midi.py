@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rnnkernels.experiments.files import write_file
-from rnnkernels.experiments.rolls import KEYS, LOWEST_PITCH
+from polyphonic_music.files import write_file
+from polyphonic_music.rolls import KEYS, LOWEST_PITCH
 
 TICKS_A_STEP = 120
 MOST_STEPS = 0x7FFF // TICKS_A_STEP  # of a quarter, whose ticks have 15 bits

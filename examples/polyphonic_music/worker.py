@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from rnnkernels.experiments import rolls
-from rnnkernels.experiments.files import read_json, write_json, write_tensors
-from rnnkernels.experiments.training import Job, State, Trainer, Watcher
+from polyphonic_music import rolls
+from polyphonic_music.files import read_json, write_json, write_tensors
+from polyphonic_music.training import Job, State, Trainer, Watcher
 
 CHORALES = ""  # as a source: those of music21; no path is empty
 
