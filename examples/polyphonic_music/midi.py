@@ -1,42 +1,34 @@
-"""A piano roll as a Standard MIDI file of format 0: one track, one piano.
-
-A file is a header and a track; a track is events, each after a delay in ticks:
-
-    header  MThd, length 6, format 0, 1 track, ticks of a quarter
-    track   MTrk, length, (delay, event)*, an event being a note on (90 pitch velocity), a note off
-            (80 pitch 0), the tempo (FF 51 03, microseconds of a quarter) or the end (FF 2F 00)
-
-A delay has 7 bits a byte, the highest first, all bytes but the last with their top bit set. After the
-Standard MIDI Files Specification 1.0, MIDI Manufacturers Association 1988.
-"""
+"""A piano roll as a Standard MIDI File of format 0, which has one track."""
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
+from mido import Message, MetaMessage, MidiFile, MidiTrack, bpm2tempo
 from numpy.typing import ArrayLike
 
 from polyphonic_music.files import write_file
 from polyphonic_music.rolls import KEYS, LOWEST_PITCH
 
-TICKS_A_STEP = 120
-MOST_STEPS = 0x7FFF // TICKS_A_STEP  # of a quarter, whose ticks have 15 bits
+TICKS_PER_STEP = 120
+MAX_STEPS_PER_QUARTER = 0x7FFF // TICKS_PER_STEP  # the file has 15 bits for the ticks per quarter note
 VELOCITY = 80
 
 
-def write_midi(roll: ArrayLike, path: str | Path, *, steps_a_quarter: int = 1, tempo: float = 100.0) -> None:
-    """Write a roll as a MIDI file. Equal notes in steps that follow each other are one held note.
+def write_midi(
+    roll: ArrayLike, path: str | Path, *, steps_per_quarter: int = 1, tempo: float = 100.0
+) -> None:
+    """Write a roll as a MIDI file. A key that sounds in consecutive steps is one held note.
 
     Args:
-        roll: ``[T, 88]`` of 0 and 1, of any dtype: column k is MIDI pitch 21 + k.
-        path: The file, usually ``.mid``. One that is there is replaced.
-        steps_a_quarter: How many steps a quarter note lasts, at most 273.
-        tempo: Quarter notes a minute, from 4 to 60000.
+        roll: ``[T, 88]`` of 0 and 1, of any dtype; column k is MIDI pitch 21 + k.
+        path: The file, usually ``.mid``. An existing file is replaced.
+        steps_per_quarter: Steps per quarter note, from 1 to 273.
+        tempo: Quarter notes per minute, from 4 to 60000.
 
     Raises:
-        ValueError: An argument is not as said above.
+        ValueError: An argument does not have the shape or a value given above.
         OSError: The file cannot be written.
     """
     frames = np.asarray(roll)
@@ -44,33 +36,23 @@ def write_midi(roll: ArrayLike, path: str | Path, *, steps_a_quarter: int = 1, t
         raise ValueError(f"roll must have shape [T, {KEYS}], got {list(frames.shape)}")
     if not np.isin(frames, (0, 1)).all():
         raise ValueError(f"roll must hold only 0 and 1, got {frames[~np.isin(frames, (0, 1))][0]}")
-    if not isinstance(steps_a_quarter, int) or not 1 <= steps_a_quarter <= MOST_STEPS:
-        raise ValueError(f"steps_a_quarter must be an int from 1 to {MOST_STEPS}, got {steps_a_quarter!r}")
+    if not isinstance(steps_per_quarter, int) or not 1 <= steps_per_quarter <= MAX_STEPS_PER_QUARTER:
+        raise ValueError(
+            f"steps_per_quarter must be an int from 1 to {MAX_STEPS_PER_QUARTER}, got {steps_per_quarter!r}"
+        )
     if not 4 <= tempo <= 60000:
         raise ValueError(f"tempo must be a number from 4 to 60000, got {tempo!r}")
-    track = b"\x00\xff\x51\x03" + round(60e6 / tempo).to_bytes(3, "big") + _notes(frames.astype(np.int8))
-    header = struct.pack(">4sIHHH", b"MThd", 6, 0, 1, TICKS_A_STEP * steps_a_quarter)
-    content = header + struct.pack(">4sI", b"MTrk", len(track)) + track
-    write_file(Path(path), lambda beside: beside.write_bytes(content))
-
-
-def _notes(frames: np.ndarray[tuple[int, ...], np.dtype[np.int8]]) -> bytes:
-    """Where keys go up or down, and the end of the track after the last step."""
+    track = MidiTrack([MetaMessage("set_tempo", tempo=bpm2tempo(tempo))])
     silence = np.zeros((1, KEYS), np.int8)
-    changes = np.diff(np.concatenate([silence, frames, silence]), axis=0)  # [T + 1, 88]
-    track, last = bytearray(), 0
+    changes = np.diff(np.concatenate([silence, frames.astype(np.int8), silence]), axis=0)  # [T + 1, 88]
+    last = 0
     for step, change in enumerate(changes):
-        # What ends goes first, so that a player with few voices has them free.
-        for wanted, status, velocity in ((-1, 0x80, 0), (1, 0x90, VELOCITY)):
+        # Ends come before begins, so that a player with few voices has them free.
+        for wanted, kind, velocity in ((-1, "note_off", 0), (1, "note_on", VELOCITY)):
             for key in np.flatnonzero(change == wanted).tolist():
-                track += _delay(step - last) + bytes((status, LOWEST_PITCH + key, velocity))
+                delay = TICKS_PER_STEP * (step - last)
+                track.append(Message(kind, note=LOWEST_PITCH + key, velocity=velocity, time=delay))
                 last = step
-    return bytes(track) + _delay(len(frames) - last) + b"\xff\x2f\x00"
-
-
-def _delay(steps: int) -> bytes:
-    ticks = TICKS_A_STEP * steps
-    parts = [ticks & 0x7F]
-    while ticks := ticks >> 7:
-        parts.append(0x80 | ticks & 0x7F)
-    return bytes(reversed(parts))
+    track.append(MetaMessage("end_of_track", time=TICKS_PER_STEP * (len(frames) - last)))
+    file = MidiFile(type=0, ticks_per_beat=TICKS_PER_STEP * steps_per_quarter, tracks=[track])
+    write_file(Path(path), file.save)

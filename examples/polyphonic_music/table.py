@@ -1,12 +1,16 @@
-"""The tables of a study, from its results alone, as aligned text or as Markdown.
+"""The tables of a study, as aligned text or as Markdown.
 
-A table a measure and model: rows are the rungs of the ladder below a baseline, columns the data sets and,
-of several, their mean. Of test log-likelihood and accuracy a cell has, over the seeds' values x_1..x_n,
+There is one table for each model and measure. Its rows are a baseline, the rungs of the ladder and controls,
+its columns the data sets and their mean. A cell of log-likelihood or accuracy summarizes the values x_1..x_n
+of n seeds:
 
-    mean +- deviation,   mean = sum x_i / n,   deviation^2 = sum (x_i - mean)^2 / (n - 1),
+    mean +- deviation,   mean = sum x_i / n,   deviation^2 = sum (x_i - mean)^2 / (n - 1)
 
-of the other measures the median. Over K data sets the mean of the means has deviation^2 and error^2
-sum_k deviation_k^2 / K^2 and sum_k deviation_k^2 / (n_k K^2): seeds of different sets are independent.
+A cell of another measure is the median. The mean over K data sets has
+
+    deviation^2 = sum_k deviation_k^2 / K^2,   standard error^2 = sum_k deviation_k^2 / (n_k K^2)
+
+because the seeds of different data sets are independent.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
+from tabulate import tabulate
+
 from polyphonic_music.recipes import TECHNIQUES
 
 WIDTH = 100
@@ -27,29 +33,29 @@ Results: TypeAlias = dict[str, Any]
 
 
 class Cell(NamedTuple):
-    """What the seeds brought; the two spreads and the interval are None where there are none."""
+    """Summary over the seeds; a spread or an interval that does not exist is None."""
 
     value: float
-    seeds: int = 0  # 0: not trained
+    seeds: int = 0  # 0 for a baseline
     deviation: float | None = None
     error: float | None = None  # standard error of the mean over the seeds
-    interval: tuple[float, float] | None = None  # mean lower and upper end of the estimates'
+    interval: tuple[float, float] | None = None  # means of the lower and of the upper ends
 
 
 class Measure(NamedTuple):
-    """A figure that a run has, and how a table shows it."""
+    """A figure of a run, and how a table shows it."""
 
     key: str
     title: str
     scale: float = 1.0
     digits: int = 2
-    mean: bool = False  # mean and deviation, the highest being the best; else the median
+    mean: bool = False  # show mean and deviation, the highest value is the best; else show the median
     baseline: tuple[str, str] | None = None  # its name and its key in the results
 
 
 LOG_LIKELIHOOD = Measure(
     "test",
-    "Test log-likelihood, nats a step, higher is better",
+    "Test log-likelihood, nats per step, higher is better",
     mean=True,
     baseline=("keys alone", "keys_alone"),
 )
@@ -63,48 +69,53 @@ MEASURES = (
         mean=True,
         baseline=("last frame again", "repeat_accuracy"),
     ),
-    Measure("seconds", "Seconds of a run on one thread, training and validation", digits=1),
-    Measure("active", "Units that are active, % of their values over zero", scale=100.0, digits=1),
+    Measure("seconds", "Seconds per run on one thread, training and validation", digits=1),
+    Measure("active", "Active units, % of states greater than zero", scale=100.0, digits=1),
     Measure("gradient", "Gradient entries that are not zero, %", scale=100.0, digits=1),
 )
 
 
 class Grid(NamedTuple):
-    """The cells of one table; what has no figure has no key."""
+    """The cells of one table; a missing figure has no key."""
 
     measure: Measure
     rows: list[str]
     sets: list[str]
     cells: dict[tuple[str, str], Cell]  # by row and data set
     means: dict[str, Cell]  # by row, over `common`
-    common: list[str]  # the sets of which every row with a figure has one
+    common: list[str]  # the data sets on which every rung that has figures has one
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds of a complete cell."""
+        return max((cell.seeds for cell in self.cells.values()), default=0)
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None: null, NaN and infinities stand for what there is not."""
+    """Return a finite number, or None for null, NaN and infinities."""
     found = isinstance(value, (int, float)) and math.isfinite(value)
     return float(value) if found else None
 
 
 def models(results: Results) -> list[str]:
-    """Those of the results, each once, in their order."""
+    """The models in the results, each once."""
     return list(dict.fromkeys(entry["model"] for entry in results["results"]))
 
 
 def sets_of(results: Results, model: str) -> list[str]:
-    """The data sets with an entry of the model, in the order of the results' data."""
+    """The data sets on which the model was run."""
     found = [entry["data"] for entry in results["results"] if entry["model"] == model]
     return [name for name in dict.fromkeys([*results["data"], *found]) if name in found]
 
 
-def rungs_of(results: Results, model: str) -> list[str]:
-    """The rungs with an entry of the model: those that were to be run."""
-    found = {entry["technique"] for entry in results["results"] if entry["model"] == model}
-    return [rung for rung in TECHNIQUES if rung in found]
+def rows_of(results: Results, model: str) -> list[str]:
+    """The rungs of the ladder that were run, then other rows such as the control."""
+    found = dict.fromkeys(entry["technique"] for entry in results["results"] if entry["model"] == model)
+    return sorted(found, key=lambda row: TECHNIQUES.index(row) if row in TECHNIQUES else len(TECHNIQUES))
 
 
-def cell(runs: Iterable[Results], measure: Measure) -> Cell | None:
-    """One rung on one data set, over its seeds."""
+def summary(runs: Iterable[Results], measure: Measure) -> Cell | None:
+    """The cell of one row on one data set; None without any value."""
     known = [(run, x) for run in runs if (x := number(run.get(measure.key))) is not None]
     values = [measure.scale * x for _, x in known]
     count = len(values)
@@ -119,7 +130,7 @@ def cell(runs: Iterable[Results], measure: Measure) -> Cell | None:
 
 
 def _mean_interval(intervals: Sequence[Sequence[float] | None]) -> tuple[float, float] | None:
-    """The mean of the lower and that of the upper ends, if all have them."""
+    """The means of the lower and of the upper ends; None unless all intervals exist."""
     known = [(low, high) for low, high in filter(None, intervals) if None not in (number(low), number(high))]
     if not known or len(known) < len(intervals):
         return None
@@ -142,28 +153,29 @@ def over_sets(cells: Sequence[Cell]) -> Cell:
 
 def make_grid(results: Results, model: str, measure: Measure) -> Grid:
     """All cells of one measure of one model."""
-    sets, rungs, cells = sets_of(results, model), rungs_of(results, model), {}
+    sets, rows, cells = sets_of(results, model), rows_of(results, model), {}
     for entry in results["results"]:
-        if entry["model"] == model and (found := cell(entry["runs"], measure)):
+        if entry["model"] == model and (found := summary(entry["runs"], measure)):
             cells[entry["technique"], entry["data"]] = found
-    known = [rung for rung in rungs if any((rung, name) in cells for name in sets)]
-    common = [name for name in sets if known and all((rung, name) in cells for rung in known)]
+    known = [row for row in rows if any((row, name) in cells for name in sets)]
+    rungs = [row for row in known if row in TECHNIQUES] or known  # a control must not narrow their mean
+    common = [name for name in sets if rungs and all((row, name) in cells for row in rungs)]
     if measure.baseline:
+        rows = [measure.baseline[0], *rows]
         for name in sets:
             value = number(results["data"].get(name, {}).get("baselines", {}).get(measure.baseline[1]))
             if value is not None:
-                cells[measure.baseline[0], name] = Cell(measure.scale * value)
-    rows = [*([measure.baseline[0]] if measure.baseline else []), *rungs]
+                cells[rows[0], name] = Cell(measure.scale * value)
     whole = [row for row in rows if common and all((row, name) in cells for name in common)]
     means = {row: over_sets([cells[row, name] for name in common]) for row in whole}
     return Grid(measure, rows, sets, cells, means, common)
 
 
-# ------------------------------------------------------------------------------------------ text
+# ------------------------------------------------------------------------------------------ cells
 
 
 def cell_text(found: Cell | None, measure: Measure, seeds: int, bold: bool) -> str:
-    """`-8.40 ± 0.05`, with (n) where seeds are missing; an interval goes on a line of its own."""
+    """`-8.40 ± 0.05`, followed by (n) where seeds are missing; an interval is on a second line."""
     if found is None:
         return NONE
     text = decimal(found.value, measure.digits)
@@ -179,72 +191,46 @@ def cell_text(found: Cell | None, measure: Measure, seeds: int, bold: bool) -> s
 
 
 def decimal(value: float, digits: int) -> str:
-    """With so many digits after the point; of a run that diverged only what shows that it did."""
+    """Fixed-point notation; scientific notation for the huge value of a diverged run."""
     return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
 
 
 def best_rows(cells: dict[str, Cell], measure: Measure) -> set[str]:
-    """The rows with the highest value of a column, equal being what the table shows as equal."""
+    """The rows with the highest value of a column, as rounded in the table."""
     shown = {row: round(found.value, measure.digits) for row, found in cells.items()}
     highest = max(shown.values(), default=0.0)
     compared = measure.mean and len(shown) > 1
     return {row for row, value in shown.items() if value == highest} if compared else set()
 
 
-def text_rows(grid: Grid, markdown: bool) -> list[list[str]]:
-    """The head and the rows, the best of each column in bold in Markdown."""
-    measure = grid.measure
-    columns = [{row: c for (row, data), c in grid.cells.items() if data == name} for name in grid.sets]
-    names = ["", *grid.sets]
+def grid_table(grid: Grid, markdown: bool) -> str:
+    """The table as aligned text, or as Markdown with the best of each column in bold."""
+    columns = {name: {r: c for (r, data), c in grid.cells.items() if data == name} for name in grid.sets}
     if len(grid.sets) > 1:
-        names.append("mean")
-        columns.append(grid.means)
-    seeds = most_seeds(grid)
-    lines = [names, *([row] for row in grid.rows)]
-    for column in columns:
-        best = best_rows(column, measure) if markdown else set()
-        for line in lines[1:]:
-            line.append(cell_text(column.get(line[0]), measure, seeds, line[0] in best))
-    return lines
-
-
-def most_seeds(grid: Grid) -> int:
-    """The seeds that a cell has where none is missing."""
-    return max((found.seeds for found in grid.cells.values()), default=0)
+        columns["mean"] = grid.means
+    rows = [[row] for row in grid.rows]
+    for column in columns.values():
+        best = best_rows(column, grid.measure) if markdown else set()
+        for row in rows:
+            text = cell_text(column.get(row[0]), grid.measure, grid.seeds, row[0] in best)
+            row.append(text.replace("\n", "<br>") if markdown else text)
+    kind, aligned = "pipe" if markdown else "plain", ["left", *["right"] * len(columns)]
+    return tabulate(rows, ["", *columns], tablefmt=kind, colalign=aligned, disable_numparse=True)
 
 
 def title(grid: Grid) -> str:
-    """The measure and how its seeds are taken together."""
-    seeds = most_seeds(grid)
-    if seeds < 2:
-        return f"{grid.measure.title}; one seed" if seeds else grid.measure.title
+    """The measure and the summary over seeds."""
+    if grid.seeds < 2:
+        return f"{grid.measure.title}; one seed" if grid.seeds else grid.measure.title
     kind = "mean ± standard deviation" if grid.measure.mean else "median"
-    return f"{grid.measure.title}; {kind} over {seeds} seeds"
+    return f"{grid.measure.title}; {kind} over {grid.seeds} seeds"
 
 
-def plain(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned columns, the first to the left; a cell may have several lines."""
-    lines: list[list[str]] = []
-    for row in rows:
-        parts = [text.split("\n") for text in row]
-        height = max(map(len, parts))
-        lines += [[part[i] if i < len(part) else "" for part in parts] for i in range(height)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return ["  ".join(line) for line in aligned]
-
-
-def markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The same rows as a table of Markdown."""
-    rule = ["---", *["--:"] * (len(rows[0]) - 1)]
-    return ["| " + " | ".join(row).replace("\n", "<br>") + " |" for row in (rows[0], rule, *rows[1:])]
-
-
-# ----------------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------------------ notes
 
 
 def absent(grid: Grid) -> list[str]:
-    """What has no figure, a data set after the other: "all rungs on A", "+CL, +CLR on B"."""
+    """The missing figures by data set: "all rungs on A", "+CL, +CLR on B"."""
     parts = []
     for name in grid.sets:
         rows = [row for row in grid.rows if (row, name) not in grid.cells]
@@ -257,49 +243,71 @@ def absent(grid: Grid) -> list[str]:
 
 
 def notes(grid: Grid) -> list[str]:
-    """The lines below a table: what is missing, and what the mean is over if not over all."""
+    """The lines below a table."""
     lines = []
     if parts := absent(grid):
         lines.append(f"Missing: {'; '.join(parts)}.")
     if grid.common and grid.common != grid.sets:
         lines.append(f"The mean is over {', '.join(grid.common)}, where every rung with figures has one.")
-    if any(0 < found.seeds < most_seeds(grid) for found in grid.cells.values()):
-        lines.append("(n): of n seeds only, the others are missing.")
+    if any(0 < found.seeds < grid.seeds for found in grid.cells.values()):
+        lines.append("(n): mean over n seeds only, because the others are missing.")
     if any(found.interval for found in grid.cells.values()):
-        lines.append("[a, b]: the 95 % interval of the estimate, its ends being means over the seeds.")
+        lines.append("[a, b]: 95 % interval of the estimate; its ends are means over the seeds.")
     return lines
 
 
+def difference(grid: Grid, low: str, high: str) -> tuple[float, float | None]:
+    """How much the mean of a row is above the mean of another row, and the standard error."""
+    errors = [grid.means[row].error for row in (low, high)]
+    known = [error for error in errors if error is not None]
+    change = grid.means[high].value - grid.means[low].value
+    return change, math.hypot(*known) if len(known) == 2 else None
+
+
 def ladder_sentence(grid: Grid) -> str:
-    """How many rungs have a higher mean than the one before them, and how far beyond the seeds' spread."""
+    """How many rungs improve on the rung before, and how many by more than the spread over seeds."""
     steps = list(pairwise(rung for rung in TECHNIQUES if rung in grid.means))
     if not steps:
-        return "Fewer than two rungs have a mean, so none can be said to improve on another."
-    changes = {step: grid.means[step[1]].value - grid.means[step[0]].value for step in steps}
-    better = [step for step in steps if changes[step] > 0]
-    listed = ", ".join(f"{high} over {low} by {decimal(changes[low, high], 3)}" for low, high in steps)
-    text = f"{len(better)} of {len(steps)} rungs improve the mean log-likelihood: {listed}"
-    errors = {step: [grid.means[rung].error for rung in step] for step in steps}
-    spread = {step: math.hypot(a, b) for step, (a, b) in errors.items() if a is not None and b is not None}
-    if len(spread) == len(steps):
-        sure = sum(changes[step] > 2 * spread[step] for step in better)
+        return "Fewer than two rungs have a mean, so rungs cannot be compared."
+    changes = [difference(grid, low, high) for low, high in steps]
+    named = zip(steps, changes, strict=True)
+    listed = ", ".join(f"{high} over {low} by {decimal(change, 3)}" for (low, high), (change, _) in named)
+    better = sum(change > 0 for change, _ in changes)
+    text = f"{better} of {len(steps)} rungs improve the mean log-likelihood: {listed}"
+    if all(error is not None for _, error in changes):
+        sure = sum(change > max(0.0, 2 * error) for change, error in changes if error is not None)
         text += f"; {sure} by more than two standard errors of the seeds"
     return text + "."
 
 
-def diverged_sentence(results: Results, model: str, kind: str, what: str) -> str | None:
-    """Those of an entry's ``trials`` or ``runs`` that have no validation score; None without any."""
-    counts = {rung: [0, 0] for rung in TECHNIQUES}
+def control_sentences(grid: Grid) -> list[str]:
+    """How far the last rung is above each row that is not a rung of the ladder."""
+    last = [rung for rung in TECHNIQUES if rung in grid.means][-1:]
+    rows = [row for row in grid.rows[1:] if row not in TECHNIQUES and row in grid.means]
+    lines = []
+    for rung, row in ((rung, row) for rung in last for row in rows):
+        change, error = difference(grid, row, rung)
+        spread = "" if error is None else f" (standard error {decimal(error, 3)})"
+        lines.append(f"The mean log-likelihood of {rung} minus that of {row}: {decimal(change, 3)}{spread}.")
+    return lines
+
+
+def diverged_sentence(results: Results, model: str, kind: str, subject: str) -> str | None:
+    """How many ``trials`` or ``runs`` have no validation score; None if all have one."""
+    counts = {row: [0, 0] for row in rows_of(results, model)}
     for entry in results["results"]:
         if entry["model"] == model:
             counts[entry["technique"]][0] += sum(number(run["valid"]) is None for run in entry[kind])
             counts[entry["technique"]][1] += len(entry[kind])
-    parts = [f"{rung} {lost} of {count}" for rung, (lost, count) in counts.items() if lost]
-    return f"{what} that diverged: {', '.join(parts)}." if parts else None
+    parts = [f"{row} {lost} of {count}" for row, (lost, count) in counts.items() if lost]
+    return f"{subject}: {', '.join(parts)}." if parts else None
+
+
+# ----------------------------------------------------------------------------------------- report
 
 
 def head(results: Results) -> list[str]:
-    """What was run, where, on what data."""
+    """The plan, the environment and the data sets."""
     environment = ", ".join(f"{name} {value}" for name, value in results["environment"].items())
     plan = results["plan"].get("name", "without a name")
     lines = [
@@ -311,21 +319,23 @@ def head(results: Results) -> list[str]:
 
 
 def model_lines(results: Results, model: str, markdown: bool) -> list[str]:
-    """All tables of a model, each with its notes, and the sentences on the whole."""
+    """All tables of a model with their notes, and the sentences about the whole model."""
     lines = [f"## {model}" if markdown else f"{model}\n{'=' * len(model)}", ""]
     said: list[str] = []
     for measure in MEASURES:
         grid = make_grid(results, model, measure)
-        rows = text_rows(grid, markdown)
-        lines += [title(grid), "", *markdown_rows(rows)] if markdown else [title(grid), *plain(rows)]
-        new = [note for note in notes(grid) if note not in said]  # most tables lack the same
+        lines += [title(grid), *([""] if markdown else []), grid_table(grid, markdown)]
+        new = [note for note in notes(grid) if note not in said]  # most tables of a model lack the same cells
         said += new
         lines += ["", *_paragraphs(new, markdown)]
-        if measure is LOG_LIKELIHOOD and len(rungs_of(results, model)) > 1:
-            lines += _paragraphs([ladder_sentence(grid)], markdown)
+        if measure is LOG_LIKELIHOOD and len(rows_of(results, model)) > 1:
+            lines += _paragraphs([ladder_sentence(grid), *control_sentences(grid)], markdown)
     others = [name for name in results["data"] if name not in sets_of(results, model)]
-    rungs = [rung for rung in TECHNIQUES if rung not in rungs_of(results, model)]
-    kinds = (("trials", "Trials of the search"), ("runs", "Full runs, in no figure here,"))
+    rungs = [rung for rung in TECHNIQUES if rung not in rows_of(results, model)]
+    kinds = (
+        ("trials", "Diverged trials of the search"),
+        ("runs", "Diverged full runs (excluded from the tables)"),
+    )
     sentences = [diverged_sentence(results, model, *kind) for kind in kinds]
     sentences += [f"Not run: {', '.join(names)}." for names in (rungs, others) if names]
     return [*lines, *_paragraphs([text for text in sentences if text], markdown)]
@@ -339,14 +349,14 @@ def _paragraphs(texts: Iterable[str], markdown: bool) -> list[str]:
 
 
 def table(results: Results, markdown: bool = False) -> str:
-    """The whole report of a study, finished or not, as text for a terminal or as Markdown.
+    """The report of a finished or unfinished study, as text for a terminal or as Markdown.
 
     Args:
-        results: What the study wrote, with `results`, `data`, `environment`, `plan`, `command`, `seconds`.
-        markdown: Markdown, with the best of each column in bold, instead of aligned text.
+        results: The results file, with `results`, `data`, `environment`, `plan`, `command`, `seconds`.
+        markdown: Whether to return Markdown, with the best of each column in bold.
 
     Returns:
-        The lines, ended by a newline. A dash stands for what there is not, and a line says which.
+        The lines, terminated by a newline. A dash is a missing figure, which a line below the table names.
     """
     lines = _paragraphs(head(results), markdown)
     if not markdown:

@@ -34,8 +34,8 @@ def test_keys_alone_is_an_independent_bernoulli_at_the_training_frequencies() ->
     with torch.no_grad():
         output.visible_bias.weight.zero_()
         output.visible_bias.bias.copy_(torch.logit(p))
-        told = torch.from_numpy(np.concatenate([roll[1:] for roll in data.test])).double()
-        expected = output.log_prob(told, torch.zeros(len(told), 1, dtype=torch.float64)).mean().item()
+        targets = torch.from_numpy(np.concatenate([roll[1:] for roll in data.test])).double()
+        expected = output.log_prob(targets, torch.zeros(len(targets), 1, dtype=torch.float64)).mean().item()
     assert keys_alone(data) == pytest.approx(expected, rel=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Whole studies of polyphonic_music on made rolls: what they write, go on from, and refuse."""
+"""Whole studies on synthetic rolls: their files, resuming, sharing, and errors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -17,20 +18,20 @@ import numpy as np
 import pytest
 from polyphonic_music import __main__ as command
 from polyphonic_music import study as studies
-from polyphonic_music.plans import PLANS, Part, Plan
-from polyphonic_music.recipes import Range, Settings
+from polyphonic_music.plans import CONTROL, FULL, PLANS, Part, StudyPlan
+from polyphonic_music.recipes import Range, Settings, draw, ranges_of
 from polyphonic_music.scores import Sampling, Scale
-from polyphonic_music.study import Run, Study, Task
-from polyphonic_music.worker import path_of, work
+from polyphonic_music.study import Cell, Run, Study
+from polyphonic_music.worker import do, do_unless_locked, path_of
 
 SCALE = Scale(Sampling(20, 3, 10), Sampling(20, 3, 10), samples=2, gibbs_steps=2)
 SMALL = Settings(hidden=8, output_hidden=6, batch=4, steps=10, gibbs_steps=2)
 CALM = {"lr": Range(0.1, 0.5)}
-PLAN = Plan(
+PLAN = StudyPlan(
     "tiny",
     (
-        Part("RNN", ("SGD", "+CLRM"), 3, 4, 2, 2, 6, SMALL, CALM, SCALE),
-        Part("RNN-RBM", ("+CLRM",), 1, 3, 1, 1, 4, SMALL, CALM, SCALE),
+        Part("RNN", ("SGD", "+CLRM"), 3, 4, 2, 2, (6,), SMALL, CALM, SCALE),
+        Part("RNN-RBM", ("+CLRM",), 1, 3, 1, 1, (4,), SMALL, CALM, SCALE),
     ),
 )
 
@@ -58,15 +59,15 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Here:
-    """Stands for a pool of processes: runs what is submitted, here and now."""
+    """Replaces the pool of processes: calls the submitted function at once, in this process."""
 
     _processes = None
 
     def __init__(self, *_: object, **__: object) -> None:
-        self.ran = 0
+        pass
 
     def submit(self, function, *arguments):
-        future = studies.Future()
+        future = Future()
         future.set_result(function(*arguments))
         return future
 
@@ -94,7 +95,7 @@ def test_the_command_leaves_a_report(file, tmp_path, monkeypatch, capsys):
         best = max(finalists, key=lambda trial: trial["full_valid"])
         assert entry["settings"] == best["settings"] and entry["runs"][0]["valid"] == best["full_valid"]
         assert all(trial["full_valid"] is None for trial in others)
-        assert all(run["updates"] == part.updates and run["test"] < 0 for run in entry["runs"])
+        assert all(run["updates"] == part.updates[0] and run["test"] < 0 for run in entry["runs"])
     assert results["data"]["made"]["baselines"]["keys_alone"] < 0
     assert results["seconds"] > 0
     printed = capsys.readouterr().out
@@ -110,15 +111,80 @@ def test_the_command_leaves_a_report(file, tmp_path, monkeypatch, capsys):
     assert left == {"", ".json", ".weights", ".txt", ".md", ".mid", ".png"}  # no checkpoint, no half file
 
 
-def test_in_processes_of_their_own(file, tmp_path):
-    """And what they find is what is found here."""
-    study = Study(replace(PLAN, parts=PLAN.parts[:1]), [str(file)], tmp_path / "runs", 2)
+def first_job(study: Study):
+    cell = study.cells[0]
+    return cell.job(cell.trials()[0])
+
+
+def test_worker_processes_find_the_same_results(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "POLL_SECONDS", 0.1)
+    study = Study(replace(PLAN, parts=PLAN.parts[:1]), [str(file)], tmp_path / "runs")
     shares: list[float] = []
-    study.run(lambda share, text: shares.append(share))
+    study.run(2, lambda share, text: shares.append(share))
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
+    assert study.left() == []
     (cell, _) = study.cells
-    here = work(cell.trial(1), str(file), tmp_path / "again", None)
-    assert {**here, "seconds": 0} == {**cell.trials[1], "seconds": 0}
+    run = cell.trials()[1]
+    (tmp_path / "again").mkdir()
+    here = do(cell.job(run), study.data[str(file)], tmp_path / "again")
+    assert {**here, "seconds": 0} == {**cell.results[run], "seconds": 0}
+
+
+LOCKED = """
+import sys, time
+from pathlib import Path
+from polyphonic_music import plans, study, worker
+from polyphonic_music.training import Trainer
+
+def wait(self, *_):
+    print("at it", flush=True)
+    time.sleep(600)
+
+Trainer.run = wait
+sys.path.insert(0, sys.argv[3])
+from test_polyphonic_music_study import PLAN, first_job
+found = study.Study(PLAN, [sys.argv[1]], Path(sys.argv[2]))
+worker.do_unless_locked(first_job(found), found.data[sys.argv[1]], found.folder, None)
+"""
+
+
+def test_a_run_is_done_by_one_process_and_is_free_when_that_is_killed(file, tmp_path):
+    study = Study(PLAN, [str(file)], tmp_path / "runs")
+    job, data = first_job(study), study.data[str(file)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    arguments = [str(file), str(study.folder), str(Path(__file__).parent)]
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCKED, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "at it\n"
+        assert not do_unless_locked(job, data, study.folder, None)
+        assert (study.cells[0], study.cells[0].trials()[0]) in study.left()
+        other.kill()
+    assert do_unless_locked(job, data, study.folder, None)
+    assert (study.cells[0], study.cells[0].trials()[0]) not in study.left()
+    assert [path.suffix for path in study.folder.iterdir()] == [".json"]
+
+
+def test_two_commands_share_a_study(file, tmp_path, monkeypatch):
+    """Each run is done once, and both see all results."""
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(studies, "POLL_SECONDS", 0.01)
+    first, second = (Study(PLAN, [str(file)], tmp_path) for _ in range(2))
+    done, single = [], studies.do_unless_locked
+
+    def interleaved(job, *arguments):
+        if not done:
+            done.append(job)
+            second.run(1, lambda share, text: None)
+        else:
+            done.append(job)
+        return single(job, *arguments)
+
+    monkeypatch.setattr(studies, "do_unless_locked", interleaved)
+    first.run(1, lambda share, text: None)
+    assert first.left() == second.left() == []
+    assert [c.results for c in first.cells] == [c.results for c in second.cells]
+    assert len(done) == 1 + sum(len(cell.results) for cell in first.cells)  # the first one looked twice
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
@@ -153,84 +219,124 @@ if __name__ == "__main__":
     pytest.fail("the worker went on")
 
 
-def test_what_is_damaged_is_run_again(file, tmp_path):
-    job = Study(PLAN, [str(file)], tmp_path, 1).cells[0].trial(0)
-    first = work(job, str(file), tmp_path, None)
+def test_a_run_with_a_damaged_file_is_run_again(file, tmp_path):
+    study = Study(PLAN, [str(file)], tmp_path)
+    job, data = first_job(study), study.data[str(file)]
+    first = do(job, data, tmp_path)
     path = path_of(job, tmp_path).with_suffix(".json")
     path.write_text(path.read_text()[:40])
-    again = work(job, str(file), tmp_path, None)
+    assert do_unless_locked(job, data, tmp_path, None)
+    again = json.loads(path.read_text())["result"]
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
-    assert json.loads(path.read_text())["result"] == again
 
 
 def test_another_file_of_the_same_name_is_another_study(file, tmp_path):
-    first = Study(PLAN, [str(file)], tmp_path, 1).cells[0].trial(0)
     other = tmp_path / "other" / "made.json"
     other.parent.mkdir()
     other.write_text(file.read_text().replace("50", "51"))
-    assert Study(PLAN, [str(other)], tmp_path, 1).cells[0].trial(0).data != first.data
+    jobs = [first_job(Study(PLAN, [str(path)], tmp_path)) for path in (file, other)]
+    assert jobs[0].data != jobs[1].data
 
 
-def test_finalists_follow_the_last_trial_and_seeds_the_last_finalist(file, tmp_path):
-    cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
-    following = []
-    for number, valid in enumerate((-3.0, -1.0, -2.0)):
-        following = list(Task(cell, number).keep({"valid": valid}))
-        assert bool(following) == (number == 2)
-    full = cell.part.updates
-    assert [task.run for task in following] == [Run(1, full, 0), Run(2, full, 0)]
-    job = following[0].job
-    assert job.settings == cell.trial(1).settings and job.test and job.updates == full
-    assert list(following[0].keep({"valid": -1.5})) == []
-    assert cell.chosen() == [] and cell.seeds() == {}
-    last, *above = following[1].keep({"valid": -0.9})
-    assert last.run == Run(2, full, 1) and cell.chosen() == [Run(2, full, 0), last.run]
-    assert [(task.cell.technique, task.run) for task in above] == [("+CLRM", number) for number in range(3)]
-    assert above[0].job.settings.radius == cell.settings().radius
-    assert list(last.keep({"valid": -0.7})) == []
-    assert cell.seeds() == {0: {"valid": -0.9}, 1: {"valid": -0.7}}
+def cell_with_trials(file: Path, folder: Path, part: Part, *valid: float | None) -> Cell:
+    cell = Study(replace(PLAN, parts=(part,)), [str(file)], folder).cells[0]
+    for run, value in zip(cell.trials(), valid, strict=True):
+        assert run in cell.left() and cell.full_runs() == []
+        cell.results[run] = {"valid": value, "seconds": 1}
+    return cell
+
+
+def test_full_runs_follow_the_last_trial_and_seeds_the_last_full_run(file, tmp_path):
+    study = Study(PLAN, [str(file)], tmp_path)
+    cell, above = study.cells[:2]
+    trials = cell.trials()
+    for run, valid in zip(trials, (-3.0, -1.0, -2.0), strict=True):
+        assert above.left() == [] and cell.full_runs() == []
+        cell.results[run] = {"valid": valid}
+    [full] = cell.part.updates
+    assert cell.left() == [Run(1, full), Run(2, full)]
+    job = cell.job(Run(1, full))
+    assert job.settings == cell.drawn(1) and job.test and job.updates == full
+    cell.results[Run(1, full)] = {"valid": -1.5}
+    assert cell.chosen() == [] and cell.seeds() == [] and above.left() == []
+    cell.results[Run(2, full)] = {"valid": -0.9}
+    assert cell.chosen() == [Run(2, full), Run(2, full, 1)] and cell.left() == [Run(2, full, 1)]
+    assert above.left() == above.trials() and above.drawn(0).radius == cell.settings().radius
+    cell.results[Run(2, full, 1)] = {"valid": -0.7}
+    assert cell.left() == [] and cell.seeds() == [{"valid": -0.9}, {"valid": -0.7}]
 
 
 def test_the_best_trial_may_be_better_than_any_full_run(file, tmp_path):
     part = replace(PLAN.parts[0], short_runs=True)
-    for best_full, chosen in ((-0.9, (1, part.trial_updates)), (-0.5, (2, part.updates))):
-        cell = Study(replace(PLAN, parts=(part,)), [str(file)], tmp_path, 1).cells[0]
-        for number, valid in enumerate((-3.0, -0.8, -2.0)):
-            following = list(Task(cell, number).keep({"valid": valid}))
-        first, second = following
-        assert list(first.keep({"valid": -1.5})) == []
-        left = [task.run for task in second.keep({"valid": best_full}) if task.cell is cell]
+    for best_full, chosen in ((-0.9, (1, part.trial_updates)), (-0.5, (2, part.updates[0]))):
+        cell = cell_with_trials(file, tmp_path, part, -3.0, -0.8, -2.0)
+        first, second = cell.left()
+        cell.results |= {first: {"valid": -1.5}, second: {"valid": best_full}}
         assert cell.chosen() == [Run(*chosen, seed) for seed in range(part.seeds)]
-        assert left == [run for run in cell.chosen() if run not in cell.runs]
-        assert cell.settings() == cell.trial(chosen[0]).settings
+        assert cell.left() == [run for run in cell.chosen() if run not in cell.results] != []
+        assert cell.settings() == cell.drawn(chosen[0])
         job = cell.job(Run(*chosen, 0))
         assert job.test and job.updates == chosen[1]
 
 
-def test_where_all_diverge_nothing_is_chosen(file, tmp_path):
+def test_the_validation_split_chooses_among_several_lengths(file, tmp_path):
+    part = replace(PLAN.parts[0], updates=(6, 9, 12))
+    cell = cell_with_trials(file, tmp_path, part, -3.0, -0.8, -2.0)
+    assert cell.left() == [Run(trial, updates) for trial in (1, 2) for updates in (6, 9, 12)]
+    for run, valid in zip(cell.full_runs(), (-1.0, -0.7, -0.9, -0.8, None, -1.2), strict=True):
+        cell.results[run] = {"valid": valid, "seconds": 1}
+    assert cell.chosen() == [Run(1, 9, 0), Run(1, 9, 1)] and cell.left() == [Run(1, 9, 1)]
+    assert [trial["full_valid"] for trial in cell.entry()["trials"]] == [None, -0.7, -0.8]
+    assert part.most_updates == 3 * 4 + 2 * (6 + 9 + 12) + 12
+
+
+def test_where_all_runs_diverge_none_is_chosen(file, tmp_path):
     diverged = {"valid": None, "seconds": 1}
-    cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
-    following = [list(Task(cell, number).keep(diverged)) for number in range(3)]
-    assert following[:2] == [[], []] and len(following[2]) == 3
-    assert {task.cell for task in following[2]} == {cell.above}  # which then draws all of its settings
+    part = PLAN.parts[0]
+    study = Study(PLAN, [str(file)], tmp_path)
+    cell, above = study.cells[:2]
+    cell.results |= dict.fromkeys(cell.trials(), diverged)
+    assert cell.left() == [] and above.left() == above.trials()
+    assert above.drawn(0) == draw(ranges_of("+CLRM", part.changes), 0, part.base)  # all settings
     assert cell.entry()["settings"] is None and cell.entry()["runs"] == []
-    cell = Study(PLAN, [str(file)], tmp_path, 1).cells[0]
-    sound = {"valid": -1.0, "seconds": 1}
-    for number in range(3):
-        following = list(Task(cell, number).keep(sound))
-    assert [{t.cell for t in task.keep(diverged)} for task in following] == [set(), {cell.above}]
+    cell = cell_with_trials(file, tmp_path, part, -1.0, -1.0, -1.0)
+    cell.results |= dict.fromkeys(cell.full_runs(), diverged)
+    assert cell.decided() and cell.left() == []
     assert cell.entry()["settings"] is None and cell.entry()["runs"] == []
+
+
+def test_a_part_replaces_an_earlier_one_on_the_data_sets_that_it_names():
+    general, named = (Part("RNN-NADE", ("+CLRM",), updates=(n,), only=o) for n, o in ((1, ()), (2, ("A",))))
+    control = Part("RNN", ("SGD",), row="SGD, 40 trials")
+    plan = StudyPlan("p", (Part("RNN"), general, named, control))
+    assert plan.parts_on("A") == [Part("RNN"), named, control]
+    assert plan.parts_on("B") == [Part("RNN"), general, control]
+
+
+def test_the_control_has_the_trials_of_all_rungs(file, tmp_path):
+    ladder = FULL.parts[0]
+    [control] = [part for part in FULL.parts if part.row]
+    assert control.trials == ladder.trials * len(ladder.techniques) and control.techniques == ("SGD",)
+    assert control.row == f"SGD, {control.trials} trials" and control in CONTROL.parts
+    study = Study(StudyPlan("both", (ladder, control)), [str(file)], tmp_path)
+    sgd, searched = study.cells[0], study.cells[-1]
+    assert [sgd.job(run) for run in sgd.trials()] == [searched.job(run) for run in searched.trials()[:8]]
+    assert searched.entry()["technique"] == control.row
+    rates = [searched.drawn(trial).lr for trial in range(control.trials)]
+    assert len(set(rates)) == control.trials and 0.05 <= min(rates) < 0.06 and 9 < max(rates) < 10
 
 
 def test_a_stopped_study_is_reported(file, tmp_path, monkeypatch, capsys):
-    class Stopped(Here):
-        def submit(self, function, *arguments):
-            self.ran += 1
-            if self.ran == 7:
-                raise KeyboardInterrupt
-            return super().submit(function, *arguments)
+    ran, single = [], studies.do_unless_locked
 
-    monkeypatch.setattr(studies, "ProcessPoolExecutor", Stopped)
+    def stop_at_the_seventh(*arguments):
+        ran.append(arguments)
+        if len(ran) == 7:
+            raise KeyboardInterrupt
+        return single(*arguments)
+
+    monkeypatch.setattr(studies, "do_unless_locked", stop_at_the_seventh)
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Here)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         command.main(["--plan", "tiny", "--data", str(file), "--out", str(out), "--workers", "1"])
@@ -239,8 +345,9 @@ def test_a_stopped_study_is_reported(file, tmp_path, monkeypatch, capsys):
     assert "Missing" in capsys.readouterr().out
 
 
-def test_a_study_that_goes_on_reports_all_that_was_there(file, tmp_path, monkeypatch):
-    """However early it is stopped again."""
+def test_a_study_that_is_continued_and_stopped_at_once_reports_all_earlier_results(
+    file, tmp_path, monkeypatch
+):
 
     class Stopped(Here):
         def submit(self, function, *arguments):
@@ -250,9 +357,9 @@ def test_a_study_that_goes_on_reports_all_that_was_there(file, tmp_path, monkeyp
     arguments = ["--plan", "tiny", "--data", str(file), "--out", str(tmp_path), "--workers", "1"]
     assert command.main(arguments) == 0
     before = json.loads((tmp_path / "results.json").read_text())["results"]
-    study = Study(PLAN, [str(file)], tmp_path / "runs", 1)
+    study = Study(PLAN, [str(file)], tmp_path / "runs")
     last = study.cells[-1]
-    path_of(last.trial(0), study.folder).with_suffix(".json").unlink()
+    path_of(last.job(last.trials()[0]), study.folder).with_suffix(".json").unlink()
     monkeypatch.setattr(studies, "ProcessPoolExecutor", Stopped)
     with pytest.raises(KeyboardInterrupt):
         command.main(arguments)
@@ -267,10 +374,14 @@ def test_two_files_of_one_name_are_refused(file, capsys):
         command.main(["--plan", "tiny", "--data", str(file.parent), "--out", str(file.parent / "out")]) == 2
     )
     printed = capsys.readouterr().err
-    assert printed.count("\n") == 1 and "made.pickle: has the name of" in printed and "made.json" in printed
+    assert (
+        printed.count("\n") == 1
+        and "made.pickle: the data set has the same name as" in printed
+        and "made.json" in printed
+    )
 
 
-def test_a_file_that_is_not_there_is_no_chorales(tmp_path, monkeypatch, capsys):
+def test_a_missing_file_is_not_replaced_by_the_chorales(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert command.main(["--plan", "tiny", "--data", "chorales"]) == 2
     assert "chorales: the ending '' is not one of" in capsys.readouterr().err
@@ -286,10 +397,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(file, capsys):
     ("error", "said"),
     [
         (OSError(28, "No space left on device", "runs/a.json"), "No space left on device: 'runs/a.json'"),
-        (BrokenProcessPool("abruptly"), "the same command goes on from here"),
+        (BrokenProcessPool("abruptly"), "the same command continues"),
     ],
 )
-def test_what_ends_a_study_is_one_line_after_the_report(file, tmp_path, monkeypatch, capsys, error, said):
+def test_an_error_is_one_line_after_the_report(file, tmp_path, monkeypatch, capsys, error, said):
     class Broken(Here):
         def submit(self, *_: object):
             raise error
@@ -301,14 +412,14 @@ def test_what_ends_a_study_is_one_line_after_the_report(file, tmp_path, monkeypa
     assert (tmp_path / "out" / "results.json").exists()
 
 
-def test_weights_that_are_gone_are_said(file, tmp_path, monkeypatch, capsys):
+def test_missing_weights_are_reported(file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(studies, "ProcessPoolExecutor", Here)
     arguments = ["--plan", "tiny", "--data", str(file), "--out", str(tmp_path), "--workers", "1"]
     assert command.main(arguments) == 0
     for path in (tmp_path / "runs").glob("*.weights"):
         path.unlink()
     assert command.main(arguments) == 0
-    assert "no piece for made: " in capsys.readouterr().out
+    assert "no sampled piece for made: " in capsys.readouterr().out
 
 
 def test_tensorboard_that_is_missing_is_one_line(file, monkeypatch, capsys):
@@ -363,8 +474,9 @@ def test_tensorboard_gets_the_curves(file, tmp_path, monkeypatch):
         SummaryWriter = Writer
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Module)
-    job = Study(PLAN, [str(file)], tmp_path, 1).cells[0].trial(0)
-    result = work(job, str(file), tmp_path / "runs", tmp_path / "events")
+    study = Study(PLAN, [str(file)], tmp_path)
+    job = first_job(study)
+    result = do(job, study.data[str(file)], tmp_path, tmp_path / "events")
     assert written[0] == path_of(job, tmp_path).name
     valid = [value for name, value, _ in written[1:] if name == "valid"]
     assert valid == result["curve"]["valid"] and len(valid) > 0
