@@ -223,7 +223,7 @@ def recurrence_seconds(runs: Sequence[Run], batch: Batch, repeats: int = 9) -> l
 
 
 def row(label: str, *cells: str) -> str:
-    return f"{label:24}{cells[0]:>15}{cells[1]:>11}{cells[2]:>18}{cells[3]:>9}"
+    return f"{label:24}{cells[0]:>15}{cells[1]:>11}{cells[2]:>19}{cells[3]:>9}"
 
 
 def cells(result: Score) -> tuple[str, str]:

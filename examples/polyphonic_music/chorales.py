@@ -199,16 +199,15 @@ def _read_cache(path: Path) -> tuple[dict[str, Roll], int] | None:
 
 
 def _write_cache(path: Path, rolls: dict[str, Roll], scores: int) -> None:
-    content = {
-        "frames": np.concatenate(list(rolls.values())),
-        "lengths": np.array([len(roll) for roll in rolls.values()]),
-        "names": np.array(list(rolls)),
-        "scores": np.array(scores),
-    }
-
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a path, numpy would append .npz
-            np.savez_compressed(file, **content)
+            np.savez_compressed(
+                file,
+                frames=np.concatenate(list(rolls.values())),
+                lengths=np.array([len(roll) for roll in rolls.values()]),
+                names=np.array(list(rolls)),
+                scores=np.array(scores),
+            )
 
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

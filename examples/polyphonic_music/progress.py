@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -19,28 +20,20 @@ class _Lines:
         pass
 
 
-class Progress(tqdm):  # type: ignore[type-arg]
+class Progress(tqdm):  # type: ignore[misc]
     """A bar in a terminal or a notebook; in a log file a line for each tenth of the work."""
 
     def __init__(self) -> None:
+        options: dict[str, Any] = {"total": 100, "leave": False, "smoothing": 0, "mininterval": 0}
         if sys.stdout.isatty() or "ipykernel" in sys.modules:
-            layout = "{l_bar}{bar:24}| {remaining} left"
-            super().__init__(total=100, file=sys.stdout, leave=False, smoothing=0, bar_format=layout)
-        else:
-            layout = "{percentage:3.0f} % {desc}{remaining} left"
-            super().__init__(
-                total=100,
-                file=_Lines(),
-                leave=False,
-                smoothing=0,
-                bar_format=layout,
-                miniters=10,
-                mininterval=0,
-                maxinterval=math.inf,
-                delay=1e-9,  # no line for 0 %
-            )
+            layout = "{percentage:3.0f} %|{bar:24}| {desc}, {remaining} left"
+            super().__init__(file=sys.stdout, bar_format=layout, **options)
+        else:  # a delay avoids a line for 0 %
+            layout = "{percentage:3.0f} % {desc}, {remaining} left"
+            options |= {"miniters": 10, "maxinterval": math.inf, "delay": 1e-9}
+            super().__init__(file=_Lines(), bar_format=layout, **options)
 
     def show(self, done: float, text: str) -> None:
         """Show the fraction of the work that is done, from 0 to 1, and what is being done."""
-        self.set_description_str(f"{text}, " if self.delay else text, refresh=False)
+        self.set_description_str(text, refresh=False)
         self.update(int(100 * done + 1e-9) - self.n)

@@ -215,7 +215,7 @@ def grid_table(grid: Grid, markdown: bool) -> str:
             text = cell_text(column.get(row[0]), grid.measure, grid.seeds, row[0] in best)
             row.append(text.replace("\n", "<br>") if markdown else text)
     kind, aligned = "pipe" if markdown else "plain", ["left", *["right"] * len(columns)]
-    return tabulate(rows, ["", *columns], tablefmt=kind, colalign=aligned, disable_numparse=True)
+    return str(tabulate(rows, ["", *columns], tablefmt=kind, colalign=aligned, disable_numparse=True))
 
 
 def title(grid: Grid) -> str:
