@@ -67,14 +67,14 @@ def sources(data: Path | None) -> list[str]:
 
 def results_of(study: Study, plan: StudyPlan, options: argparse.Namespace) -> dict[str, Any]:
     """The content of the results file, which docs/experiments.md describes."""
-    runs = [run for cell in study.cells for run in cell.results.values()]
+    runs = {cell.job(run): result for cell in study.cells for run, result in cell.results.items()}
     where = "" if options.data is None else f" --data {'DIR' if options.data.is_dir() else 'FILE'}"
     return {
         "format": 1,
         "command": f"python -m polyphonic_music --plan {plan.name}{where}",
         "environment": environment(options.workers),
         "plan": asdict(plan),
-        "seconds": sum(run["seconds"] for run in runs),
+        "seconds": sum(result["seconds"] for result in runs.values()),
         "data": {plain_name(data): described(data) for data in study.data.values()},
         "results": [cell.entry() for cell in study.cells],
     }

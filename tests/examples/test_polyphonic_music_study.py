@@ -368,6 +368,14 @@ def test_a_study_that_is_continued_and_stopped_at_once_reports_all_earlier_resul
     assert after[-1]["trials"] == before[-1]["trials"][1:] and after[-1]["runs"] == []
 
 
+def test_the_old_command_says_where_the_study_is():
+    done = subprocess.run(
+        [sys.executable, "-m", "rnnkernels.experiments"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "moved: PYTHONPATH=examples python -m polyphonic_music\n"
+
+
 def test_two_files_of_one_name_are_refused(file, capsys):
     file.with_suffix(".pickle").write_bytes(pickle.dumps(json.loads(file.read_text())))
     assert (
