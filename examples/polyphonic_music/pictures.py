@@ -111,7 +111,7 @@ def two_rolls(sampled: ArrayLike, real: ArrayLike, path: str | Path, *, name: st
     pieces = [np.asarray(roll) for roll in (sampled, real)]
     for argument, piece in zip(("sampled", "real"), pieces, strict=True):
         if piece.ndim != 2 or piece.shape[1] != KEYS or not len(piece):
-            raise ValueError(f"{argument} must have shape [T, {KEYS}] and a step, got {list(piece.shape)}")
+            raise ValueError(f"{argument} must have shape [T, {KEYS}] with T > 0, got {list(piece.shape)}")
     steps = min(map(len, pieces))
     pieces = [piece[:steps] for piece in pieces]
     figure = _figure(9, 5.6)

@@ -34,6 +34,6 @@ class Progress(tqdm):  # type: ignore[misc]
             super().__init__(file=_Lines(), bar_format=layout, **options)
 
     def show(self, done: float, text: str) -> None:
-        """Show the fraction of the work that is done, from 0 to 1, and what is being done."""
+        """Show the fraction of the work that is done, from 0 to 1, and a text."""
         self.set_description_str(text, refresh=False)
         self.update(int(100 * done + 1e-9) - self.n)

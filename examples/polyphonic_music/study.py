@@ -31,7 +31,7 @@ from polyphonic_music.worker import do_unless_locked, result_of, start_worker
 CHORALES = ""  # in place of a file name: the chorales of music21
 POLL_SECONDS = 1.0
 
-Show = Callable[[float, str], object]  # the fraction that is done, and what was done last
+Show = Callable[[float, str], object]  # arguments: the fraction of the work that is done, and the last cell
 
 
 class Run(NamedTuple):
@@ -186,7 +186,7 @@ class Study:
         return sum(run.updates for cell in self.cells for run in cell.results)
 
     def run(self, workers: int, show: Show, events: Path | None = None) -> None:
-        """Do what is left in processes of one thread each. An error or Ctrl-C ends the processes."""
+        """Do the runs that are left, in processes of one thread each. An error or Ctrl-C ends them."""
         if not self.left():
             return
         before, total = self.updates(), sum(cell.part.most_updates for cell in self.cells)

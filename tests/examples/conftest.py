@@ -1,4 +1,4 @@
-"""Makes the programs in examples/ importable."""
+"""Add examples/ to the import path."""
 
 import sys
 from pathlib import Path

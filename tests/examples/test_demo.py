@@ -282,7 +282,7 @@ def test_ctrl_c_leaves_the_table(data_file: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_before_the_first_update(data_file: Path, tmp_path: Path) -> None:
-    """Run inside this process, so that the moment is certain."""
+    """In this process, so that Ctrl-C comes at a known moment."""
     before = signal.getsignal(signal.SIGINT)
     try:
         interrupt = demo.Interrupt()
@@ -322,7 +322,7 @@ def test_disagreeing_runs_are_an_error(
     data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Wrong(EagerLeakyRNN):
-        """A little more decay than asked for."""
+        """A decay that is larger than requested."""
 
         def __init__(self, inputs: int, hidden: int, *, decay: float) -> None:
             super().__init__(inputs, hidden, decay=decay + 0.1)

@@ -1,4 +1,4 @@
-"""The baselines, against their definitions by other means."""
+"""The baselines, against other computations of their definitions."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ from polyphonic_music import chorales, rolls
 
 
 def measure(text: str, divisions: int = 1, more: str = "") -> str:
-    """Notes such as C#4/2 (two divisions long), +E4/2 for a chord's next, -/1 a rest; or XML."""
+    """Notes such as C#4/2 (two divisions long), +E4/2 (in the chord of the last), -/1 (a rest); or XML."""
     out = f"<attributes><divisions>{divisions}</divisions>{more}</attributes>"
     for word in text.split():
         name, duration = word.lstrip("+").rsplit("/", 1)
         alter = f"<alter>{'1' if '#' in name else '-1'}</alter>" if len(name) == 3 else ""
-        what = f"<pitch><step>{name[0]}</step>{alter}<octave>{name[-1]}</octave></pitch>"
-        what = "<rest/>" if name == "-" else "<chord/>" * (word[0] == "+") + what
-        note = f"<note>{what}<duration>{duration}</duration></note>"
+        pitch = f"<pitch><step>{name[0]}</step>{alter}<octave>{name[-1]}</octave></pitch>"
+        content = "<rest/>" if name == "-" else "<chord/>" * (word[0] == "+") + pitch
+        note = f"<note>{content}<duration>{duration}</duration></note>"
         out += word if word[0] == "<" else note
     return f"<measure>{out}</measure>"
 
@@ -89,7 +89,7 @@ def test_wrong_scores_are_refused() -> None:
 
 
 def chorale(seed: int, shift: int = 0) -> bytes:
-    """Four voices of twelve random quarters; `shift` moves all of them by octaves."""
+    """Four voices of twelve random quarter notes, moved by `shift` octaves."""
     rng = np.random.default_rng(seed)
     voices = {}
     for name, octave in (("Soprano", 5), ("Alto", 4), ("Tenor", 3), ("Bass", 2)):
@@ -100,14 +100,14 @@ def chorale(seed: int, shift: int = 0) -> bytes:
 
 @pytest.fixture
 def not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if no test before had imported music21."""
+    """Removes the modules of music21 that an earlier test imported."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "music21"]:
         monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture
 def music21(not_imported: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A made package music21 that must not be imported; returns its folder of scores."""
+    """A synthetic package music21 that must not be imported; returns its folder of scores."""
     root = tmp_path / "site"
     folder = root / "music21" / "corpus" / "bach"
     folder.mkdir(parents=True)

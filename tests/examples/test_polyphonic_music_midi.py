@@ -16,7 +16,7 @@ Note = tuple[int, int, int]  # first step, step after the last, pitch
 
 
 def random_roll(seed: int, steps: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The lowest and the highest key among others, some held, some struck again after a rest."""
+    """A roll with held notes, repeated notes, and the lowest and the highest key."""
     return (np.random.default_rng(seed).random((steps, 88)) < 0.3).astype(np.uint8)
 
 

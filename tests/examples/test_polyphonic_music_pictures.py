@@ -89,7 +89,7 @@ def test_notes_are_bars_of_their_length(figures: list[Any]) -> None:
         assert all(box.y0 < key < box.y1 for box in extents)
     labels = dict(zip(first.get_yticks(), [t.get_text() for t in first.get_yticklabels()], strict=True))
     assert labels[60 - 21] == "C4"
-    with pytest.raises(ValueError, match=r"real must have shape \[T, 88\] and a step, got \[0, 88\]"):
+    with pytest.raises(ValueError, match=r"real must have shape \[T, 88\] with T > 0, got \[0, 88\]"):
         two_rolls(sampled, real[:0], "a.png")
 
 

@@ -76,7 +76,7 @@ def test_a_study_without_results_is_reported(tmp_path: Path) -> None:
     assert "No results yet." in (tmp_path / "table.txt").read_text()
 
 
-def test_the_environment_says_what_ran_where() -> None:
+def test_the_environment_has_versions_and_hardware() -> None:
     found = environment(3)
     assert found["rnnkernels"] == rnnkernels.__version__ and found["torch"] == torch.__version__
     assert found["python"] == platform.python_version() and found["cores"] >= 1

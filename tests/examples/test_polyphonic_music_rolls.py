@@ -130,7 +130,7 @@ def test_more_steps_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @dataclass
 class _Trap:
-    """Unpickling it makes a folder, unless looking up the function is refused."""
+    """Unpickling it creates a folder, unless the lookup of the function is refused."""
 
     folder: str
 

@@ -261,7 +261,7 @@ def test_a_sampled_piece_continues_its_beginning(data, name):
         sample_piece(model, beginning, 3, torch.Generator())
 
 
-def test_a_trained_network_samples_what_it_learned(data):
+def test_a_trained_network_samples_chords_of_the_training_split(data):
     trainer = Trainer(job("RNN-NADE", updates=400, hidden=30, lr=3.0), data)
     trainer.run()
     piece = sample_piece(trainer.model.eval(), data.train[0][:5], 30, torch.Generator().manual_seed(0))

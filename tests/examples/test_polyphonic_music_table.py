@@ -149,7 +149,7 @@ def test_a_control_is_a_row_after_the_ladder_and_compared_with_its_last_rung() -
     )
 
 
-def test_what_is_missing_is_a_dash_and_is_named() -> None:
+def test_a_missing_figure_is_a_dash_and_is_named() -> None:
     results = made_results()
     results["results"].remove(entry_of(results, "Nottingham", "+CL"))
     entry_of(results, "Nottingham", "+CLR")["runs"] = []
@@ -169,7 +169,7 @@ def test_what_is_missing_is_a_dash_and_is_named() -> None:
 
 
 def test_a_mean_is_over_the_same_sets_for_all() -> None:
-    """Else a rung that lacks the hardest set would look best."""
+    """Otherwise a rung that lacks the hardest set would look best."""
     results = made_results()
     results["results"].remove(entry_of(results, "JSB_Chorales", "+C"))
     means = make_grid(results, "RNN", LOG_LIKELIHOOD).means
@@ -232,7 +232,7 @@ def test_a_run_that_diverged_does_not_widen_the_table() -> None:
 
 
 def test_full_runs_that_diverged_are_counted() -> None:
-    """A mean without them looks better than the rung is."""
+    """Their number is needed, because a mean without them is too good."""
     results = made_results()
     run = entry_of(results, "Nottingham", "+C")["runs"][1]
     run["valid"] = run["test"] = None
