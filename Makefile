@@ -1,9 +1,9 @@
 # Everything from a fresh clone: each target makes its own environment in .venv first.
 #
-#   make demo     train on Bach's chorales, fused against a plain PyTorch loop (DATA=file: your own rolls)
+#   make demo     train on Bach's chorales, LeakyRNN against a plain PyTorch loop (DATA=file: your own rolls)
 #   make test     the whole test suite
-#   make paper-quick   the technique ladder on Bach's chorales, searched and trained in ten minutes (DATA=...)
-#   make paper    all of it on your own rolls, hours (DATA=file or folder)
+#   make paper-quick   the study on polyphonic music with Bach's chorales, ten minutes (DATA=file: your own rolls)
+#   make paper    the whole study on your own rolls, hours (DATA=file or folder)
 #   make bench    the benchmark behind README's table
 #   make gpu-report   build, tests, sanitizers and benchmarks where there is an NVIDIA GPU
 #   make lint     format and type checks
@@ -55,10 +55,10 @@ demo: $(VENV)/demo.extra
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
 
 paper-quick: $(VENV)/demo.extra
-	$(BIN)/python -m rnnkernels.experiments --plan quick $(if $(DATA),--data "$(DATA)") $(ARGS)
+	PYTHONPATH=examples $(BIN)/python -m polyphonic_music --plan quick $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 paper: $(VENV)/demo.extra
-	$(BIN)/python -m rnnkernels.experiments --plan full $(if $(DATA),--data "$(DATA)") $(ARGS)
+	PYTHONPATH=examples $(BIN)/python -m polyphonic_music --plan full $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: $(VENV)/test.extra
 	$(BIN)/python -m pytest $(TESTS)

@@ -1,27 +1,27 @@
-"""Which notes come next? The same leaky network, once as LeakyRNN, once as a plain PyTorch loop.
+"""Predict the next notes of a piece, with LeakyRNN and with the same network as a plain PyTorch loop.
 
-A leaky ReLU network hears a piece of music up to step t-1 and says for each of the 88 keys how
-likely it sounds at step t, the keys independent of each other given the past. It is trained twice
-from one seed, on the same batches in the same order: with rnnkernels.LeakyRNN, and with the loop
-in eager.py; both by rnnkernels.ClippedNesterov. The table at the end, of the test split at the
-weights of the best validation:
+A leaky ReLU network reads a piece of music up to step t-1 and predicts for each of the 88 keys the
+probability that it sounds at step t; the keys are independent of each other given the past. The
+network is trained twice from one seed, on the same batches in the same order: with
+rnnkernels.LeakyRNN, and with the loop in eager.py, both by rnnkernels.ClippedNesterov. The table at
+the end has the scores on the test split, with the weights of the best validation:
 
     log-likelihood   sum over the 88 keys of log p(key), in nats, mean over all steps 2..T
-    accuracy         expected frame-level accuracy TP / (TP + FP + FN), the counts being what one
-                     expects when drawing from the prediction p: TP = sum p y, FP = sum p (1-y),
+    accuracy         expected frame-level accuracy TP / (TP + FP + FN), with the counts that draws
+                     from the prediction p have in expectation: TP = sum p y, FP = sum p (1-y),
                      FN = sum (1-p) y, over the keys and steps 2..T of the whole split
-    seconds          median over the epochs of the training alone: forward, backward, clipping and
-                     update; the runs take turns, so that a busy machine slows both
+    seconds          median over the epochs of training alone: forward, backward, clipping and
+                     update; the two runs alternate, so other load slows both
 
-Data: the Bach chorales of the package music21, or a file (see rolls.load) given with --data or in
-the environment variable DATA; training pieces are moved by up to --transpose keys at random. Exit
-code 1: the runs disagree; 2: no usable data or arguments; 130: ended by Ctrl-C, with what there is.
+Data: the Bach chorales of the package music21, or a file (see polyphonic_music.rolls.load) given
+with --data or in the environment variable DATA. Training pieces are transposed at random by up to
+--transpose keys. Exit status 1: the runs disagree; 2: no usable data or wrong arguments;
+130: stopped by Ctrl-C, after the results so far.
 """
 
 from __future__ import annotations
 
 try:
-    import importlib
     import math
     import os
     import signal
@@ -31,28 +31,30 @@ try:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Sequence
     from dataclasses import dataclass, field
-    from typing import Any, NamedTuple
+    from typing import NamedTuple
 
     import numpy as np
     import torch
     from eager import EagerLeakyRNN
+    from matplotlib.figure import Figure
+    from polyphonic_music import rolls
+    from polyphonic_music.chorales import load_chorales
+    from polyphonic_music.progress import Progress
     from torch import Tensor, nn
     from torch.nn.functional import binary_cross_entropy_with_logits
 
     from rnnkernels import ClippedNesterov, LeakyRNN
-    from rnnkernels.experiments import rolls
-    from rnnkernels.experiments.progress import Progress
-except KeyboardInterrupt:  # loading torch takes seconds, and Ctrl-C counts there too
+except KeyboardInterrupt:  # loading torch takes seconds
     raise SystemExit(130) from None
 
 FIRST_UPDATES = 20
-TOLERANCE = 1e-4  # of the losses of the first updates, relative; later ones may drift apart
+TOLERANCE = 1e-4  # relative, of the losses of the first updates; later losses may diverge
 
 
 class Batch(NamedTuple):
-    """Sequences side by side: what is heard, what comes next, and 1 where there is a next."""
+    """Sequences side by side: input frames, the frames after them, and 1 where there is such a frame."""
 
-    heard: Tensor  # [T-1, B, 88]
+    inputs: Tensor  # [T-1, B, 88]
     target: Tensor  # [T-1, B, 88]
     mask: Tensor  # [T-1, B, 1]
 
@@ -63,7 +65,7 @@ class Score(NamedTuple):
 
 
 class Predictor(nn.Module):
-    """Recurrence, then one logit a key, which begins near `alone`, that of the key's frequency."""
+    """Recurrence, then one logit per key with the bias `alone`, the logit of the key's frequency."""
 
     def __init__(self, recurrence: nn.Module, hidden: int, alone: Tensor) -> None:
         super().__init__()
@@ -71,27 +73,27 @@ class Predictor(nn.Module):
         self.readout = nn.Linear(hidden, rolls.KEYS)
         self.readout.bias.data.copy_(alone)
 
-    def forward(self, heard: Tensor) -> Tensor:
-        logits: Tensor = self.readout(self.recurrence(heard)[0])
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.readout(self.recurrence(inputs)[0])
         return logits
 
 
 @dataclass
 class Run:
-    """One of the two trainings and what it has brought so far."""
+    """One of the two trainings and its results so far."""
 
     label: str
     model: Predictor
     optimizer: torch.optim.Optimizer
-    losses: list[float] = field(default_factory=list)  # one an update, nats a step
-    seconds: list[float] = field(default_factory=list)  # one a finished epoch
+    losses: list[float] = field(default_factory=list)  # per update, in nats per step
+    seconds: list[float] = field(default_factory=list)  # per finished epoch
     best_valid: float = -math.inf
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Interrupt:
-    """Ctrl-C sets a flag, looked at between updates; a second one ends the program at once."""
+    """Ctrl-C sets a flag that is read between updates; a second Ctrl-C ends the program at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -106,7 +108,7 @@ class Interrupt:
 def make_batches(
     pieces: Sequence[rolls.Roll], size: int, rng: np.random.Generator, transpose: int = 0
 ) -> list[Batch]:
-    """The pieces once over, in batches of like length, each moved by -transpose..transpose keys."""
+    """One epoch in batches of similar length, each piece moved by -transpose..transpose keys."""
     shifts = rng.integers(-transpose, transpose + 1, len(pieces)).tolist()
     batches = []
     for chosen in rolls.bucket([len(piece) for piece in pieces], size, rng):
@@ -117,7 +119,7 @@ def make_batches(
     return batches
 
 
-def nats_a_step(logits: Tensor, batch: Batch) -> Tensor:
+def nats_per_step(logits: Tensor, batch: Batch) -> Tensor:
     weight, target = batch.mask, batch.target
     total = binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="sum")
     return total / weight.sum()
@@ -128,7 +130,7 @@ def train_epoch(run: Run, batches: Sequence[Batch], interrupt: Interrupt) -> Non
     for batch in batches:
         if interrupt.asked:
             return
-        loss = nats_a_step(run.model(batch.heard), batch)
+        loss = nats_per_step(run.model(batch.inputs), batch)
         run.optimizer.zero_grad()
         torch.autograd.backward(loss)
         run.optimizer.step()
@@ -137,13 +139,13 @@ def train_epoch(run: Run, batches: Sequence[Batch], interrupt: Interrupt) -> Non
 
 
 def score(predict: Callable[[Tensor], Tensor], batches: Sequence[Batch]) -> Score:
-    """Log-likelihood and accuracy, as this file's head defines them, of what gives the logits."""
+    """Log-likelihood and accuracy, as defined at the top of this file."""
     nats = steps = hits = either = 0.0
     with torch.no_grad():
         for batch in batches:
-            logits = predict(batch.heard)
+            logits = predict(batch.inputs)
             count = float(batch.mask.sum())
-            nats += float(nats_a_step(logits, batch)) * count
+            nats += float(nats_per_step(logits, batch)) * count
             steps += count
             p, y = torch.sigmoid(logits) * batch.mask, batch.target * batch.mask
             hits += float((p * y).sum())
@@ -170,10 +172,10 @@ def make_runs(options: Namespace, alone: Tensor) -> list[Run]:
 
 
 def train(runs: list[Run], data: rolls.Rolls, options: Namespace, interrupt: Interrupt) -> None:
-    """Both runs side by side, until the epochs or the seconds are used up or Ctrl-C comes.
+    """Train both runs side by side, until the epochs or seconds are used up or Ctrl-C is pressed.
 
-    The learning rate climbs to --lr over five epochs (begun at full rate, the training is so wild
-    that rounding shows within 20 updates), on a cosine that reaches 0 where the epochs end.
+    The learning rate follows a half cosine to 0, and rises to --lr over the first five epochs,
+    because rounding errors grow within 20 updates if training starts at the full rate.
     """
     rng = np.random.default_rng(options.seed)
     valid = make_batches(data.valid, options.batch, np.random.default_rng(0))
@@ -194,34 +196,34 @@ def train(runs: list[Run], data: rolls.Rolls, options: Namespace, interrupt: Int
             done = max((epoch + 1) / options.epochs, (elapsed + last) / options.seconds)
             text = f"epoch {epoch + 1}/{options.epochs}, best validation {runs[1].best_valid:.3f}"
             progress.show(min(1.0, done), text)
-    progress.end()
+    progress.close()
     if (epochs := len(runs[0].seconds)) < options.epochs and not interrupt.asked:
-        print(f"ended after {epochs} epochs: {options.seconds:g} s are used up")
+        print(f"stopped after {epochs} epochs, because {options.seconds:g} s are used up")
 
 
 def differences(runs: Sequence[Run]) -> list[float]:
-    """The relative difference of the two runs' losses at every update that both have made."""
+    """The relative difference of the two runs' losses at every common update."""
     return [abs(a - b) / abs(a) for a, b in zip(runs[0].losses, runs[1].losses, strict=False)]
 
 
 def largest(values: list[float]) -> float:
-    return float(np.max(values, initial=0.0))  # unlike max() keeps a NaN
+    return float(np.max(values, initial=0.0))  # unlike max(), it returns NaN if there is one
 
 
 def recurrence_seconds(runs: Sequence[Run], batch: Batch, repeats: int = 9) -> list[float]:
-    """Median seconds of the recurrent layer alone on one batch, forward and backward, in turns."""
+    """Median seconds of the recurrent layer alone on one batch, forward and backward, alternating."""
     taken: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
         for run, seconds in zip(runs, taken, strict=True):
             begin = time.perf_counter()
-            run.model.recurrence(batch.heard)[0].sum().backward()
+            run.model.recurrence(batch.inputs)[0].sum().backward()
             seconds.append(time.perf_counter() - begin)
             run.optimizer.zero_grad()
     return [statistics.median(seconds) for seconds in taken]
 
 
 def row(label: str, *cells: str) -> str:
-    return f"{label:24}{cells[0]:>15}{cells[1]:>11}{cells[2]:>18}{cells[3]:>9}"
+    return f"{label:24}{cells[0]:>15}{cells[1]:>11}{cells[2]:>19}{cells[3]:>9}"
 
 
 def cells(result: Score) -> tuple[str, str]:
@@ -229,9 +231,9 @@ def cells(result: Score) -> tuple[str, str]:
 
 
 def table(runs: Sequence[Run], baseline: Score, test: Sequence[Batch]) -> list[str]:
-    """The lines of the table; a dash stands for what no epoch has brought yet."""
+    """The lines of the table; a dash stands for a missing value."""
     lines = [
-        row("test split", "log-likelihood", "accuracy", "seconds an epoch", "speed"),
+        row("test split", "log-likelihood", "accuracy", "seconds per epoch", "speed"),
         row("keys alone, no network", *cells(baseline), "-", "-"),
     ]
     for run in runs:
@@ -249,7 +251,7 @@ def table(runs: Sequence[Run], baseline: Score, test: Sequence[Batch]) -> list[s
     return [
         *lines,
         "",
-        f"{len(apart)} updates a run; best validation after epoch {best}",
+        f"{len(apart)} updates per run; best validation after epoch {best}",
         f"the losses of the two runs differ by at most {largest(apart[:FIRST_UPDATES]):.1e}"
         f" (relative) over the first {len(apart[:FIRST_UPDATES])} updates,"
         f" {largest(apart):.1e} over all",
@@ -257,13 +259,9 @@ def table(runs: Sequence[Run], baseline: Score, test: Sequence[Batch]) -> list[s
 
 
 def draw(runs: Sequence[Run], baseline: float, title: str, path: str) -> str:
-    """The picture: loss curves, how far apart they are, seconds an epoch. Returns what was done."""
-    try:
-        plot: Any = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        return "no picture: matplotlib is not installed"
+    """Plot loss curves, their differences, and seconds per epoch. Return a line about the file."""
     colors = ("#e08e45", "#1f4e79")
-    figure = plot.Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplot_mosaic("lt;at", width_ratios=(2, 1), height_ratios=(3, 1))
     loss, apart, time_bars = (panels[name] for name in "lat")
     apart.sharex(loss)
@@ -273,13 +271,13 @@ def draw(runs: Sequence[Run], baseline: float, title: str, path: str) -> str:
         steps = window + np.arange(len(smooth))
         loss.plot(steps, smooth, color=color, linewidth=width, label=run.label)
     loss.axhline(baseline, color="0.45", linestyle=":", label="keys alone, no network (test)")
-    loss.set(title="Training loss, mean over an epoch", ylabel="nats a step")
+    loss.set(title="Training loss, mean over an epoch", ylabel="nats per step")
     loss.tick_params(labelbottom=False)
     loss.legend(frameon=False, loc="upper right")
-    gap = [value or math.nan for value in differences(runs)]  # zero has no logarithm
+    gap = [value or math.nan for value in differences(runs)]  # the logarithm of zero is not finite
     apart.semilogy(range(1, len(gap) + 1), gap, ".", color="0.35", markersize=2)
     apart.hlines(TOLERANCE, 0, FIRST_UPDATES, color=colors[0], linewidth=3)
-    note = f"update (the bar: what is allowed over the first {FIRST_UPDATES})"
+    note = f"update (bar: tolerance over the first {FIRST_UPDATES})"
     apart.set(xlabel=note, ylabel="losses' relative\ndifference", ylim=(1e-9, 1))
     medians = [1000 * statistics.median(run.seconds) if run.seconds else 0.0 for run in runs]
     bars = time_bars.bar([run.label for run in runs], medians, color=colors, width=0.6)
@@ -305,16 +303,16 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--seconds", type=float, default=130.0, help="stop training after this")
     parser.add_argument("--hidden", type=int, default=200, help="units")
-    parser.add_argument("--batch", type=int, default=16, help="sequences an update")
-    parser.add_argument("--decay", type=float, default=0.5, help="share of the state that stays")
+    parser.add_argument("--batch", type=int, default=16, help="sequences per update")
+    parser.add_argument("--decay", type=float, default=0.5, help="d of h_t = d h_{t-1} + (1 - d) f(...)")
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--momentum", type=float, default=0.95)
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     parser.add_argument("--transpose", type=int, default=5, choices=range(12))
-    parser.add_argument("--limit", type=int, help="use this many sequences of each split")
+    parser.add_argument("--limit", type=int, help="number of sequences used of each split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--picture", default="demo.png", help="where the picture goes")
+    parser.add_argument("--picture", default="demo.png", help="file of the picture")
     options = parser.parse_args(arguments)
     for name in ("epochs", "seconds", "hidden", "batch", "limit", "threads"):
         value = getattr(options, name)
@@ -330,8 +328,8 @@ def load(options: Namespace) -> rolls.Rolls:
     if options.data:
         data = rolls.load(options.data)
     else:
-        data = rolls.load_chorales(progress=lambda i, of: progress.show(i / of, text))
-    progress.end()
+        data = load_chorales(progress=lambda i, of: progress.show(i / of, text))
+    progress.close()
     cut = [part[: options.limit] for part in (data.train, data.valid, data.test)]
     return rolls.Rolls(data.name, data.note, *cut)
 
@@ -351,13 +349,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = make_runs(options, alone)
     train(runs, data, options, interrupt)
     test = make_batches(data.test, options.batch, np.random.default_rng(0))
-    baseline = score(lambda heard: alone.expand(heard.shape), test)  # whatever was heard
-    print("stopped by Ctrl-C; so far:\n" if interrupt.asked else "")
+    baseline = score(lambda inputs: alone.expand(inputs.shape), test)
+    print("stopped by Ctrl-C; results so far:\n" if interrupt.asked else "")
     print("\n".join(table(runs, baseline, test)))
     if not interrupt.asked:
         loop, fused = recurrence_seconds(runs, test[0])
         print(
-            f"the recurrent layer alone on {list(test[0].heard.shape)}, forward and backward:"
+            f"the recurrent layer alone on {list(test[0].inputs.shape)}, forward and backward:"
             f" loop {1000 * loop:.2f} ms, LeakyRNN {1000 * fused:.2f} ms, {loop / fused:.1f} x"
         )
     if all(run.losses for run in runs):

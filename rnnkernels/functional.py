@@ -140,8 +140,6 @@ def projected_recurrence(
         raise ValueError(
             f"drive must be {list(expected)}, as the input and weight_hh say, got {list(drive.shape)}"
         )
-    if checkpoint_every is not None:
-        check_sizes(checkpoint_every=checkpoint_every)
     if batch_first:
         input = input.transpose(0, 1)
         drive = None if drive is None else drive.transpose(0, 1)
@@ -235,6 +233,7 @@ def run_projected(
     if tensors.batch_sizes is not None and tensors.h0 is None:
         tensors = tensors._replace(h0=_zero_h0(tensors.batch_sizes, tensors.input, tensors.weight_hh))
     if checkpoint_every is not None:
+        check_sizes(checkpoint_every=checkpoint_every)
         return checkpointed(run_projected, tensors, spec, checkpoint_every)
     input = tensors.input
     if (

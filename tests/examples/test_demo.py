@@ -1,4 +1,4 @@
-"""The demo of examples/: the plain loop, what it measures, its batches, whole runs."""
+"""The demo: the plain loop, scores, batches, whole runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 import torch
 from eager import EagerLeakyRNN
+from polyphonic_music import rolls
 from torch import nn
 
 from rnnkernels import LeakyRNN
-from rnnkernels.experiments import rolls
 
 
 def made_rolls(seed: int, lengths: list[int]) -> list[rolls.Roll]:
-    """Pieces with something to learn: a chord that walks up, wrapping around."""
+    """Pieces with something to learn: a chord that rises step by step and wraps around."""
     rng = np.random.default_rng(seed)
     pieces = []
     for length in lengths:
@@ -118,7 +118,7 @@ def test_the_loop_and_the_package_agree() -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_score_is_what_the_head_of_the_file_says() -> None:
+def test_score_is_the_one_that_the_file_header_defines() -> None:
     pieces = made_rolls(0, [5, 9, 2])
     logits = torch.randn(88)
     p = torch.sigmoid(logits).double().numpy()
@@ -130,7 +130,7 @@ def test_score_is_what_the_head_of_the_file_says() -> None:
             false_positive += sum(p * (1 - y))
             false_negative += sum((1 - p) * y)
     batches = demo.make_batches(pieces, 2, np.random.default_rng(0))
-    got = demo.score(lambda heard: logits.expand(heard.shape), batches)
+    got = demo.score(lambda inputs: logits.expand(inputs.shape), batches)
     assert got.log_likelihood == pytest.approx(np.mean(nats), rel=1e-5)
     either = true_positive + false_positive + false_negative
     assert got.accuracy == pytest.approx(true_positive / either, rel=1e-5)
@@ -140,11 +140,11 @@ def test_batches_pair_each_step_with_the_next() -> None:
     pieces = made_rolls(1, [6, 9, 7, 2, 40])
     seen = []
     for batch in demo.make_batches(pieces, 2, np.random.default_rng(0)):
-        assert torch.equal(batch.heard[1:], batch.target[:-1])
+        assert torch.equal(batch.inputs[1:], batch.target[:-1])
         lengths = batch.mask[..., 0].sum(dim=0).int().tolist()
         for i, length in enumerate(lengths):
             assert batch.mask[:length, i].all() and not batch.mask[length:, i].any()
-            whole = torch.cat([batch.heard[:1, i], batch.target[:length, i]])
+            whole = torch.cat([batch.inputs[:1, i], batch.target[:length, i]])
             seen.append(whole.numpy().astype(np.uint8).tobytes())
     assert sorted(seen) == sorted(piece.tobytes() for piece in pieces)
 
@@ -154,14 +154,14 @@ def test_batches_are_transposed_as_a_whole() -> None:
     shifts = set()
     for seed in range(60):
         (batch,) = demo.make_batches([piece], 1, np.random.default_rng(seed), transpose=2)
-        moved = torch.cat([batch.heard[:1, 0], batch.target[:, 0]]).numpy()
+        moved = torch.cat([batch.inputs[:1, 0], batch.target[:, 0]]).numpy()
         shift = int(np.flatnonzero(moved[0])[0] - np.flatnonzero(piece[0])[0])
         np.testing.assert_array_equal(moved, np.roll(piece, shift, axis=1))
         shifts.add(shift)
     assert shifts == {-2, -1, 0, 1, 2}
 
 
-def test_buckets_hold_everyone_once_and_like_lengths() -> None:
+def test_buckets_hold_each_sequence_once_and_similar_lengths() -> None:
     lengths = [int(n) for n in np.random.default_rng(1).integers(2, 400, 101)]
     batches = rolls.bucket(lengths, 16, np.random.default_rng(2))
     assert sorted(i for batch in batches for i in batch) == list(range(101))
@@ -218,17 +218,19 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     plain = demo.Progress()
     for i in range(1, 101):
         plain.show(i / 100, "working")
+    plain.close()
     lines = capsys.readouterr().out.splitlines()
     assert [line[:5] for line in lines] == [f"{10 * n:3d} %" for n in range(1, 11)]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((50, 20)))
     bar = demo.Progress()
     for i in range(101):
         bar.show(i / 100, "working " * 20)
-    bar.end()
+    bar.close()
     shown = capsys.readouterr().out
-    assert "\n" not in shown and shown.endswith("\r\033[K") and "########" in shown
-    assert all(len(part) < 50 for part in re.split(r"\r|\033\[K", shown))
+    assert "\n" not in shown and shown.endswith("\r") and "█" in shown and "100 %" in shown
+    assert all(len(part) < 50 for part in shown.split("\r"))
 
 
 def test_a_short_run(data_file: Path, tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ def test_a_short_run(data_file: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "\r" not in done.stdout and "13/13/13 train/valid/test sequences" in done.stdout
     rows = table_of(done.stdout)
-    assert rows["test split"] == ["log-likelihood", "accuracy", "seconds an epoch", "speed"]
+    assert rows["test split"] == ["log-likelihood", "accuracy", "seconds per epoch", "speed"]
     alone = float(rows["keys alone, no network"][0])
     loop, fused = rows["loop of plain PyTorch"], rows["LeakyRNN"]
     assert float(loop[0]) > alone + 1 and loop[3] == "1.0 x"
@@ -253,9 +255,8 @@ def test_a_short_run(data_file: Path, tmp_path: Path) -> None:
     assert float(fused[2]) > 0 and float(fused[3].split()[0]) > 0
     found = re.search(r"at most (\S+) \(relative\) over the first 20 updates, (\S+) over", done.stdout)
     assert found and float(found[1]) <= 1e-4
-    assert "90 updates a run" in done.stdout and "the recurrent layer alone on" in done.stdout
-    if "matplotlib is not installed" not in done.stdout:
-        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "90 updates per run" in done.stdout and "the recurrent layer alone on" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_ctrl_c_leaves_the_table(data_file: Path, tmp_path: Path) -> None:
@@ -281,7 +282,7 @@ def test_ctrl_c_leaves_the_table(data_file: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_before_the_first_update(data_file: Path, tmp_path: Path) -> None:
-    """Run inside this process, so that the moment is certain."""
+    """In this process, so that Ctrl-C comes at a known moment."""
     before = signal.getsignal(signal.SIGINT)
     try:
         interrupt = demo.Interrupt()
@@ -317,9 +318,11 @@ def test_wrong_data_and_wrong_arguments(
         assert caught.value.code == 2
 
 
-def test_disagreeing_runs_are_told(data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disagreeing_runs_are_an_error(
+    data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Wrong(EagerLeakyRNN):
-        """A little more decay than asked for."""
+        """A decay that is larger than requested."""
 
         def __init__(self, inputs: int, hidden: int, *, decay: float) -> None:
             super().__init__(inputs, hidden, decay=decay + 0.1)

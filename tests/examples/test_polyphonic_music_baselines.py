@@ -1,4 +1,4 @@
-"""The baselines, against their definitions by other means."""
+"""The baselines, against other computations of their definitions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from polyphonic_music.baselines import keys_alone, repeat_accuracy
+from polyphonic_music.rolls import Rolls
 
 from rnnkernels import IndependentBernoulli, expected_accuracy
-from rnnkernels.experiments.baselines import keys_alone, repeat_accuracy
-from rnnkernels.experiments.rolls import Rolls
 
 
 def made_data() -> Rolls:
@@ -34,8 +34,8 @@ def test_keys_alone_is_an_independent_bernoulli_at_the_training_frequencies() ->
     with torch.no_grad():
         output.visible_bias.weight.zero_()
         output.visible_bias.bias.copy_(torch.logit(p))
-        told = torch.from_numpy(np.concatenate([roll[1:] for roll in data.test])).double()
-        expected = output.log_prob(told, torch.zeros(len(told), 1, dtype=torch.float64)).mean().item()
+        targets = torch.from_numpy(np.concatenate([roll[1:] for roll in data.test])).double()
+        expected = output.log_prob(targets, torch.zeros(len(targets), 1, dtype=torch.float64)).mean().item()
     assert keys_alone(data) == pytest.approx(expected, rel=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""The tables of a study: figures, what is best, what is missing, what the sentences count."""
+"""The tables of a study: figures, the best cells, missing figures, the sentences below."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import statistics
 from typing import Any
 
 import pytest
-from experiment_helpers import SETS, entry_of, made_results
-
-from rnnkernels.experiments.recipes import TECHNIQUES
-from rnnkernels.experiments.table import (
+from polyphonic_music.recipes import TECHNIQUES
+from polyphonic_music.table import (
     LOG_LIKELIHOOD,
     MEASURES,
     ladder_sentence,
     make_grid,
     table,
 )
+from polyphonic_music_helpers import SETS, entry_of, made_results
 
 
 def column_values(text: str, row: str) -> list[str]:
     """The cells of the first row of that name in a Markdown report."""
-    line = next(line for line in text.splitlines() if line.startswith(f"| {row} |"))
-    return [cell.strip() for cell in line.split("|")[2:-1]]
+    return next(cells for first, *cells in rows_in(text) if first == row)
+
+
+def rows_in(text: str) -> list[list[str]]:
+    """The rows of all tables of a Markdown report."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
 def sentence(results: dict[str, Any]) -> str:
@@ -74,7 +78,7 @@ def test_the_best_of_each_column_is_bold_whichever_it_is() -> None:
     equal = made_results()
     entry_of(equal, "JSB_Chorales", "SGD")["runs"] = entry_of(equal, "JSB_Chorales", "+CLRM")["runs"]
     assert column_values(table(equal, markdown=True), "SGD")[0] == "**-8.00 ± 0.10**"
-    shares = text[text.index("Units that are active") :]
+    shares = text[text.index("Active units") :]
     assert "**" not in shares
 
 
@@ -85,7 +89,7 @@ def test_intervals_of_estimates_stand_below_their_means() -> None:
     assert "<br>" not in bernoulli
     assert column_values(rbm, "SGD")[0] == "-9.00 ± 0.10<br>[-9.10, -8.80]"
     assert column_values(rbm, "+CLRM")[2] == "**-6.00 ± 0.07**<br>[-6.10, -5.80]"
-    assert "the 95 % interval of the estimate" in rbm
+    assert "95 % interval of the estimate" in rbm
     results["results"][-1]["runs"][0]["interval"] = None  # a mean of some would not be that of the cell
     assert "<br>" not in column_values(table(results, markdown=True).split("## RNN-RBM")[1], "+CLRM")[1]
 
@@ -126,7 +130,26 @@ def test_an_improvement_within_the_noise_is_counted_as_such() -> None:
     assert sentence(results).startswith("4 of 4 rungs") and "; 2 by more than two" in sentence(results)
 
 
-def test_what_is_missing_is_a_dash_and_is_named() -> None:
+def test_a_control_is_a_row_after_the_ladder_and_compared_with_its_last_rung() -> None:
+    results = made_results()
+    control = entry_of(results, "Nottingham", "SGD") | {"technique": "SGD, 40 trials"}
+    results["results"].insert(0, control)
+    text = table(results, markdown=True)
+    assert rows_in(text)[-1][0] == "SGD, 40 trials"
+    assert column_values(text, "SGD, 40 trials") == ["-", "-5.00 ± 0.10", "-"]
+    assert column_values(text, "+CLRM")[2] == "**-6.00 ± 0.07**"  # a control does not narrow the mean
+    assert "minus" not in text
+    both = entry_of(results, "JSB_Chorales", "SGD") | {"technique": "SGD, 40 trials"}
+    results["results"].append(both)
+    text = table(results)
+    assert "The mean log-likelihood of +CLRM minus that of SGD, 40 trials: 1.000 (standard" in text
+    alone = table(results | {"results": [control, both]}, markdown=True)
+    assert (
+        column_values(alone, "SGD, 40 trials")[2] == "**-7.00 ± 0.07**" and "cannot be compared" not in alone
+    )
+
+
+def test_a_missing_figure_is_a_dash_and_is_named() -> None:
     results = made_results()
     results["results"].remove(entry_of(results, "Nottingham", "+CL"))
     entry_of(results, "Nottingham", "+CLR")["runs"] = []
@@ -137,7 +160,7 @@ def test_what_is_missing_is_a_dash_and_is_named() -> None:
     text = table(results, markdown=True)
     assert column_values(text, "+CL") == ["-8.50 ± 0.10", "-", "-8.50 ± 0.10"]
     assert column_values(text, "SGD")[0] == "-9.00 ± 0.14 (2)"
-    assert "(n): of n seeds only" in text
+    assert "(n): mean over n seeds only" in text
     assert "Missing: +CL, +CLR on Nottingham." in text
     assert "Missing: +C on JSB_Chorales; +CL, +CLR on Nottingham." in text  # of the accuracies
     assert "The mean is over JSB_Chorales, where every rung with figures has one." in text
@@ -146,7 +169,7 @@ def test_what_is_missing_is_a_dash_and_is_named() -> None:
 
 
 def test_a_mean_is_over_the_same_sets_for_all() -> None:
-    """Else a rung that lacks the hardest set would look best."""
+    """Otherwise a rung that lacks the hardest set would look best."""
     results = made_results()
     results["results"].remove(entry_of(results, "JSB_Chorales", "+C"))
     means = make_grid(results, "RNN", LOG_LIKELIHOOD).means
@@ -168,7 +191,8 @@ def test_rungs_that_were_not_to_be_run_are_no_rows() -> None:
     results = made_results()
     results["results"] = [e for e in results["results"] if e["technique"] in ("SGD", "+CLRM")]
     text = table(results, markdown=True)
-    assert "| +C |" not in text and "Missing" not in text and "Not run: +C, +CL, +CLR." in text
+    assert all(first != "+C" for first, *_ in rows_in(text)) and "Missing" not in text
+    assert "Not run: +C, +CL, +CLR." in text
     assert "1 of 1 rungs improve the mean log-likelihood: +CLRM over SGD by 1.000" in text
     for name in SETS:
         entry_of(results, name, "SGD")["runs"] = entry_of(results, name, "+CLRM")["runs"] = []
@@ -185,7 +209,7 @@ def test_a_study_that_has_just_begun() -> None:
         assert column_values(text, "SGD") == [expected]
         assert "improve" not in text  # there is one rung only
         results["results"] = [*begun, begun[0] | {"technique": "+C", "runs": []}]
-        assert "none can be said to improve on another" in table(results)
+        assert "rungs cannot be compared" in table(results)
     results["results"] = []
     assert "No results yet." in table(results)
     assert "No results yet." in table(results | {"data": {}, "plan": {}, "environment": {}})
@@ -196,8 +220,8 @@ def test_diverged_trials_are_counted() -> None:
     assert "diverged" not in table(results)
     valids = (-9.0, None, -math.inf, -9.5)
     entry_of(results, "Nottingham", "SGD")["trials"] = [{"valid": valid} for valid in valids]
-    assert "Trials of the search that diverged: SGD 2 of 5." in table(results)
-    assert "Full runs" not in table(results)
+    assert "Diverged trials of the search: SGD 2 of 5." in table(results)
+    assert "full runs" not in table(results)
 
 
 def test_a_run_that_diverged_does_not_widen_the_table() -> None:
@@ -208,10 +232,10 @@ def test_a_run_that_diverged_does_not_widen_the_table() -> None:
 
 
 def test_full_runs_that_diverged_are_counted() -> None:
-    """A mean without them looks better than the rung is."""
+    """Their number is needed, because a mean without them is too good."""
     results = made_results()
     run = entry_of(results, "Nottingham", "+C")["runs"][1]
     run["valid"] = run["test"] = None
     text = table(results, markdown=True)
-    assert "Full runs, in no figure here, that diverged: +C 1 of 6." in text
+    assert "Diverged full runs (excluded from the tables): +C 1 of 6." in text
     assert column_values(text, "+C")[1].endswith("(2)")

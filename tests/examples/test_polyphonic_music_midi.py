@@ -1,4 +1,4 @@
-"""Piano rolls as MIDI files: the bytes, and what music21 reads from them."""
+"""Piano rolls as MIDI files: the bytes, and the notes that mido and music21 read from them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from rnnkernels.experiments.midi import write_midi
+from mido import Message, MetaMessage, MidiFile
+from polyphonic_music.midi import write_midi
 
 HEADER = bytes.fromhex("4d546864 00000006 0000 0001 0078")
 Note = tuple[int, int, int]  # first step, step after the last, pitch
 
 
 def random_roll(seed: int, steps: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The lowest and the highest key among others, some held, some struck again after a rest."""
+    """A roll with held notes, repeated notes, and the lowest and the highest key."""
     return (np.random.default_rng(seed).random((steps, 88)) < 0.3).astype(np.uint8)
 
 
@@ -34,27 +34,16 @@ def notes_of(roll: np.ndarray[Any, Any]) -> set[Note]:
     return notes
 
 
-def read(data: bytes) -> tuple[int, list[tuple[int, bytes]]]:
-    """Ticks of a quarter, and the events with their times in ticks, by hand."""
-    assert data[:8] == HEADER[:8] and data[8:12] == bytes((0, 0, 0, 1))
-    assert data[14:18] == b"MTrk" and int.from_bytes(data[18:22], "big") == len(data) - 22
-    place, now, events = 22, 0, []
-    while place < len(data):
-        delay = 0
-        while True:
-            delay, more = delay << 7 | data[place] & 0x7F, data[place] & 0x80
-            place += 1
-            if not more:
-                break
-        now += delay
-        size = 3 + data[place + 2] if data[place] == 0xFF else 3
-        events.append((now, data[place : place + size]))
-        place += size
-    return int.from_bytes(data[12:14], "big"), events
+def read(path: Path) -> tuple[int, list[tuple[int, Message]]]:
+    """Ticks per quarter note, and the messages with their times in ticks."""
+    file = MidiFile(path)
+    assert file.type == 0 and len(file.tracks) == 1
+    times = np.cumsum([message.time for message in file.tracks[0]]).tolist()
+    return file.ticks_per_beat, list(zip(times, file.tracks[0], strict=True))
 
 
 def test_the_bytes_of_two_notes(tmp_path: Path) -> None:
-    """Middle C held for two steps, then a rest, then the highest key: written down from the specification."""
+    """Middle C for two steps, a rest, the highest key: bytes written by hand from the specification."""
     roll = np.zeros((5, 88))
     roll[0:2, 60 - 21] = roll[3, 87] = 1
     write_midi(roll, tmp_path / "a.mid", tempo=120)
@@ -64,30 +53,30 @@ def test_the_bytes_of_two_notes(tmp_path: Path) -> None:
     assert (tmp_path / "a.mid").read_bytes() == expected
 
 
-@pytest.mark.parametrize("steps_a_quarter", [1, 4])
-def test_every_note_is_there_for_as_long_as_it_lasts(tmp_path: Path, steps_a_quarter: int) -> None:
+@pytest.mark.parametrize("steps_per_quarter", [1, 4])
+def test_every_note_has_its_begin_and_end(tmp_path: Path, steps_per_quarter: int) -> None:
     roll = random_roll(1, 60)
-    write_midi(torch.from_numpy(roll), tmp_path / "a.mid", steps_a_quarter=steps_a_quarter)
-    quarter, events = read((tmp_path / "a.mid").read_bytes())
-    step = quarter / steps_a_quarter
+    write_midi(torch.from_numpy(roll), tmp_path / "a.mid", steps_per_quarter=steps_per_quarter)
+    quarter, events = read(tmp_path / "a.mid")
+    step = quarter / steps_per_quarter
     begun: dict[int, int] = {}
     notes = set()
     for now, event in events:
-        if event[0] == 0x90:
-            assert event[1] not in begun and event[2] > 0
-            begun[event[1]] = now
-        elif event[0] == 0x80:
-            notes.add((begun.pop(event[1]) / step, now / step, event[1]))
+        if event.type == "note_on":
+            assert event.note not in begun and event.velocity > 0
+            begun[event.note] = now
+        elif event.type == "note_off":
+            notes.add((begun.pop(event.note) / step, now / step, event.note))
     assert notes == notes_of(roll) and not begun
-    assert events[-1] == (60 * step, b"\xff\x2f\x00")
+    assert events[-1] == (60 * step, MetaMessage("end_of_track", time=events[-1][1].time))
 
 
-def test_music21_hears_the_roll(tmp_path: Path) -> None:
+def test_music21_reads_the_roll(tmp_path: Path) -> None:
     midi = pytest.importorskip("music21.midi")
     roll = random_roll(2, 24)
     roll[:, 40] = 0
     roll[2:22, 40] = 1  # held
-    write_midi(roll, tmp_path / "a.mid", steps_a_quarter=2, tempo=90)
+    write_midi(roll, tmp_path / "a.mid", steps_per_quarter=2, tempo=90)
     file = midi.MidiFile()
     file.open(str(tmp_path / "a.mid"))
     file.read()
@@ -110,10 +99,10 @@ def test_long_rests_and_empty_rolls(tmp_path: Path) -> None:
     roll = np.zeros((20_000, 88), bool)  # a delay of four bytes
     roll[-1, 0] = True
     write_midi(roll, tmp_path / "a.mid")
-    _, events = read((tmp_path / "a.mid").read_bytes())
+    _, events = read(tmp_path / "a.mid")
     assert [now for now, _ in events] == [0, 120 * 19_999, 120 * 20_000, 120 * 20_000]
     write_midi(roll[:0], tmp_path / "a.mid")
-    assert read((tmp_path / "a.mid").read_bytes())[1][-1] == (0, b"\xff\x2f\x00")
+    assert read(tmp_path / "a.mid")[1][-1] == (0, MetaMessage("end_of_track"))
 
 
 @pytest.mark.parametrize(
@@ -122,13 +111,17 @@ def test_long_rests_and_empty_rolls(tmp_path: Path) -> None:
         (np.zeros((5, 87)), {}, r"roll must have shape \[T, 88\], got \[5, 87\]"),
         (np.zeros(88), {}, r"roll must have shape \[T, 88\], got \[88\]"),
         (np.full((2, 88), 0.5), {}, "roll must hold only 0 and 1, got 0.5"),
-        (np.zeros((2, 88)), {"steps_a_quarter": 0}, "steps_a_quarter must be an int from 1 to 273, got 0"),
-        (np.zeros((2, 88)), {"steps_a_quarter": 274}, "steps_a_quarter .* got 274"),
+        (
+            np.zeros((2, 88)),
+            {"steps_per_quarter": 0},
+            "steps_per_quarter must be an int from 1 to 273, got 0",
+        ),
+        (np.zeros((2, 88)), {"steps_per_quarter": 274}, "steps_per_quarter .* got 274"),
         (np.zeros((2, 88)), {"tempo": 1.0}, "tempo must be a number from 4 to 60000, got 1.0"),
         (np.zeros((2, 88)), {"tempo": float("nan")}, "tempo must be .* got nan"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, roll: Any, more: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path, roll: Any, more: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_midi(roll, tmp_path / "a.mid", **more)
     assert not (tmp_path / "a.mid").exists()

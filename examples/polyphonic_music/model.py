@@ -1,4 +1,4 @@
-"""A leaky recurrent network that tells the next frame by one of the output models.
+"""A leaky recurrent network that predicts the next frame with one of the output models.
 
 h_t = d h_{t-1} + (1-d) f(W_ih v_t + W_hh h_{t-1} + b)        v_{t+1} ~ p(v | h_t)
 """
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
+from polyphonic_music.recipes import Settings
+from polyphonic_music.rolls import KEYS
 from rnnkernels import NADE, RBM, IndependentBernoulli, LeakyRNN, draw_decay
-from rnnkernels.experiments.recipes import Settings
-from rnnkernels.experiments.rolls import KEYS
 
 
 class Predictor(nn.Module):
-    """``forward`` takes packed frames to packed states, of which ``output`` gives probabilities."""
+    """``forward`` maps packed frames to packed states; ``output`` maps states to probabilities."""
 
     output: IndependentBernoulli | NADE | RBM
 
@@ -37,15 +37,15 @@ class Predictor(nn.Module):
             self.output = RBM(KEYS, settings.output_hidden, hidden, settings.gibbs_steps)
         with torch.no_grad():
             self.output.visible_bias.bias.copy_(torch.logit(torch.from_numpy(frequency).float()))
-            # Of independent entries of variance 1 / H the eigenvalues fill the unit circle.
+            # The eigenvalues of a matrix of independent entries of variance 1 / H fill the unit circle.
             nn.init.normal_(self.rnn.weight_hh_l0, std=settings.radius / hidden**0.5)  # type: ignore[arg-type]
 
-    def forward(self, heard: PackedSequence, drive: Tensor | None = None) -> PackedSequence:
-        """States, packed like the frames. A drive is packed, too: what each unit gets besides."""
-        kept = heard._replace(data=self._thinned(heard.data))
+    def forward(self, inputs: PackedSequence, drive: Tensor | None = None) -> PackedSequence:
+        """Return states, packed like the frames. ``drive``, packed likewise, is added to the units' input."""
+        kept = inputs._replace(data=self._dropped(inputs.data))
         states: PackedSequence
-        states, _ = self.rnn(kept) if drive is None else self.rnn(kept, drive=heard._replace(data=drive))
-        return states._replace(data=self._thinned(states.data))
+        states, _ = self.rnn(kept) if drive is None else self.rnn(kept, drive=inputs._replace(data=drive))
+        return states._replace(data=self._dropped(states.data))
 
-    def _thinned(self, x: Tensor) -> Tensor:
+    def _dropped(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout) if self.training and self.dropout else x

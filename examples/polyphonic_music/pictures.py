@@ -1,47 +1,45 @@
-"""Pictures of a study: learning curves, and a sampled piece beside a real one. matplotlib draws them.
+"""Figures of a study: learning curves, and a sampled piece above a real one.
 
-Every function returns one line: where the picture is, or why there is none.
+Each function returns one line that says where the picture is, or why there is none.
 """
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
-from rnnkernels.experiments.files import write_file
-from rnnkernels.experiments.recipes import TECHNIQUES
-from rnnkernels.experiments.rolls import KEYS, LOWEST_PITCH
-from rnnkernels.experiments.table import Results, number, sets_of
+from polyphonic_music.files import write_file
+from polyphonic_music.recipes import TECHNIQUES
+from polyphonic_music.rolls import KEYS, LOWEST_PITCH
+from polyphonic_music.table import Results, number, rows_of, sets_of
 
-# Colour and mark both differ (Okabe and Ito's colours), so that neither grey nor colour blindness mixes them.
-MARKS = dict(
-    zip(
-        TECHNIQUES,
-        [("#000000", "o"), ("#E69F00", "s"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v")],
-        strict=True,
-    )
-)
-BLACK_KEYS = (1, 3, 6, 8, 10)  # pitches over C
+# Colors (Okabe and Ito) and marks both differ, so that neither grey print nor color blindness mixes rungs up.
+COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7")
+MARKS = dict(zip(TECHNIQUES, zip(COLORS, "os^Dv", strict=True), strict=True))
+OTHER_MARK = ("#888888", "X")  # a row that is not a rung of the ladder
+BLACK_KEYS = (1, 3, 6, 8, 10)  # semitones above C
+
+Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]  # epochs, values
 
 
 def learning_curves(results: Results, model: str, path: str | Path) -> str:
-    """Validation log-likelihood over epochs: a panel a data set, a colour a rung, a line a seed.
+    """Plot validation log-likelihood over epochs: a panel per data set, a color per rung, a line per seed.
 
-    A mark is where the validation was best, whose weights were tested. A panel shows what is near the
-    best values, and not the start nor how deep a run fell that diverged.
+    A mark is at the epoch of the best validation, whose weights were tested. A panel shows the range near the
+    best values, without the beginning of a run and without the depth to which a diverged run falls.
     """
     curves = {name: _curves(results, model, name) for name in sets_of(results, model)}
     curves = {name: found for name, found in curves.items() if found}
     if not curves:
         return f"no picture: {model} has no learning curve yet"
     columns, rows = min(2, len(curves)), (len(curves) + 1) // 2
-    figure = _figure((2.4 + 4 * columns, 0.9 + 3.3 * rows))
-    if isinstance(figure, str):
-        return figure
+    figure = _figure(2.4 + 4 * columns, 0.9 + 3.3 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels[len(curves) :]:
         panel.remove()
@@ -50,21 +48,22 @@ def learning_curves(results: Results, model: str, path: str | Path) -> str:
         _draw_curves(panel, found, alone)
         panel.set_title(name, fontsize=11, loc="left")
     figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel("validation log-likelihood, nats a step", fontsize=10)
-    shown = [rung for rung in MARKS if any(rung in found for found in curves.values())]
-    lines: Any = importlib.import_module("matplotlib.lines")
-    handles = [lines.Line2D([], [], color=MARKS[rung][0], marker=MARKS[rung][1]) for rung in shown]
-    title = f"{model}: a line a seed, a mark at its best epoch"
-    place = "outside upper center"
-    figure.legend(handles, shown, loc=place, ncols=len(shown), frameon=False, title=title)
+    figure.supylabel("validation log-likelihood, nats per step", fontsize=10)
+    shown = [row for row in rows_of(results, model) if any(row in found for found in curves.values())]
+    marks = [MARKS.get(row, OTHER_MARK) for row in shown]
+    figure.legend(
+        [Line2D([], [], color=color, marker=mark) for color, mark in marks],
+        shown,
+        loc="outside upper center",
+        ncols=len(shown),
+        frameon=False,
+        title=f"{model}: one line per seed, a mark at its best epoch",
+    )
     return _saved(figure, path)
 
 
-Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]  # epochs, values
-
-
 def _curves(results: Results, model: str, name: str) -> dict[str, list[Curve]]:
-    """Those of every run of every rung; NaN where there is no finite value."""
+    """The curves of all runs by row; a value that is not finite is NaN."""
     found: dict[str, list[Curve]] = {}
     for entry in results["results"]:
         if (entry["model"], entry["data"]) != (model, name):
@@ -78,9 +77,9 @@ def _curves(results: Results, model: str, name: str) -> dict[str, list[Curve]]:
 
 
 def lowest_shown(values: list[NDArray[np.float64]], alone: float | None) -> float:
-    """Where a panel begins: all runs' best values fill its upper third, if they differ enough.
+    """The lower end of a panel, such that the runs' best values fill its upper third if they differ enough.
 
-    Neither a best value nor anything else counts that is lower than that of the keys alone.
+    Values below `alone`, the log-likelihood of the keys alone, do not count.
     """
     floor = -np.inf if alone is None else alone
     best = [float(np.nanmax(v)) for v in values]
@@ -88,13 +87,14 @@ def lowest_shown(values: list[NDArray[np.float64]], alone: float | None) -> floa
     return max(least, top - max(3 * (top - max(floor, min(best))), 0.25 * (top - least)))
 
 
-def _draw_curves(panel: Any, curves: dict[str, list[Curve]], alone: float | None) -> None:
+def _draw_curves(panel: Axes, curves: dict[str, list[Curve]], alone: float | None) -> None:
     every = [values for runs in curves.values() for _, values in runs]
     top, bottom = max(float(np.nanmax(values)) for values in every), lowest_shown(every, alone)
     margin = 0.06 * abs(top - bottom) or 0.1
     panel.set_ylim(min(top, bottom) - margin, top + margin)
-    for rung, (color, mark) in MARKS.items():
-        for epochs, values in curves.get(rung, []):
+    for row, runs in curves.items():
+        color, mark = MARKS.get(row, OTHER_MARK)
+        for epochs, values in runs:
             best = int(np.nanargmax(values))
             panel.plot(epochs, values, color=color, linewidth=0.9)
             panel.scatter(epochs[best], values[best], 42, color, marker=mark, edgecolor="white", zorder=3)
@@ -104,19 +104,17 @@ def _draw_curves(panel: Any, curves: dict[str, list[Curve]], alone: float | None
 
 
 def two_rolls(sampled: ArrayLike, real: ArrayLike, path: str | Path, *, name: str = "") -> str:
-    """A sampled piece above a real one, rolls [T, 88], as their notes over the steps.
+    """Draw a sampled piece above a real one, both rolls [T, 88], up to the end of the shorter one.
 
-    `name` is what the real one is from. Both are drawn to the end of the shorter one.
+    `name` is the data set of the real piece.
     """
     pieces = [np.asarray(roll) for roll in (sampled, real)]
     for argument, piece in zip(("sampled", "real"), pieces, strict=True):
         if piece.ndim != 2 or piece.shape[1] != KEYS or not len(piece):
-            raise ValueError(f"{argument} must have shape [T, {KEYS}] and a step, got {list(piece.shape)}")
+            raise ValueError(f"{argument} must have shape [T, {KEYS}] with T > 0, got {list(piece.shape)}")
     steps = min(map(len, pieces))
     pieces = [piece[:steps] for piece in pieces]
-    figure = _figure((9, 5.6))
-    if isinstance(figure, str):
-        return figure
+    figure = _figure(9, 5.6)
     used = np.flatnonzero(np.concatenate(pieces).any(axis=0))
     low, high = (int(used[0]), int(used[-1])) if len(used) else (0, KEYS - 1)
     titles = ("sampled", f"real, from the test split{f' of {name}' if name else ''}")
@@ -131,8 +129,8 @@ def two_rolls(sampled: ArrayLike, real: ArrayLike, path: str | Path, *, name: st
     return _saved(figure, path)
 
 
-def _draw_roll(panel: Any, roll: NDArray[Any], color: str) -> None:
-    """Notes as bars, over stripes for the black keys; the Cs are named."""
+def _draw_roll(panel: Axes, roll: NDArray[Any], color: str) -> None:
+    """Notes as bars, above stripes for the black keys; the Cs are labelled."""
     for key in range(KEYS):
         if (LOWEST_PITCH + key) % 12 in BLACK_KEYS:
             panel.axhspan(key - 0.5, key + 0.5, color="#f3f3f3", linewidth=0)
@@ -148,19 +146,15 @@ def _draw_roll(panel: Any, roll: NDArray[Any], color: str) -> None:
     panel.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _figure(size: tuple[float, float]) -> Any:
-    """A figure of inches, or the line that says why there is none."""
-    try:
-        matplotlib: Any = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        return "no picture: matplotlib is not installed"
-    return matplotlib.Figure(figsize=size, dpi=150, layout="constrained")
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure; the size is in inches."""
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _saved(figure: Any, path: str | Path) -> str:
+def _saved(figure: Figure, path: str | Path) -> str:
     path = Path(path)
     try:
-        write_file(path, lambda beside: figure.savefig(beside, format=path.suffix[1:]))
+        write_file(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
     except (OSError, ValueError) as error:
         return f"no picture: {path} cannot be written ({error})"
     return f"picture: {path}"

@@ -1,23 +1,20 @@
-"""The pictures of a study: what is drawn, and the line that says where or why not."""
+"""The pictures of a study: their content, and the line that says where they are."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from experiment_helpers import entry_of, made_results
-
-from rnnkernels.experiments import pictures
-from rnnkernels.experiments.pictures import MARKS, learning_curves, lowest_shown, two_rolls
+from polyphonic_music import pictures
+from polyphonic_music.pictures import MARKS, learning_curves, lowest_shown, two_rolls
+from polyphonic_music_helpers import entry_of, made_results
 
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What would be saved, kept instead."""
-    pytest.importorskip("matplotlib")
+    """The figures that would be saved."""
     kept: list[Any] = []
 
     def keep(figure: Any, path: str | Path) -> str:
@@ -28,7 +25,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return kept
 
 
-def test_a_line_a_seed_a_colour_a_rung_a_panel_a_data_set(figures: list[Any]) -> None:
+def test_a_panel_per_data_set_a_color_per_rung_a_line_per_seed(figures: list[Any]) -> None:
     results = made_results(seeds=2)
     values = entry_of(results, "Nottingham", "+CL")["runs"][1]["curve"]["valid"]
     values[3] = 0.5
@@ -46,7 +43,16 @@ def test_a_line_a_seed_a_colour_a_rung_a_panel_a_data_set(figures: list[Any]) ->
     assert [text.get_text() for text in legend.get_texts()] == list(MARKS)
 
 
-def test_an_unfinished_study_is_drawn_as_far_as_it_goes(figures: list[Any]) -> None:
+def test_a_control_is_drawn_after_the_rungs(figures: list[Any]) -> None:
+    results = made_results(seeds=1)
+    results["results"].insert(0, entry_of(results, "Nottingham", "SGD") | {"technique": "SGD, 40 trials"})
+    learning_curves(results, "RNN", "a.png")
+    [figure] = figures
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*MARKS, "SGD, 40 trials"]
+    assert figure.axes[1].lines[0].get_color() == pictures.OTHER_MARK[0]
+
+
+def test_an_unfinished_study_is_drawn(figures: list[Any]) -> None:
     results = made_results(seeds=1)
     for technique in MARKS:
         entry_of(results, "Nottingham", technique)["runs"] = []
@@ -70,7 +76,7 @@ def test_a_run_that_diverged_does_not_flatten_the_others() -> None:
     assert lowest_shown([better, better], None) == pytest.approx(-8.0 - 0.25 * 3)
 
 
-def test_notes_are_bars_that_last_as_long(figures: list[Any]) -> None:
+def test_notes_are_bars_of_their_length(figures: list[Any]) -> None:
     sampled, real = np.zeros((6, 88)), np.zeros((9, 88))
     sampled[1:4, 39] = sampled[5, 39] = real[:, 45] = 1
     two_rolls(sampled, real, "a.png", name="JSB_Chorales")
@@ -83,20 +89,16 @@ def test_notes_are_bars_that_last_as_long(figures: list[Any]) -> None:
         assert all(box.y0 < key < box.y1 for box in extents)
     labels = dict(zip(first.get_yticks(), [t.get_text() for t in first.get_yticklabels()], strict=True))
     assert labels[60 - 21] == "C4"
-    with pytest.raises(ValueError, match=r"real must have shape \[T, 88\] and a step, got \[0, 88\]"):
+    with pytest.raises(ValueError, match=r"real must have shape \[T, 88\] with T > 0, got \[0, 88\]"):
         two_rolls(sampled, real[:0], "a.png")
 
 
-def test_files_are_written_or_a_line_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_or_a_line_says_why_not(tmp_path: Path) -> None:
     roll = np.ones((3, 88))
-    pytest.importorskip("matplotlib")
     for path, said in (
         (tmp_path / "a.png", learning_curves(made_results(1), "RNN", tmp_path / "a.png")),
         (tmp_path / "b.png", two_rolls(roll, roll, tmp_path / "b.png")),
     ):
         assert said == f"picture: {path}" and path.read_bytes()[:4] == b"\x89PNG"
-    figure = pictures._figure((1, 1))
+    figure = pictures._figure(1, 1)
     assert "cannot be written" in pictures._saved(figure, tmp_path / "nowhere" / "a.png")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for said in (two_rolls(roll, roll, "a.png"), learning_curves(made_results(1), "RNN", "a.png")):
-        assert said == "no picture: matplotlib is not installed"

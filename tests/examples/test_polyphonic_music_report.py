@@ -1,33 +1,32 @@
-"""What a study leaves in its folder, whole or unfinished; where it ran."""
+"""The files of a finished or unfinished study, and the description of the environment."""
 
 from __future__ import annotations
 
 import json
 import math
 import platform
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from experiment_helpers import entry_of, made_results
+from polyphonic_music import report
+from polyphonic_music.report import environment, write_report
+from polyphonic_music.table import table
+from polyphonic_music_helpers import entry_of, made_results
 
 import rnnkernels
-from rnnkernels.experiments import report
-from rnnkernels.experiments.report import environment, write_report
-from rnnkernels.experiments.table import table
 
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have tests of their own, and take seconds."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    """Pictures have tests of their own, and take seconds."""
+    monkeypatch.setattr(report, "learning_curves", lambda results, model, path: f"picture: {path.name}")
 
 
 def test_the_folder_has_results_and_tables(tmp_path: Path) -> None:
     results = made_results(models=("RNN", "RNN-RBM"))
     said = write_report(results, tmp_path / "new" / "study")
-    assert said == ["no picture: matplotlib is not installed"] * 2
+    assert said == ["picture: curves-RNN.png", "picture: curves-RNN-RBM.png"]
     folder = tmp_path / "new" / "study"
     assert json.loads((folder / "results.json").read_text()) == results
     assert (folder / "table.txt").read_text(encoding="utf-8") == table(results)
@@ -35,14 +34,14 @@ def test_the_folder_has_results_and_tables(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"results.json", "table.txt", "table.md"}
 
 
-def test_a_picture_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_picture_per_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(report, "learning_curves", lambda results, model, path: drawn.append(path))
     write_report(made_results(models=("RNN", "RNN-NADE")), tmp_path)
     assert drawn == [tmp_path / "curves-RNN.png", tmp_path / "curves-RNN-NADE.png"]
 
 
-def test_what_is_not_finite_is_null_and_is_reported_alike(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_null(tmp_path: Path) -> None:
     results = made_results()
     run = entry_of(results, "Nottingham", "SGD")["runs"][0]
     run["test"] = run["curve"]["valid"][3] = math.nan
@@ -57,9 +56,7 @@ def test_what_is_not_finite_is_null_and_is_reported_alike(tmp_path: Path) -> Non
     assert table(read) == table(results)
 
 
-def test_a_write_that_fails_leaves_the_file_of_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_report(made_results(), tmp_path)
     before = (tmp_path / "results.json").read_text()
 
@@ -79,7 +76,7 @@ def test_a_study_without_results_is_reported(tmp_path: Path) -> None:
     assert "No results yet." in (tmp_path / "table.txt").read_text()
 
 
-def test_the_environment_says_what_ran_where() -> None:
+def test_the_environment_has_versions_and_hardware() -> None:
     found = environment(3)
     assert found["rnnkernels"] == rnnkernels.__version__ and found["torch"] == torch.__version__
     assert found["python"] == platform.python_version() and found["cores"] >= 1

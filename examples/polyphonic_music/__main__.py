@@ -1,4 +1,4 @@
-"""``python -m rnnkernels.experiments``: the technique ladder on piano rolls, searched, trained and told."""
+"""The command ``python -m polyphonic_music``: search, train and report the ladder on piano rolls."""
 
 from __future__ import annotations
 
@@ -13,36 +13,38 @@ from typing import Any
 
 import torch
 
-from rnnkernels.experiments.baselines import keys_alone, repeat_accuracy
-from rnnkernels.experiments.midi import write_midi
-from rnnkernels.experiments.model import Predictor
-from rnnkernels.experiments.pictures import two_rolls
-from rnnkernels.experiments.plans import PLANS, Plan
-from rnnkernels.experiments.progress import Progress
-from rnnkernels.experiments.report import cores, environment, write_report
-from rnnkernels.experiments.rolls import Rolls, RollsError, key_frequency
-from rnnkernels.experiments.sampling import sample_piece
-from rnnkernels.experiments.study import Cell, Study, plain_name
-from rnnkernels.experiments.table import table
-from rnnkernels.experiments.worker import CHORALES, path_of
+import polyphonic_music as package
+from polyphonic_music.baselines import keys_alone, repeat_accuracy
+from polyphonic_music.midi import write_midi
+from polyphonic_music.model import Predictor
+from polyphonic_music.pictures import two_rolls
+from polyphonic_music.plans import PLANS, StudyPlan
+from polyphonic_music.progress import Progress
+from polyphonic_music.report import cores, environment, write_report
+from polyphonic_music.rolls import Rolls, RollsError, key_frequency
+from polyphonic_music.sampling import sample_piece
+from polyphonic_music.study import CHORALES, Cell, Run, Study, plain_name
+from polyphonic_music.table import table
+from polyphonic_music.worker import path_of
 
 ENDINGS = (".mat", ".pickle", ".pkl", ".json")
 SAMPLED_STEPS = 96
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; a sentence about a wrong one, and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m rnnkernels.experiments", description=__doc__)
+    """Parse the options; a wrong one ends the command with exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m polyphonic_music", description=package.__doc__)
+    kinds = ", ".join(ENDINGS)
     parser.add_argument(
         "--data",
         type=Path,
         metavar="PATH",
-        help=f"a file of rolls ({', '.join(ENDINGS)}), or a folder of them; default: music21's Bach chorales",
+        help=f"a file of rolls ({kinds}) or a folder of them; default: the Bach chorales of music21",
     )
     parser.add_argument("--plan", choices=PLANS, default="quick", help="default: quick")
-    parser.add_argument("--out", type=Path, default=Path("experiments"), help="folder of all that is made")
+    parser.add_argument("--out", type=Path, default=Path("experiments"), help="folder, default: experiments")
     parser.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
-    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write the curves there, too")
+    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write TensorBoard curves")
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")
@@ -52,7 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def sources(data: Path | None) -> list[str]:
-    """The files of a folder, the file, or the chorales."""
+    """The given file, the files of the given folder, or the chorales."""
     if data is None:
         return [CHORALES]
     if not data.is_dir():
@@ -63,24 +65,23 @@ def sources(data: Path | None) -> list[str]:
     return found
 
 
-def results_of(study: Study, plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
-    """The results file: docs/experiments.md says what is in it."""
-    entries = study.results()
-    runs = [run for cell in study.cells for run in (*cell.trials.values(), *cell.runs.values())]
+def results_of(study: Study, plan: StudyPlan, options: argparse.Namespace) -> dict[str, Any]:
+    """The content of the results file, which docs/experiments.md describes."""
+    runs = {cell.job(run): result for cell in study.cells for run, result in cell.results.items()}
     where = "" if options.data is None else f" --data {'DIR' if options.data.is_dir() else 'FILE'}"
     return {
         "format": 1,
-        "command": f"python -m rnnkernels.experiments --plan {plan.name}{where}",
+        "command": f"python -m polyphonic_music --plan {plan.name}{where}",
         "environment": environment(options.workers),
         "plan": asdict(plan),
-        "seconds": sum(run["seconds"] for run in runs),
+        "seconds": sum(result["seconds"] for result in runs.values()),
         "data": {plain_name(data): described(data) for data in study.data.values()},
-        "results": entries,
+        "results": [cell.entry() for cell in study.cells],
     }
 
 
 def described(data: Rolls) -> dict[str, Any]:
-    """What the results file says of a data set."""
+    """The description of a data set in the results file."""
     return {
         "note": data.note,
         "baselines": {"keys_alone": keys_alone(data), "repeat_accuracy": repeat_accuracy(data)},
@@ -88,30 +89,30 @@ def described(data: Rolls) -> dict[str, Any]:
 
 
 def write_samples(study: Study, folder: Path) -> Iterator[str]:
-    """For each data set a piece by the network with the best validation, as MIDI and as a picture."""
+    """For each data set, write a sample of the network with the best validation, and yield lines about it."""
     for source, data in study.data.items():
         cells = [cell for cell in study.cells if cell.source == source]
-        finished = [(cell, run) for cell in cells for run in cell.seeds().values()]
-        finished = [(cell, run) for cell, run in finished if run["valid"] is not None]
+        finished = [(cell, run) for cell in cells for run in cell.chosen() if run in cell.results]
+        finished = [(cell, run) for cell, run in finished if cell.results[run]["valid"] is not None]
         if not finished:
             continue
-        cell, run = max(finished, key=lambda pair: float(pair[1]["valid"]))
+        cell, run = max(finished, key=lambda pair: float(pair[0].results[pair[1]]["valid"]))
         try:
             model = load_model(study, cell, run, data)
         except FileNotFoundError as error:
-            yield f"no piece for {data.name}: {error.filename} is not there"
+            yield f"no sampled piece for {data.name}: {error.filename} is missing"
             continue
         real = max(data.test, key=lambda roll: min(len(roll), SAMPLED_STEPS))
         piece = sample_piece(model, real[:1], SAMPLED_STEPS, torch.Generator().manual_seed(0))
         name = f"sampled-{plain_name(data)}"
         write_midi(piece, folder / f"{name}.mid")
-        yield f"a piece by {cell.part.model} {cell.technique}: {folder / name}.mid"
+        yield f"sampled piece of {cell.part.model} {cell.technique}: {folder / name}.mid"
         yield two_rolls(piece, real, folder / f"{name}.png", name=data.name)
 
 
-def load_model(study: Study, cell: Cell, run: dict[str, Any], data: Rolls) -> Predictor:
+def load_model(study: Study, cell: Cell, run: Run, data: Rolls) -> Predictor:
     """The network of a full run, with its best weights."""
-    job = cell.job(cell.chosen()[run["seed"]])
+    job = cell.job(run)
     model = Predictor(job.model, job.settings, key_frequency(data.train))
     weights = path_of(job, study.folder).with_suffix(".weights")
     model.load_state_dict(torch.load(weights, weights_only=True))
@@ -119,46 +120,42 @@ def load_model(study: Study, cell: Cell, run: dict[str, Any], data: Rolls) -> Pr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run or go on with a study, and write its report, of an unfinished one, too."""
+    """Start or continue a study, and write its report, even if the study does not finish."""
     options = parse(arguments)
     plan = PLANS[options.plan]
     try:
-        study = Study(plan, sources(options.data), options.out / "runs", options.workers, options.tensorboard)
-        study.folder.mkdir(parents=True, exist_ok=True)
+        study = Study(plan, sources(options.data), options.out / "runs")
     except (RollsError, OSError) as error:
         return failed(error, 2)
     try:
         run_and_report(study, plan, options)
-    except OSError as error:  # a full disk, for one
+    except OSError as error:  # for example a full disk
         return failed(error, 1)
     except BrokenProcessPool:
-        return failed(
-            "a process ended at once, perhaps for want of memory; the same command goes on from here", 1
-        )
+        return failed("a process was ended, perhaps because memory ran out; the same command continues", 1)
     return 0
 
 
 def failed(why: object, status: int) -> int:
-    """One line of it."""
-    print(f"python -m rnnkernels.experiments: {why}", file=sys.stderr)
+    """Print one line and return the exit status."""
+    print(f"python -m polyphonic_music: {why}", file=sys.stderr)
     return status
 
 
-def run_and_report(study: Study, plan: Plan, options: argparse.Namespace) -> None:
-    """The study, and whatever ends it, the report."""
-    progress = Progress()
+def run_and_report(study: Study, plan: StudyPlan, options: argparse.Namespace) -> None:
+    """Run the study, then write the report, also after an error or Ctrl-C."""
     try:
-        study.run(progress.show)
+        with Progress() as progress:
+            study.run(options.workers, progress.show, options.tensorboard)
     finally:
-        progress.end()
         results = results_of(study, plan, options)
         lines = [*write_report(results, options.out), *write_samples(study, options.out)]
-        print(table(results), *lines, f"all of it: {options.out}", sep="\n")
+        print(table(results), *lines, f"results: {options.out}", sep="\n")
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: each is written beside its place and then renamed."""
+"""Files that are either complete or absent: each is written under another name and then renamed."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ import torch
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` make a file, then put it in its place. Until then what was there stays."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Let ``write`` make a file, then rename it to ``path``. Until then an existing file stays."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        write(beside)
-        beside.replace(path)
+        write(temporary)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """In UTF-8."""
-    write_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    """Write text in UTF-8."""
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """By way of memory: what torch says itself of a full disk does not tell that it is full."""
-    whole = io.BytesIO()
-    torch.save(content, whole)
-    write_file(path, lambda beside: beside.write_bytes(whole.getbuffer()))
+    """Save with torch by way of memory, because torch's own error does not tell that a disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """What is not finite becomes null: JSON has no other word for it."""
+    """Write JSON with null for every number that is not finite."""
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is no such file, or no dict in it."""
+    """Read a JSON object; None if there is no such file or no object in it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,12 @@
-"""One run: train by a recipe, keep what was best on the validation split, score it on the test split.
+"""One run: training, selection of the best weights on the validation split, scores on the test split.
 
-The learning rate climbs over the first twentieth of the updates and then follows a half cosine to 0. All
-chance in an epoch is a function of the seed and the epoch's number, so a run that was killed goes on from its
-last checkpoint to the same bits.
+With u the fraction of the updates that is done, the learning rate is
+
+    lr (1 - momentum) min(1, 20 u + 0.05) (1 + cos(pi u)) / 2
+
+that is, it rises over the first twentieth and then follows half a cosine to 0. All random numbers of an epoch
+depend on the seed and the number of the epoch only, so a run that was killed continues from its last
+checkpoint with the same bits.
 """
 
 from __future__ import annotations
@@ -18,42 +22,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyphonic_music.batches import Batch, training_batches, whole_batches
+from polyphonic_music.files import write_tensors
+from polyphonic_music.model import Predictor
+from polyphonic_music.recipes import Settings
+from polyphonic_music.rolls import Rolls, key_frequency
+from polyphonic_music.scores import Scale, log_likelihood, score_test
 from rnnkernels import ClippedNesterov, activity_penalty, sparsity
-from rnnkernels.experiments.batches import Batch, training_batches, whole_batches
-from rnnkernels.experiments.files import write_tensors
-from rnnkernels.experiments.model import Predictor
-from rnnkernels.experiments.recipes import Settings
-from rnnkernels.experiments.rolls import Rolls, key_frequency
-from rnnkernels.experiments.scores import Scale, log_likelihood, score_test
 
-LOOKS = 40  # at the validation split in a run of full length
-PATIENCE = 12  # looks without a new best before a run ends
+VALIDATIONS = 40  # in a run of full length
+PATIENCE = 12  # validations without a new best value before a run ends
 CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run depends on, all of it."""
+    """Everything that a run depends on."""
 
-    data: str  # a name that the study knows
+    data: str  # name and digest of the data set
     model: str
     technique: str
     settings: Settings
     seed: int
     updates: int
-    test: bool  # whether the test split is scored, too
+    test: bool  # whether the test split is scored
     scale: Scale = field(default_factory=Scale)
 
 
 @dataclass
 class State:
-    """Where a run stands."""
+    """The progress of a run."""
 
     epoch: int = 0
     updates: int = 0
-    best: float = -math.inf  # validation log-likelihood in nats a step
+    best: float = -math.inf  # validation log-likelihood in nats per step
     best_epoch: int = 0
-    looks_since: int = 0
+    validations_since: int = 0  # the best one
     seconds: float = 0.0  # of training and validation
     curve: dict[str, list[float]] = field(default_factory=lambda: {"epoch": [], "train": [], "valid": []})
     ended: bool = False
@@ -63,7 +67,7 @@ Watcher = Callable[[State], object]
 
 
 class Trainer:
-    """A job's network, its optimizer and how far it came. A Ctrl-C loses what is after the checkpoint."""
+    """The network, the optimizer and the progress of a job, restored from the checkpoint if there is one."""
 
     def __init__(self, job: Job, data: Rolls, checkpoint: Path | None = None) -> None:
         self.job, self.data, self.checkpoint = job, data, checkpoint
@@ -81,7 +85,7 @@ class Trainer:
             self._load(checkpoint)
 
     def run(self, watch: Watcher = lambda state: None) -> dict[str, Any]:
-        """To the end. Returns the entry of the results file."""
+        """Train to the end. Return the entry of the results file."""
         while not self.state.ended:
             begin = time.perf_counter()
             self._epoch()
@@ -92,7 +96,7 @@ class Trainer:
         return self._result()
 
     def _epoch(self) -> None:
-        """One epoch of training, and a look at the validation split where one is due."""
+        """Train for one epoch, and validate if it is due."""
         state, job = self.state, self.job
         torch.manual_seed(job.seed + 1_000_003 * (state.epoch + 1))
         rng = np.random.default_rng([job.seed, state.epoch])
@@ -102,22 +106,22 @@ class Trainer:
         for batch in batches:
             if state.updates == job.updates:
                 break
-            total += float(self._update(batch)) * len(batch.told)
-            rows += len(batch.told)
+            total += float(self._update(batch)) * len(batch.targets)
+            rows += len(batch.targets)
         state.epoch += 1
-        every = max(1, job.updates // (LOOKS * len(batches)))
+        every = max(1, job.updates // (VALIDATIONS * len(batches)))
         if state.epoch % every == 0 or state.updates == job.updates:
-            self._look(-total / rows)
+            self._validate(-total / rows)
         if state.updates == job.updates:
             state.ended = True
 
     def _update(self, batch: Batch) -> Tensor:
-        """A step down the loss. Returns the loss without its penalty, nats a step."""
+        """Make one update. Return the loss without its penalty, in nats per step."""
         settings, done = self.job.settings, self.state.updates / self.job.updates
-        course = min(1.0, 20 * done + 0.05) * (0.5 + 0.5 * math.cos(math.pi * done))
-        self.optimizer.param_groups[0]["lr"] = settings.lr * (1 - settings.momentum) * course
-        states = self.model(batch.heard)
-        loss = self.model.output.loss(batch.told, states.data).mean()
+        schedule = min(1.0, 20 * done + 0.05) * (0.5 + 0.5 * math.cos(math.pi * done))
+        self.optimizer.param_groups[0]["lr"] = settings.lr * (1 - settings.momentum) * schedule
+        states = self.model(batch.inputs)
+        loss = self.model.output.loss(batch.targets, states.data).mean()
         penalized = loss + activity_penalty(states, l1=settings.l1) if settings.l1 else loss
         self.optimizer.zero_grad()
         penalized.backward()  # type: ignore[no-untyped-call]
@@ -125,25 +129,25 @@ class Trainer:
         self.state.updates += 1
         return loss.detach()
 
-    def _look(self, train: float) -> None:
-        """Score the validation split, keep the weights if they are the best so far, or give up."""
+    def _validate(self, train: float) -> None:
+        """Score the validation split, keep the weights if they are the best, and decide whether to end."""
         state = self.state
         self.model.eval()
         valid = log_likelihood(self.model, self.valid, self.job.scale.watched).mean
         for name, value in (("epoch", state.epoch), ("train", train), ("valid", valid)):
             state.curve[name].append(value)
-        state.looks_since += 1
+        state.validations_since += 1
         if valid > state.best:
-            state.best, state.best_epoch, state.looks_since = valid, state.epoch, 0
+            state.best, state.best_epoch, state.validations_since = valid, state.epoch, 0
             self.best_weights = _copies(self.model)
-        if not math.isfinite(valid) or state.looks_since >= PATIENCE:
+        if not math.isfinite(valid) or state.validations_since >= PATIENCE:
             state.ended = True
 
     def _result(self) -> dict[str, Any]:
         state, job = self.state, self.job
         result = {
             "seed": job.seed,
-            "valid": state.best if math.isfinite(state.best) else None,  # None: it diverged
+            "valid": state.best if math.isfinite(state.best) else None,  # None: the run diverged
             "seconds": state.seconds,
             "epochs": state.epoch,
             "best_epoch": state.best_epoch,
@@ -158,11 +162,11 @@ class Trainer:
         return result
 
     def _sparsity(self) -> dict[str, float]:
-        """The share of active units, and of entries in the gradient of each unit's sum that are not 0."""
+        """The fractions of active units and of nonzero entries in the gradient of the weighted sums."""
         batch = self.valid[-1]
-        drive = torch.zeros(len(batch.told), self.job.settings.hidden, requires_grad=True)
-        states = self.model(batch.heard, drive)
-        self.model.output.loss(batch.told, states.data).mean().backward()  # type: ignore[no-untyped-call]
+        drive = torch.zeros(len(batch.targets), self.job.settings.hidden, requires_grad=True)
+        states = self.model(batch.inputs, drive)
+        self.model.output.loss(batch.targets, states.data).mean().backward()  # type: ignore[no-untyped-call]
         assert drive.grad is not None
         return sparsity(states, drive.grad)._asdict()
 
@@ -173,19 +177,19 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best_weights,
-            "random": torch.get_rng_state(),  # what is left to do after the last epoch draws from it
+            "random": torch.get_rng_state(),  # scoring after the last epoch draws from it
         }
         write_tensors(path, content)
         self._saved = time.monotonic()
 
     def _load(self, path: Path) -> None:
-        """A checkpoint that is damaged or of another job is done without."""
+        """Restore a checkpoint; ignore one that is damaged or belongs to another job."""
         try:
             content = torch.load(path, weights_only=True)
             if content["job"] != repr(self.job):
                 return
             torch.set_rng_state(content["random"])
-        except Exception:  # torch raises almost anything of a damaged file
+        except Exception:  # torch raises exceptions of many types for damaged files
             return
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])

@@ -1,4 +1,4 @@
-"""Piano rolls as packed sequences: frames 1 to T-1 are heard, frames 2 to T are to be told."""
+"""Piano rolls as packed sequences: frames 1 to T-1 are the input, frames 2 to T the target."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from rnnkernels.experiments.recipes import Settings
-from rnnkernels.experiments.rolls import Roll, bucket, pad, transposed
+from polyphonic_music.recipes import Settings
+from polyphonic_music.rolls import Roll, bucket, pad, transposed
 
-# Rows of one batch where nothing is learned: bounds its memory.
+# Bounds the memory of a batch for validation or test.
 MOST_ROWS = 1 << 14
 
 
 class Batch(NamedTuple):
     """Sequences side by side, without padding."""
 
-    heard: PackedSequence  # of [N, 88]
-    told: Tensor  # [N, 88], row for row what follows the frame that was heard
+    inputs: PackedSequence  # of [N, 88]
+    targets: Tensor  # [N, 88]; row i is the frame after row i of the input
 
 
 def make_batch(rolls: Sequence[Roll]) -> Batch:
-    """Of rolls [T_i, 88], each of two steps at least."""
+    """Make a batch of rolls [T_i, 88], each with at least two steps."""
     padded, lengths = pad(rolls)
     frames = torch.from_numpy(padded)
     order = torch.from_numpy(lengths - 1)
-    heard = pack_padded_sequence(frames[:-1], order, enforce_sorted=False)
-    told = pack_padded_sequence(frames[1:], order, enforce_sorted=False)
-    return Batch(heard, told.data)
+    inputs = pack_padded_sequence(frames[:-1], order, enforce_sorted=False)
+    targets = pack_padded_sequence(frames[1:], order, enforce_sorted=False)
+    return Batch(inputs, targets.data)
 
 
 def pieces(roll: Roll, steps: int, rng: np.random.Generator) -> list[Roll]:
-    """The roll cut where chance puts it into pieces that hear at most this many frames. What ends a piece is
-    told in it and heard in the next. All are of two steps at least.
+    """Cut the roll at a random offset into pieces of at least two frames, with at most ``steps`` inputs.
+
+    The last frame of a piece is a target in that piece and an input in the next one.
     """
     transitions = len(roll) - 1
     if transitions <= steps:
@@ -48,7 +49,7 @@ def pieces(roll: Roll, steps: int, rng: np.random.Generator) -> list[Roll]:
 
 
 def training_batches(rolls: Sequence[Roll], settings: Settings, rng: np.random.Generator) -> Iterator[Batch]:
-    """All rolls once over, moved and cut as ``rng`` has it, sequences of like length together."""
+    """One epoch: all rolls, randomly transposed and cut, in batches of similar length."""
     shifts = rng.integers(-settings.transpose, settings.transpose + 1, len(rolls)).tolist()
     cut = [
         piece
@@ -60,7 +61,7 @@ def training_batches(rolls: Sequence[Roll], settings: Settings, rng: np.random.G
 
 
 def whole_batches(rolls: Sequence[Roll]) -> list[Batch]:
-    """All rolls whole, in batches of bounded size."""
+    """All rolls, not cut, in batches of bounded size."""
     order = sorted(range(len(rolls)), key=lambda i: -len(rolls[i]))
     groups: list[list[Roll]] = []
     for i in order:

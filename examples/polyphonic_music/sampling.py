@@ -1,32 +1,32 @@
-"""A piece that a trained network makes up by itself, frame by frame."""
+"""Sampling a piece from a trained network, frame by frame."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from rnnkernels.experiments.model import Predictor
-from rnnkernels.experiments.rolls import Roll
+from polyphonic_music.model import Predictor
+from polyphonic_music.rolls import Roll
 
 
 @torch.no_grad()
 def sample_piece(model: Predictor, beginning: Roll, steps: int, generator: torch.Generator) -> Roll:
-    """A roll ``[steps, 88]`` that begins with these frames, each of the others drawn given all before it.
+    """Return a roll ``[steps, 88]`` that begins with the given frames; draw the others given the past.
 
     Args:
-        model: In eval mode.
-        beginning: ``[T, 88]``, one frame at least.
-        steps: How long the piece is, ``T`` at least.
-        generator: Of the draws.
+        model: A network in eval mode.
+        beginning: ``[T, 88]`` with at least one frame.
+        steps: Length of the piece, at least ``T``.
+        generator: Random number generator of the draws.
 
     Returns:
-        0 and 1 as uint8.
+        A uint8 array of 0 and 1.
     """
     if not 1 <= len(beginning) <= steps:
         raise ValueError(f"beginning must have 1 to {steps} steps, got {len(beginning)}")
-    heard = torch.from_numpy(beginning).float()
-    states, h = model.rnn(heard)
-    frames = [heard]
+    inputs = torch.from_numpy(beginning).float()
+    states, h = model.rnn(inputs)
+    frames = [inputs]
     state = states[-1:]
     for _ in range(steps - len(beginning)):
         frame = model.output.sample(state, generator=generator)

@@ -1,4 +1,4 @@
-"""A made-up study, finished or not, for the tests of what reports it."""
+"""Synthetic results of a study, for the tests of its report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def made_run(seed: int, test: float, interval: bool = False) -> dict[str, Any]:
 
 
 def made_results(seeds: int = 3, models: tuple[str, ...] = ("RNN",)) -> dict[str, Any]:
-    """Seeds lie 0.1 apart around the mean, so that the deviation of three is 0.1."""
+    """The values of the seeds are 0.1 apart, so that the deviation of three of them is 0.1."""
     entries = []
     for model in models:
         for name, base in SETS.items():
@@ -41,7 +41,7 @@ def made_results(seeds: int = 3, models: tuple[str, ...] = ("RNN",)) -> dict[str
     baselines = {"keys_alone": -11.0, "repeat_accuracy": 0.2}
     return {
         "format": 1,
-        "command": "python -m rnnkernels.experiments quick",
+        "command": "python -m polyphonic_music quick",
         "environment": {"rnnkernels": "0.1", "torch": "2.13", "cores": 2},
         "plan": {"name": "quick"},
         "seconds": 1234.5,

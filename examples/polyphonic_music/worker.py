@@ -1,7 +1,8 @@
-"""What a process of a study does: one run, its file, and the checkpoints on the way."""
+"""One run in a process of a study, with its files."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib
 import multiprocessing.connection
@@ -9,48 +10,41 @@ import os
 import signal
 import threading
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rnnkernels.experiments import rolls
-from rnnkernels.experiments.files import read_json, write_json, write_tensors
-from rnnkernels.experiments.training import Job, State, Trainer, Watcher
-
-CHORALES = ""  # as a source: those of music21; no path is empty
+from polyphonic_music.files import read_json, write_json, write_tensors
+from polyphonic_music.rolls import Rolls
+from polyphonic_music.training import Job, State, Trainer, Watcher
 
 
 def start_worker() -> None:
-    """One thread; Ctrl-C is the parent's, and so is the end: a parent that was killed tells nobody."""
+    """Set one thread, leave Ctrl-C to the parent process, and end together with the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # silent units and what they learn fade into numbers that x86 is slow with
+    torch.set_flush_denormal(
+        True
+    )  # weights of silent units fade into subnormal numbers, which are slow on x86
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def end_with(sentinel: int) -> None:
-    """End this process when that one ends."""
+    """End this process when the process of the sentinel ends, even if it was killed."""
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
 
 
-@lru_cache(maxsize=4)
-def load(source: str) -> rolls.Rolls:
-    """The rolls of a file, or the chorales."""
-    return rolls.load_chorales() if source == CHORALES else rolls.load(source)
-
-
 def path_of(job: Job, folder: Path) -> Path:
-    """Of a run's files, but for their endings: .json the result, .weights the best ones, .checkpoint."""
+    """The path of a run's files without the suffix: .json (result), .weights, .checkpoint or .lock."""
     return folder / hashlib.sha256(repr(job).encode()).hexdigest()[:16]
 
 
 def result_of(job: Job, folder: Path) -> dict[str, Any] | None:
-    """What the run's file holds; None where there is none, or a damaged one."""
+    """The result of a run; None if its file is missing or damaged."""
     kept = read_json(path_of(job, folder).with_suffix(".json"))
     if kept is None or kept.get("job") != repr(job):
         return None
@@ -58,16 +52,26 @@ def result_of(job: Job, folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def work(job: Job, source: str, folder: Path, events: Path | None) -> dict[str, Any]:
-    """What the run's file holds, or else the run, from its checkpoint on."""
-    kept = result_of(job, folder)
-    if kept is not None:
-        return kept
+def do_unless_locked(job: Job, data: Rolls, folder: Path, events: Path | None) -> bool:
+    """Do a run, unless another process is doing it. Return whether the run has a result now."""
+    lock = path_of(job, folder).with_suffix(".lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if result_of(job, folder) is None:  # it may have been done since the caller looked
+            do(job, data, folder, events)
+        lock.unlink(missing_ok=True)  # a process that has opened the removed file will find the result
+    return True
+
+
+def do(job: Job, data: Rolls, folder: Path, events: Path | None = None) -> dict[str, Any]:
+    """Do a run from its last checkpoint on and write its result."""
     path = path_of(job, folder)
     checkpoint = path.with_suffix(".checkpoint")
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(job, load(source), checkpoint)
-    result = trainer.run(nothing if events is None else tensorboard(events / path.name, job))
+    trainer = Trainer(job, data, checkpoint)
+    result = trainer.run(*([] if events is None else [tensorboard(events / path.name, job)]))
     if job.test:
         write_tensors(path.with_suffix(".weights"), trainer.best_weights)
     content = {"job": repr(job), "settings": asdict(job.settings), "result": result}
@@ -76,12 +80,8 @@ def work(job: Job, source: str, folder: Path, events: Path | None) -> dict[str, 
     return result
 
 
-def nothing(state: State) -> None:
-    """Watches without a word."""
-
-
 def tensorboard(folder: Path, job: Job) -> Watcher:
-    """Writes the curves as the run goes."""
+    """Return a watcher that writes the learning curves for TensorBoard during a run."""
     writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
     writer.add_text("job", repr(job))
 

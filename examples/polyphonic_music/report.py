@@ -1,7 +1,4 @@
-"""What a study leaves in its folder: results.json, table.txt, table.md and curves-<model>.png.
-
-All of it comes from the results alone, so a study that goes on, or one that was read back, is reported anew.
-"""
+"""The report of a study: results.json, table.txt, table.md and curves-<model>.png in its folder."""
 
 from __future__ import annotations
 
@@ -11,26 +8,27 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from polyphonic_music.files import write_json, write_text
+from polyphonic_music.pictures import learning_curves
+from polyphonic_music.table import Results, models, table
 from rnnkernels import build_config
-from rnnkernels.experiments.files import write_json, write_text
-from rnnkernels.experiments.pictures import learning_curves
-from rnnkernels.experiments.table import Results, models, table
 
 
 def write_report(results: Results, folder: str | Path) -> list[str]:
-    """Write results, tables and pictures, of an unfinished study as far as it has come.
+    """Write results, tables and pictures of a finished or unfinished study.
 
     Args:
-        results: What the study found: ``results``, ``data``, ``environment``, ``plan``, ``command`` and
-            ``seconds``. NaN and infinities become null.
-        folder: Where to; it is made if it is not there. Each file is replaced as a whole: whoever is stopped
-            while writing leaves the one of before.
+        results: ``results``, ``data``, ``environment``, ``plan``, ``command`` and ``seconds`` of the study.
+        NaN
+            and infinities become null.
+        folder: The output folder, which is created if necessary. Each file is replaced as a whole, so an
+            interruption leaves the old file.
 
     Returns:
-        A line a picture: where it is, or why there is none.
+        One line per picture that says where it is, or why there is none.
 
     Raises:
-        OSError: The folder or a file of text cannot be written.
+        OSError: The folder or a text file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +39,7 @@ def write_report(results: Results, folder: str | Path) -> list[str]:
 
 
 def environment(workers: int) -> dict[str, Any]:
-    """What a reader needs to judge the seconds, or to repeat the study. No paths, no names of hosts."""
+    """The hardware and software, without paths and host names."""
     build = build_config()
     return {
         "rnnkernels": build["version"],
@@ -66,6 +64,6 @@ def _processor() -> str:
 
 
 def cores() -> int:
-    """Those this process may use, which in a container are fewer than the machine has."""
+    """The number of CPUs that this process may use, which may be fewer than the host has."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Recipes, batches, training and scores of rnnkernels.experiments, on made rolls."""
+"""Recipes, batches, training and scores of the study, on synthetic rolls."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.utils.rnn import pad_packed_sequence
-
-from rnnkernels.experiments import recipes, training
-from rnnkernels.experiments.baselines import keys_alone
-from rnnkernels.experiments.batches import make_batch, pieces, training_batches, whole_batches
-from rnnkernels.experiments.model import Predictor
-from rnnkernels.experiments.recipes import (
+from polyphonic_music import recipes, training
+from polyphonic_music.baselines import keys_alone
+from polyphonic_music.batches import make_batch, pieces, training_batches, whole_batches
+from polyphonic_music.model import Predictor
+from polyphonic_music.recipes import (
     MODELS,
     TECHNIQUES,
     Range,
     Settings,
     draw,
+    place,
     ranges_above,
     ranges_of,
-    share,
 )
-from rnnkernels.experiments.rolls import Roll, Rolls, key_frequency
-from rnnkernels.experiments.sampling import sample_piece
-from rnnkernels.experiments.scores import Sampling, Scale, log_likelihood, score_test
-from rnnkernels.experiments.training import Job, Trainer
+from polyphonic_music.rolls import Roll, Rolls, key_frequency
+from polyphonic_music.sampling import sample_piece
+from polyphonic_music.scores import Sampling, Scale, log_likelihood, score_test
+from polyphonic_music.training import Job, Trainer
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils.rnn import pad_packed_sequence
 
 SCALE = Scale(Sampling(40, 4, 20), Sampling(60, 4, 30), samples=3, gibbs_steps=3)
 SMALL = Settings(hidden=12, output_hidden=8, batch=4, steps=10, gibbs_steps=2)
 
 
 def scales(seed: int, lengths: list[int]) -> list[Roll]:
-    """Two voices that climb a scale: what comes next follows from what was."""
+    """Two voices that climb a scale, so the past determines the next frame."""
     rng = np.random.default_rng(seed)
     rolls = []
     for length in lengths:
@@ -59,7 +58,7 @@ def job(model: str = "RNN", updates: int = 60, **settings: object) -> Job:
     return Job("scales", model, "+CLRM", made, 0, updates, True, SCALE)
 
 
-def test_a_rung_is_those_below_and_one_technique_more():
+def test_a_rung_adds_one_technique_to_the_rung_below():
     names = [set(ranges_of(technique)) for technique in TECHNIQUES]
     for below, above in pairwise(names):
         assert below < above
@@ -74,7 +73,7 @@ def test_rungs_share_their_draws():
         assert drawn[-1].clip == drawn[1].clip is not None
 
 
-def test_a_rung_begins_with_the_one_below():
+def test_a_rung_starts_from_the_rung_below():
     below = replace(SMALL, lr=2.0, radius=0.7, dropout=0.4)
     for trial in range(6):
         drawn = draw(ranges_above("SGD", below, "+C"), trial, below)
@@ -83,7 +82,7 @@ def test_a_rung_begins_with_the_one_below():
     assert set(ranges_above("+C", below, "+CLR")) == {"slowest", "nonlinearity", "l1", "lr"}
 
 
-def test_changes_are_other_ranges_and_further_ones_but_no_higher_technique():
+def test_changes_replace_and_add_ranges_but_add_no_higher_technique():
     changes = {"clip": Range(1, 1), "dropout": Range(choices=(0.3,))}
     assert set(ranges_of("SGD", changes)) == {"lr", "dropout"}
     assert (
@@ -93,12 +92,12 @@ def test_changes_are_other_ranges_and_further_ones_but_no_higher_technique():
     assert set(ranges_above("SGD", SMALL, "+C", changes)) == {"clip", "lr"}
 
 
-def test_shares_spread_over_the_range():
+def test_draws_spread_over_the_range():
     for name in ("lr", "clip", "momentum"):
-        found = sorted(share(name, trial) for trial in range(16))
+        found = sorted(place(name, trial) for trial in range(16))
         assert found[0] >= 0 and found[-1] < 1
         assert max(np.diff([*found, found[0] + 1])) < 0.2
-    lr, clip = ([share(name, trial) for trial in range(64)] for name in ("lr", "clip"))
+    lr, clip = ([place(name, trial) for trial in range(64)] for name in ("lr", "clip"))
     assert abs(np.corrcoef(lr, clip)[0, 1]) < 0.3
 
 
@@ -113,7 +112,7 @@ def test_ranges():
 
 
 @pytest.mark.parametrize("length", [2, 10, 11, 12, 35])
-def test_pieces_tell_every_step_once(length):
+def test_pieces_have_every_step_as_a_target_once(length):
     roll = np.arange(length * 88).reshape(length, 88)
     for seed in range(20):
         cut = pieces(roll, 10, np.random.default_rng(seed))
@@ -122,28 +121,28 @@ def test_pieces_tell_every_step_once(length):
         np.testing.assert_array_equal(np.concatenate([piece[:-1] for piece in cut]), roll[:-1])
 
 
-def test_what_is_told_follows_what_is_heard(data):
+def test_targets_are_the_frames_after_the_inputs(data):
     batch = make_batch(data.train)
-    heard, lengths = pad_packed_sequence(batch.heard)
-    told, _ = pad_packed_sequence(batch.heard._replace(data=batch.told))
+    inputs, lengths = pad_packed_sequence(batch.inputs)
+    targets, _ = pad_packed_sequence(batch.inputs._replace(data=batch.targets))
     for i, roll in enumerate(data.train):
         assert lengths[i] == len(roll) - 1
-        np.testing.assert_array_equal(heard[: lengths[i], i], roll[:-1])
-        np.testing.assert_array_equal(told[: lengths[i], i], roll[1:])
+        np.testing.assert_array_equal(inputs[: lengths[i], i], roll[:-1])
+        np.testing.assert_array_equal(targets[: lengths[i], i], roll[1:])
 
 
 def test_batches_hold_every_step(data):
     steps = sum(len(roll) - 1 for roll in data.train)
     found = list(training_batches(data.train, SMALL, np.random.default_rng(0)))
-    assert sum(len(batch.told) for batch in found) == steps
-    assert max(int(batch.heard.batch_sizes[0]) for batch in found) == SMALL.batch
-    assert sum(len(batch.told) for batch in whole_batches(data.train)) == steps
+    assert sum(len(batch.targets) for batch in found) == steps
+    assert max(int(batch.inputs.batch_sizes[0]) for batch in found) == SMALL.batch
+    assert sum(len(batch.targets) for batch in whole_batches(data.train)) == steps
 
 
 def test_whole_batches_are_bounded(data, monkeypatch):
-    monkeypatch.setattr("rnnkernels.experiments.batches.MOST_ROWS", 50)
+    monkeypatch.setattr("polyphonic_music.batches.MOST_ROWS", 50)
     found = whole_batches(data.train)
-    assert len(found) > 2 and all(len(batch.told) <= 50 for batch in found)
+    assert len(found) > 2 and all(len(batch.targets) <= 50 for batch in found)
 
 
 def test_log_likelihood_is_the_mean_over_all_steps(data):
@@ -190,7 +189,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(data, tmp_path, monkeypat
 
 
 def test_a_run_that_was_killed_while_it_was_scored_ends_with_the_same_bits(data, tmp_path, monkeypatch):
-    """The sparsity of an RBM's gradient is of what its chains draw after the last epoch."""
+    """The sparsity of an RBM's gradient depends on draws after the last epoch."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(Trainer, "_sparsity", lambda trainer: {"gradient": float(torch.rand(1))})
     made, path = job("RNN-RBM", updates=20), tmp_path / "run.checkpoint"
@@ -201,7 +200,7 @@ def test_a_run_that_was_killed_while_it_was_scored_ends_with_the_same_bits(data,
 
 
 @pytest.mark.parametrize("damage", ["cut", "other job"])
-def test_a_checkpoint_that_does_not_fit_is_left(data, tmp_path, monkeypatch, damage):
+def test_a_checkpoint_that_does_not_fit_is_ignored(data, tmp_path, monkeypatch, damage):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     path = tmp_path / "run.checkpoint"
     Trainer(job(updates=10), data, path).run()
@@ -224,7 +223,7 @@ def test_a_run_without_progress_ends_early(data, monkeypatch):
     assert result["updates"] < 5000 and len(result["curve"]["epoch"]) == 4
 
 
-def test_the_rate_climbs_and_falls(data):
+def test_the_learning_rate_rises_and_falls(data):
     trainer = Trainer(job(updates=100), data)
     (batch,) = whole_batches(data.train)
     rates = []
@@ -236,7 +235,7 @@ def test_the_rate_climbs_and_falls(data):
     assert np.argmax(rates) in range(3, 8)
 
 
-def test_leaks_are_drawn_between_the_slowest_and_none():
+def test_update_fractions_are_drawn_between_the_slowest_and_one():
     decay = Predictor("RNN", replace(SMALL, slowest=0.2, hidden=500), np.full(88, 0.1)).rnn.decay
     assert 0.7 < float(decay.max()) <= 0.8 and float(decay.min()) < 0.02
     assert Predictor("RNN", SMALL, np.full(88, 0.1)).rnn.decay == 0
@@ -250,7 +249,7 @@ def test_the_recurrent_weights_have_their_radius():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_piece_goes_on_from_its_beginning(data, name):
+def test_a_sampled_piece_continues_its_beginning(data, name):
     model = Predictor(name, SMALL, key_frequency(data.train)).eval()
     beginning = data.test[0][:4]
     piece = sample_piece(model, beginning, 20, torch.Generator().manual_seed(1))
@@ -262,17 +261,17 @@ def test_a_piece_goes_on_from_its_beginning(data, name):
         sample_piece(model, beginning, 3, torch.Generator())
 
 
-def test_a_trained_network_samples_what_it_learned(data):
+def test_a_trained_network_samples_chords_of_the_training_split(data):
     trainer = Trainer(job("RNN-NADE", updates=400, hidden=30, lr=3.0), data)
     trainer.run()
     piece = sample_piece(trainer.model.eval(), data.train[0][:5], 30, torch.Generator().manual_seed(0))
     real = scales(0, [40])[0]
     chords = {row.tobytes() for row in real}
-    share = np.mean([row.tobytes() in chords for row in piece])
-    assert share > 0.8
+    known = np.mean([row.tobytes() in chords for row in piece])
+    assert known > 0.8
 
 
-def test_scores_do_not_depend_on_what_was_drawn_before(data):
+def test_scores_do_not_depend_on_earlier_draws(data):
     model = Predictor("RNN-RBM", SMALL, key_frequency(data.train)).eval()
     first = score_test(model, data.test, SCALE)
     torch.rand(7)
