@@ -1,12 +1,13 @@
 # Everything from a fresh clone: each target makes its own environment in .venv first.
 #
 #   make demo     train on Bach's chorales, LeakyRNN against a plain PyTorch loop (DATA=file: your own rolls)
-#   make test     the whole test suite
+#   make test     the test suite, reduced to minutes (TESTS='tests/nn -k decay': a part of it)
+#   make test-all   all tests: every case, instruction set and architecture, under all sanitizers; over an hour
 #   make paper-quick   the study on polyphonic music with Bach's chorales, ten minutes (DATA=file: your own rolls)
 #   make paper    the whole study on your own rolls, hours (DATA=file or folder)
 #   make bench    the benchmark behind README's table
 #   make gpu-report   build, tests, sanitizers and benchmarks where there is an NVIDIA GPU
-#   make lint     format and type checks
+#   make lint     format, spelling, types and common mistakes, without building the extension
 #   make clean    remove what the others made
 #
 # TORCH=...   another requirement for torch      PYTHON=...   another interpreter
@@ -23,7 +24,7 @@ RNNKERNELS_CUDA := $(shell nvidia-smi > /dev/null 2>&1 || echo 0)
 endif
 export RNNKERNELS_CUDA
 
-.PHONY: help demo paper-quick paper test bench gpu-report lint clean always
+.PHONY: help demo paper-quick paper test test-all bench gpu-report lint lint-python lint-cpp lint-text clean always
 .DELETE_ON_ERROR:
 
 help:
@@ -42,28 +43,41 @@ $(VENV)/torch.stamp:
 $(VENV)/cuda.setting: $(VENV)/torch.stamp always
 	@echo "$(RNNKERNELS_CUDA)" | cmp -s - $@ || echo "$(RNNKERNELS_CUDA)" > $@
 
+# The extension, in place.
 $(VENV)/package.stamp: $(VENV)/torch.stamp $(VENV)/cuda.setting $(SOURCES)
-	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-# The extras of pyproject.toml, one stamp each.
-$(VENV)/%.extra: $(VENV)/package.stamp pyproject.toml
-	$(PIP) install --quiet --no-build-isolation --editable ".[$*]"
+# The package without its extension, and one of the extras of pyproject.toml.
+$(VENV)/%.extra: $(VENV)/torch.stamp pyproject.toml
+	RNNKERNELS_EXTENSION=0 $(PIP) install --quiet --no-build-isolation --editable ".[$*]"
 	@touch $@
 
-demo: $(VENV)/demo.extra
+# Both at the same time: one waits for the network, the other for the processor.
+with = @$(MAKE) --no-print-directory -j2 $(VENV)/package.stamp $(VENV)/$(1).extra
+
+demo:
+	$(call with,demo)
 	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)")
 
-paper-quick: $(VENV)/demo.extra
+paper-quick:
+	$(call with,demo)
 	PYTHONPATH=examples $(BIN)/python -m polyphonic_music --plan quick $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-paper: $(VENV)/demo.extra
+paper:
+	$(call with,demo)
 	PYTHONPATH=examples $(BIN)/python -m polyphonic_music --plan full $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: $(VENV)/test.extra
+test:
+	$(call with,test)
 	$(BIN)/python -m pytest $(TESTS)
 
-bench: $(VENV)/bench.extra
+test-all:
+	$(call with,test)
+	$(BIN)/python -m pytest --full $(TESTS)
+
+bench:
+	$(call with,bench)
 	$(BIN)/python -m benchmarks recurrence
 
 # Without .venv: nothing is fetched, and the torch that can use the card is the machine's own.

@@ -116,4 +116,6 @@ class BuildWithCMake(build_ext):
             raise SetupError(f"building rnnkernels failed in `{' '.join(command[:3])} ...`") from error
 
 
-setup(ext_modules=[Extension("rnnkernels._C", sources=[])], cmdclass={"build_ext": BuildWithCMake})
+# RNNKERNELS_EXTENSION=0 installs the rest of the package; `setup.py build_ext --inplace` adds the extension.
+extensions = [] if os.environ.get("RNNKERNELS_EXTENSION") == "0" else [Extension("rnnkernels._C", sources=[])]
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildWithCMake})

@@ -50,6 +50,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_compiles_without_a_graph_break(name):
     layer = LeakyRNN(3, 5, **VARIANTS[name])
@@ -62,6 +63,7 @@ def test_every_variant_compiles_without_a_graph_break(name):
     check_same(layer, x[:, 0].detach())
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("enforce_sorted", [True, False])
 @pytest.mark.parametrize("arguments", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
 def test_a_packed_batch_compiles_without_a_graph_break(arguments, enforce_sorted):

@@ -54,6 +54,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_decomposed_program_runs_at_any_size(name):
     module = VARIANTS[name]()
@@ -63,6 +64,7 @@ def test_a_decomposed_program_runs_at_any_size(name):
         assert_same(program(x), module(x))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 def test_every_kind_with_a_state_and_a_drive(form, nonlinearity):
     layer = LeakyRNN(3, 5, nonlinearity=nonlinearity, form=form, decay=0.7)
@@ -121,6 +123,7 @@ def onnx_session(program: torch.export.ExportedProgram, path: str) -> Callable[.
     return run
 
 
+@pytest.mark.every(3)
 @needs_onnx
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_onnx_model_runs_at_any_size(name, tmp_path):
@@ -132,6 +135,7 @@ def test_an_onnx_model_runs_at_any_size(name, tmp_path):
         assert_same(run(x), module(x))
 
 
+@pytest.mark.every(3)
 @needs_onnx
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 def test_every_kind_as_onnx_with_a_state(form, nonlinearity, tmp_path):

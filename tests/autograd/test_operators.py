@@ -76,6 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # --- Registration ------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 def test_opcheck_forward(form, nonlinearity, options):
@@ -89,6 +90,7 @@ def test_opcheck_forward_without_save(form, nonlinearity):
     torch.library.opcheck(FORWARD, forward_arguments(problem, save=False))
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("decay", ["number", "unit", "group"])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
@@ -99,6 +101,7 @@ def test_opcheck_grouped(form, nonlinearity, decay, packed):
     torch.library.opcheck(FORWARD, with_gradients(arguments))
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 def test_opcheck_backward(form, nonlinearity, options):

@@ -2,21 +2,24 @@
 test needs a GPU.
 """
 
+import functools
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from background import Job, run
 from helpers import ROOT
 
 NVCC = shutil.which("nvcc")
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+QUICK_ARCHITECTURE = "sm_90a"  # the one that a quick run compiles for
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 # Every cell of the list, forward and backward, in a kernel.
@@ -85,6 +88,10 @@ __global__ void every_primitive(float* out, const float* in, unsigned* flag) {
 """
 
 
+def for_(arch: str) -> list[pytest.MarkDecorator]:
+    return [] if arch == QUICK_ARCHITECTURE else [pytest.mark.slow]
+
+
 class Compiled(NamedTuple):
     """The result of a compilation: exit status, messages, and the object file if there was no error."""
 
@@ -95,10 +102,10 @@ class Compiled(NamedTuple):
 
 def compile_cuda(source: Path, folder: Path, arch: str) -> Compiled:
     target = folder / f"{source.stem}.{arch}.o"
+    assert NVCC
     command = [NVCC, "-std=c++20", f"-arch={arch}", "-Werror=all-warnings", f"-I{ROOT / 'csrc'}", "-c"]
-    command += ["-Xptxas", "-v", str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return Compiled(done.returncode, done.stderr, target)
+    done = run(*command, "-Xptxas", "-v", source, "-o", target)
+    return Compiled(done.returncode, done.stdout, target)
 
 
 class Kernel(NamedTuple):
@@ -121,7 +128,7 @@ def kernels_of(log: str) -> Iterator[Kernel]:
         yield Kernel(name, int(stack), int(stores) + int(loads), int(registers))
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=for_(arch)) for arch in ARCHITECTURES])
 @pytest.mark.parametrize("text", [ALL_CELLS, ALL_PRIMITIVES], ids=["cells", "primitives"])
 def test_shared_headers_compile_for_the_gpu(tmp_path: Path, text: str, arch: str) -> None:
     source = tmp_path / "source.cu"
@@ -136,22 +143,30 @@ PRODUCTS = {"recurrence_bfloat16": "HMMA.16816.F32.BF16", "recurrence_float32": 
 SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Compiled]:
-    """Every source compiled for every architecture, in parallel."""
-    folder = tmp_path_factory.mktemp("objects")
-    jobs = [(source, arch) for source in SOURCES for arch in ARCHITECTURES]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        results = pool.map(lambda job: compile_cuda(job[0], folder, job[1]), jobs)
-        return {(source.stem, arch): done for (source, arch), done in zip(jobs, results, strict=True)}
+def compiled() -> dict[tuple[str, str], Job]:
+    """Every source for every architecture, each compiled once for all tests."""
+    folder = ROOT / "build" / "cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = itertools.product(SOURCES, ARCHITECTURES)
+    return {
+        (source.stem, arch): Job(functools.partial(compile_cuda, source, folder, arch))
+        for source, arch in pairs
+    }
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("source", [path.stem for path in SOURCES])
-def test_every_kernel_keeps_to_its_registers(
-    compiled: dict[tuple[str, str], Compiled], source: str, arch: str
-) -> None:
-    done = compiled[source, arch]
+COMPILED = compiled()
+
+
+def of_every_architecture(sources: Iterable[str]) -> list[Any]:
+    return [
+        pytest.param(source, arch, COMPILED[source, arch], id=f"{source}-{arch}", marks=for_(arch))
+        for source, arch in itertools.product(sources, ARCHITECTURES)
+    ]
+
+
+@pytest.mark.parametrize(("source", "arch", "job"), of_every_architecture(path.stem for path in SOURCES))
+def test_every_kernel_keeps_to_its_registers(source: str, arch: str, job: Job) -> None:
+    done = job.result()
     assert done.status == 0, done.log
     kernels = list(kernels_of(done.log))
     assert len(kernels) == done.log.count("Compiling entry function"), done.log
@@ -162,12 +177,9 @@ def test_every_kernel_keeps_to_its_registers(
     assert all(kernel.registers <= 128 for kernel in small)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("source", PRODUCTS)
-def test_products_are_the_tensor_cores(
-    compiled: dict[tuple[str, str], Compiled], source: str, arch: str
-) -> None:
-    code = disassembled(compiled[source, arch].object)
+@pytest.mark.parametrize(("source", "arch", "job"), of_every_architecture(PRODUCTS))
+def test_products_are_the_tensor_cores(source: str, arch: str, job: Job) -> None:
+    code = disassembled(job.result().object)
     kernels = {name: text for name, text in code.items() if "recurrence_kernel" in name}
     assert len(kernels) == 28
     for name, text in kernels.items():

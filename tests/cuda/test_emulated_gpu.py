@@ -5,57 +5,45 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
+import os
 import sys
+import tempfile
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
-from helpers import ROOT, TOOLS, run_python
+from background import EMULATED_GPU, Job, run
+from helpers import ROOT
 
 from benchmarks.gpu_report import GPU_TESTS
 
 
-def build(folder: Path) -> Path:
-    """Configure and build in ``folder``, incrementally, and return the path of the module."""
-    pybind11 = pytest.importorskip("pybind11")
-    cmake, ninja = (shutil.which(tool, path=TOOLS) for tool in ("cmake", "ninja"))
-    if cmake is None or ninja is None:
-        pytest.skip("needs cmake and ninja")
-    options = {
-        "CMAKE_MAKE_PROGRAM": ninja,
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-        "RNNKERNELS_TORCH": str(Path(torch.__file__).parent),
-        "RNNKERNELS_TORCH_VERSION": torch.__version__,
-        "RNNKERNELS_CUDA_ARCHITECTURES": "",
-        "RNNKERNELS_EMULATED": "ON",
-    }
-    configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
-    for command in (
-        configure + [f"-D{name}={value}" for name, value in options.items()],
-        [cmake, "--build", str(folder)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    (module,) = folder.glob("_C*.so")
-    return module
+def run_cuda_tests() -> tuple[CompletedProcess[str], CompletedProcess[str]]:
+    """What the module says of its GPU, and the tests of CUDA tensors with it."""
+    EMULATED_GPU.build("_C")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        package = folder / "rnnkernels"
+        package.mkdir()
+        sources = (ROOT / "rnnkernels").iterdir()
+        python = [path for path in sources if path.suffix == ".py" or path.is_dir()]
+        for source in (*EMULATED_GPU.path.glob("_C*.so"), *python):
+            (package / source.name).symlink_to(source)
+        (package / "_build.json").write_text(json.dumps({"torch": torch.__version__}))
+        paths = os.pathsep.join([name, str(ROOT / "tests")])
+        variables = {"PYTHONPATH": paths, "RNNKERNELS_TEST_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+
+        python = [sys.executable, "-X", "faulthandler"]
+        code = "from rnnkernels import _C; print(_C.known_devices()['cuda:0'])"
+        asked = run(*python, "-c", code, variables=variables, cwd=folder)
+        command = [*python, "-m", "pytest", *GPU_TESTS, "-p", "no:cacheprovider"]
+        return asked, run(*command, variables=variables, cwd=folder)
 
 
-def test_cuda_tests_pass_on_the_emulated_gpu(tmp_path: Path) -> None:
-    module = build(ROOT / "build" / f"emulated-{sys.implementation.cache_tag}")
-    package = tmp_path / "rnnkernels"
-    package.mkdir()
-    sources = (ROOT / "rnnkernels").iterdir()
-    for source in [module, *(path for path in sources if path.suffix == ".py" or path.is_dir())]:
-        (package / source.name).symlink_to(source)
-    (package / "_build.json").write_text(json.dumps({"torch": torch.__version__}))
-    variables = {"PYTHONPATH": str(tmp_path), "RNNKERNELS_TEST_DEVICE": "cpu"}
-
-    program = "from rnnkernels import _C; print(_C.known_devices()['cuda:0'])"
-    assert "'largest_cluster': 16" in run_python("-c", program, cwd=tmp_path, **variables).stdout
-    pytest_command = ("-m", "pytest", *GPU_TESTS, "-p", "no:cacheprovider")
-    done = run_python(*pytest_command, cwd=tmp_path, timeout=600, **variables)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+@pytest.mark.parametrize("job", [pytest.param(Job(run_cuda_tests, EMULATED_GPU, ("_C",)), id="")])
+def test_cuda_tests_pass_on_the_emulated_gpu(job: Job) -> None:
+    asked, done = job.result()
+    assert "'largest_cluster': 16" in asked.stdout
+    assert done.returncode == 0, done.stdout[-10000:]
     assert " passed" in done.stdout

@@ -83,6 +83,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 def test_opcheck(form, nonlinearity, options):

@@ -1,60 +1,72 @@
-"""The kernels' own tests, built without torch: plain, and under the address and thread sanitizers."""
+"""The kernels' own tests, which know neither torch nor Python: optimized, and under sanitizers."""
 
-import shutil
-import subprocess
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import ROOT, TOOLS
+from background import EMULATED_GPU, CMakeFolder, Job, program
+from helpers import ROOT
 
 
-def build(sanitizer: str, program: str) -> Path:
-    """Configure and build one of the tests (only what changed since the last time), and return its path."""
-    cmake, ninja = (shutil.which(tool, path=TOOLS) for tool in ("cmake", "ninja"))
-    if cmake is None or ninja is None:
-        pytest.skip("needs cmake and ninja")
-    folder = ROOT / "build" / f"native-{sanitizer or 'plain'}"
-    options = [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DRNNKERNELS_SANITIZE={sanitizer}", "-DRNNKERNELS_TORCH="]
-    for command in (
-        [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *options],
-        [cmake, "--build", str(folder), "--target", program],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder / program
+def module_folder() -> CMakeFolder:
+    """The build folder of the Python module, whose kernels are compiled already; or one without torch."""
+    cache = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" / "CMakeCache.txt"
+    if cache.exists():
+        found = re.search(r"^pybind11_DIR:\w+=(.+)$", cache.read_text(), re.MULTILINE)
+        if found and Path(found.group(1)).exists():  # not one of a build in isolation
+            return CMakeFolder(cache.parent.name, {})
+    return CMakeFolder("native", {"RNNKERNELS_TORCH": ""})
 
 
-@pytest.mark.parametrize("program", ["test_cpu", "test_product", "test_optimizer", "test_nade"])
-@pytest.mark.parametrize(("sanitizer", "each"), [("", 1), ("address", 3), ("thread", 7)])
-def test_kernels_equal_plain_loops(sanitizer: str, each: int, program: str) -> None:
-    """`each` thins the cases out where a sanitizer makes them slow."""
-    done = subprocess.run([build(sanitizer, program), str(each)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
-    assert done.stdout.strip().endswith("0 failures")
+def sanitized(sanitizer: str, generic: str) -> CMakeFolder:
+    """Programs with sanitizers, for the generic instruction set only or for all of them."""
+    options = {"RNNKERNELS_TORCH": "", "RNNKERNELS_SANITIZE": sanitizer, "RNNKERNELS_GENERIC": generic}
+    return CMakeFolder(f"native-{sanitizer.replace(',', '-')}{'-generic' * (generic == 'ON')}", options)
 
 
-# Every n-th case in so many orders of its threads; each of them checks memory and order by itself, too.
-@pytest.mark.parametrize(("sanitizer", "each", "orders"), [("", 29, 4), ("address", 397, 20)])
-@pytest.mark.parametrize(
-    "program",
-    ["test_shadow", "test_emulation", "test_emulated_blocks", "test_gpu_recurrence", "test_gpu_steps"],
-)
-def test_gpu_kernels_on_the_emulated_gpu(program: str, sanitizer: str, each: int, orders: int) -> None:
-    check_emulated(program, sanitizer, each, orders)
+MODULE, GENERIC = module_folder(), sanitized("address,undefined", "ON")
+ADDRESS, THREAD = sanitized("address,undefined", "OFF"), sanitized("thread", "OFF")
+
+# Arguments thin a program's cases out: every n-th of them, on the emulated GPU each in so many orders of its
+# threads. Optimized and sanitized, in a quick run; the same in a full one.
+ON_CPU = {
+    "test_cpu": ("3", "11", "1", "1"),
+    "test_product": ("3", "11", "1", "1"),
+    "test_optimizer": ("5", "7", "1", "1"),
+    "test_nade": ("1", "7", "1", "1"),
+}
+ON_EMULATED_GPU = {
+    "test_shadow": ("", "", "", ""),
+    "test_emulation": ("", "", "", ""),
+    "test_emulated_blocks": ("", "", "", ""),
+    "test_gpu_recurrence": ("59 4", "397 4", "1 4", "97 20"),
+    "test_gpu_steps": ("7 4", "397 4", "1 4", "97 20"),
+    "test_gpu_optimizer": ("7 4", "29 4", "1 4", "13 20"),
+    "test_gpu_nade": ("7 4", "13 4", "1 4", "5 8"),
+}
 
 
-@pytest.mark.parametrize(("sanitizer", "each", "orders"), [("", 1, 4), ("address", 13, 20)])
-def test_the_gpu_s_optimizer_on_the_emulated_gpu(sanitizer: str, each: int, orders: int) -> None:
-    check_emulated("test_gpu_optimizer", sanitizer, each, orders)
+def programs() -> Iterator[Any]:
+    for optimized, table in ((MODULE, ON_CPU), (EMULATED_GPU, ON_EMULATED_GPU)):
+        for name, arguments in table.items():
+            folders = [(optimized, 0), (GENERIC, 1), (optimized, 2), (ADDRESS, 3)]
+            if table is ON_CPU:  # the emulated GPU is one thread
+                folders.append((THREAD, 3))
+            for folder, column in folders:
+                yield pytest.param(
+                    program(folder, name, *arguments[column].split()),
+                    id=f"{name} {arguments[column]} in {folder.path.name}",
+                    marks=[pytest.mark.slow] if column > 1 else [],
+                )
 
 
-@pytest.mark.parametrize(("sanitizer", "each", "orders"), [("", 1, 4), ("address", 5, 8)])
-def test_the_gpu_s_nade_on_the_emulated_gpu(sanitizer: str, each: int, orders: int) -> None:
-    check_emulated("test_gpu_nade", sanitizer, each, orders)
-
-
-def check_emulated(program: str, sanitizer: str, each: int, orders: int) -> None:
-    command = [build(sanitizer, program), str(each), str(orders)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+@pytest.mark.parametrize("job", list(programs()))
+def test_a_program_has_no_failures(job: Job) -> None:
+    done = job.result()
+    assert done.returncode == 0, done.stdout[-10000:]
     assert done.stdout.strip().endswith("0 failures")
