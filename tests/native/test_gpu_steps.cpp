@@ -145,12 +145,11 @@ int main(int argc, char** argv) {
   const std::vector<std::array<int64_t, 4>> shapes = {
       // G, T, B, H
       {1, 0, 3, 5}, {1, 3, 0, 5}, {1, 1, 1, 1}, {1, 4, 3, 7}, {2, 3, 9, 32}, {1, 5, 4, 33}, {2, 4, 5, 70}};
-  for_cases(shapes,
-            {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16, ElementType::kFloat16},
-            [&](const Case& c) {
-              if (!cases.takes_next()) return;
-              with_element(c.type,
-                           [&](auto element) { check<decltype(element)>(c, cases.index(), cases.orders); });
-            });
+  for_cases(
+      shapes, {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16, ElementType::kFloat16},
+      [&](const Case& c) {
+        if (!cases.takes_next()) return;
+        with_element(c.type, [&](auto element) { check<decltype(element)>(c, cases.index(), cases.orders); });
+      });
   return cases.finish();
 }
