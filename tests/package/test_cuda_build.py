@@ -120,9 +120,9 @@ def test_an_nvcc_that_cannot_is_an_error_only_where_there_must_be_kernels(
 
 
 def test_a_program_that_is_no_nvcc_is_refused():
-    with pytest.raises(cuda_build.Unavailable, match="nvcc --version names no release: 'hello'"):
+    with pytest.raises(cuda_build.UnavailableError, match="nvcc --version names no release: 'hello'"):
         cuda_build.version_of("hello\n")
-    with pytest.raises(cuda_build.Unavailable, match="false does not run: it printed nothing"):
+    with pytest.raises(cuda_build.UnavailableError, match="false does not run: it printed nothing"):
         cuda_build.run("false does not run", "false")
     assert cuda_build.version_of(VERSION.format("13.0", "13.0")) == "13.0"
     assert cuda_build.version_of(VERSION.format("12.0", "12.0")) == "12.0"
@@ -137,7 +137,7 @@ def test_where_nvcc_is_found(environ, nvcc):
     environ["CUDACXX"] = str(named)
     assert cuda_build.find_nvcc(environ) == str(named)
     environ["CUDACXX"] = str(named) + "x"
-    with pytest.raises(cuda_build.Unavailable, match="found no nvcc"):
+    with pytest.raises(cuda_build.UnavailableError, match="found no nvcc"):
         cuda_build.find_nvcc(environ)
 
 
@@ -184,7 +184,7 @@ def test_architectures_that_cannot_be_built_are_refused():
         ):
             choose(value, known, "12.4")
     with pytest.raises(
-        cuda_build.Unavailable, match=r"='7\.0 7\.5' has none from 8\.0 on, as the kernels need"
+        cuda_build.UnavailableError, match=r"='7\.0 7\.5' has none from 8\.0 on, as the kernels need"
     ):
         choose("7.0 7.5", known, "12.4")
 
