@@ -161,7 +161,8 @@ class Judge:
             rounding = torch.finfo(wide.dtype).eps / 2 if wide.dtype != number else 0.0
             assert difference(wide, theta) <= (tolerance + rounding) * self.scale[param]
             if wide is not param:
-                assert wide.dtype == number and torch.equal(param, wide.to(param.dtype))
+                assert wide.dtype == number
+                assert torch.equal(param, wide.to(param.dtype))
             elif rounding:
                 self.theta[param] = array_of(param)
             if not state:
