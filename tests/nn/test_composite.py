@@ -27,8 +27,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import vmap
 from torch.nn.utils.rnn import pack_sequence
 
-from rnnkernels import LeakyRNN, LeakyRNNCell, _checks, build_config, functional
-from rnnkernels._ops import composite as _fallback
+from rnnkernels import LeakyRNN, LeakyRNNCell, _devices, build_config, functional
+from rnnkernels._ops import composite
 from rnnkernels._ops.spec import RecurrenceSpec, RecurrenceTensors
 from rnnkernels.nn._base import LeakyModule
 
@@ -38,21 +38,21 @@ LAYOUTS = tuple(itertools.product([False, True], [False, True]))  # packed, reve
 @pytest.fixture
 def no_kernels(monkeypatch):
     """No device has kernels, and the warning has been."""
-    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
-    monkeypatch.setattr(_fallback, "_warned", [torch.device("cpu")])
+    monkeypatch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ()))
+    monkeypatch.setattr(_devices, "_warned", {_devices.LOOP})
 
 
 @pytest.fixture
 def no_cuda(monkeypatch):
     """As in a build without CUDA kernels, in a process that has not been warned."""
-    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ("cpu", "meta")))
-    monkeypatch.setattr(_fallback, "_warned", [])
+    monkeypatch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ("cpu", "meta")))
+    monkeypatch.setattr(_devices, "_warned", set())
 
 
 def with_kernels(function, *arguments, **keywords):
     """What the kernels make of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ("cpu", "meta")))
+        patch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ("cpu", "meta")))
         return function(*arguments, **keywords)
 
 
@@ -114,7 +114,7 @@ def test_networks_are_calls_of_their_own(packed, shared, no_kernels):
     both = [torch.stack(pair) for pair in zip(one.tensors.values(), two.tensors.values(), strict=True)]
     decay = one.decay if shared else both.pop()
     tensors = RecurrenceTensors(*both[:3], decay, one.batch_sizes)
-    found = _fallback.leaky_recurrence(tensors, decay, RecurrenceSpec("relu", "rate", False))
+    found = composite.leaky_recurrence(tensors, decay, RecurrenceSpec("relu", "rate", False))
     for i, problem in enumerate((one, two)):
         for a, b in zip(found, problem.expected(), strict=True):
             assert distance(a[i], b) < 1e-14
@@ -287,13 +287,13 @@ CUDA = (
 
 def test_the_cpu_has_kernels_and_cuda_if_they_were_built():
     for name, has in {"cpu": True, "meta": True, "cuda": build_config()["cuda"], "mps": False}.items():
-        assert _checks.has_kernels(torch.device(name)) is has, name
-    assert _checks.has_kernels(torch.device("cpu"), "projected_recurrence")
+        assert _devices.has_kernels(torch.device(name)) is has, name
+    assert _devices.has_kernels(torch.device("cpu"), "projected_recurrence")
 
 
 def test_the_warning_says_what_to_do():
-    assert _fallback.warning(torch.device("cuda", 0)) == CUDA
-    assert _fallback.warning(torch.device("mps", 0)) == (
+    assert _devices.warning(torch.device("cuda", 0)) == CUDA
+    assert _devices.warning(torch.device("mps", 0)) == (
         "rnnkernels has kernels for the CPU and for CUDA: tensors on mps:0 take a loop of torch operations, "
         "many times slower"
     )
@@ -315,14 +315,14 @@ def test_cuda_tensors_take_the_loop_and_are_warned_of_once(no_cuda, monkeypatch)
 
 
 def test_a_compiled_function_is_warned_of_once(no_kernels, monkeypatch, fresh_compiler):
-    monkeypatch.setattr(_fallback, "_warned", [])
+    monkeypatch.setattr(_devices, "_warned", set())
     compiled = torch.compile(LeakyRNN(3, 5), fullgraph=True, backend="eager")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for steps in (4, 4, 5):
             compiled(torch.randn(steps, 2, 3))
     assert [str(x.message) for x in seen if "rnnkernels" in str(x.message)] == [
-        _fallback.warning(torch.device("cpu"))
+        _devices.warning(torch.device("cpu"))
     ]
 
 
