@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))  # for `benchmarks`; last, so that an installed rnnke
 # Graphs in torch's cache on disk contain the backward formulas of the build with which they were traced.
 os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 
-# Derandomized, so that a run in CI fails only if the code changed. No deadline: the speed of hosts differs.
+# Derandomized, so that a run in CI fails only if the code changed. No deadline: machines differ.
 settings.register_profile(
     "rnnkernels",
     derandomize=True,

@@ -117,7 +117,7 @@ def test_the_types_in_the_stub_equal_those_of_the_values():
     assert isinstance(_C.active_instruction_set(), str | None)
 
 
-def test_all_lists_every_public_name():
+def test_all_names_in_all_exist():
     for name in rnnkernels.__all__:
         assert hasattr(rnnkernels, name), name
     assert rnnkernels.functional.__all__ == [
