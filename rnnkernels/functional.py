@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +145,8 @@ def projected_recurrence(
     if batch_first:
         input = input.transpose(0, 1)
         drive = None if drive is None else drive.transpose(0, 1)
-    tensors = ProjectedTensors(input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes)
+    d = decay_operand(decay, weight_hh)
+    tensors = ProjectedTensors(input, h0, weight_ih, weight_hh, bias, drive, d, batch_sizes)
     return run_projected(tensors, RecurrenceSpec(nonlinearity, form, reverse), checkpoint_every)
 
 
@@ -240,7 +242,7 @@ def nade_sample(
 def run_projected(
     tensors: ProjectedTensors, spec: RecurrenceSpec, checkpoint_every: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Project and run the recurrence, for checked arguments; ``decay`` may be a number.
+    """Project and run the recurrence, for checked arguments; see :func:`decay_operand`.
 
     This is the only place that decides which dtype runs where: in half precision and under autocast, and on a
     device for which the operator with the projection has no kernel, torch projects.
@@ -256,7 +258,7 @@ def run_projected(
         and has_kernels(input.device, "projected_recurrence")
         and not autocasts(input.device)
     ):
-        return recurrence(tensors._replace(decay=decay_tensor(tensors.decay, input)), spec)
+        return recurrence(tensors, spec)
     return _project_with_torch(tensors, spec)
 
 
@@ -290,6 +292,11 @@ def _checked_recurrence(
     if has_kernels(pre.device):
         return recurrence(tensors, spec)
     return composite.leaky_recurrence(tensors, d if d is decay else float(decay), spec)
+
+
+def decay_operand(decay: Any, like: Tensor) -> float | Tensor:
+    """``decay`` as a tensor for the kernels; without kernels a number stays one, for the composite."""
+    return decay_tensor(decay, like) if has_kernels(like.device) else decay
 
 
 def decay_tensor(decay: float | Tensor, like: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def _check(tensors: RecurrenceTensors, spec: RecurrenceSpec) -> None:
         if x is not None and x.device != device:
             raise ValueError(f"{name} must be on the device of pre, {device}, got {x.device}")
     shapes = (None if x is None else torch.empty(x.shape, dtype=x.dtype, device="meta") for x in tensors)
-    _ops.leaky_recurrence(*shapes, *spec.arguments, False)
+    _ops.leaky_recurrence(*shapes, *spec, False)
 
 
 def _rows(batch_sizes: Tensor, pre: Tensor, h0: Tensor) -> list[int]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rnnkernels._checks import check_flags, check_like_input, check_sizes, check_spec, check_tensor
 from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
-from rnnkernels.functional import run_projected
+from rnnkernels.functional import decay_operand, run_projected
 from rnnkernels.nn._base import LeakyModule
 
 __all__ = ["LeakyRNNCell"]
@@ -122,14 +122,15 @@ class LeakyRNNCell(LeakyModule):
                 )
             check_like_input(name, value, input)
         lead = (None, None) if input.dim() == 1 else (None,)  # one step, and one row if unbatched
+        weight_hh = self.weight_hh  # read once: behind a parametrization each access computes it
         tensors = ProjectedTensors(
             input[lead],
             hx if hx is None or input.dim() == 2 else hx.unsqueeze(0),
             weight_ih,
-            self.weight_hh,
+            weight_hh,
             None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh,
             None if drive is None else drive[lead],
-            self.decay,
+            decay_operand(self.decay, weight_hh),
             None,
         )
         _, h_n = run_projected(tensors, RecurrenceSpec(self.nonlinearity, self.form))

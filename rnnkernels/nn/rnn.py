@@ -18,7 +18,7 @@ from rnnkernels._checks import (
 )
 from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
-from rnnkernels.functional import run_projected
+from rnnkernels.functional import decay_operand, run_projected
 from rnnkernels.nn._base import Decay, LeakyModule
 
 __all__ = ["LeakyRNN"]
@@ -271,7 +271,6 @@ class LeakyRNN(LeakyModule):
             sequence = sequence.transpose(0, 1)
             drive = None if drive is None else drive.transpose(0, 1)
         directions = 2 if self.bidirectional else 1
-        specs = [RecurrenceSpec(self.nonlinearity, self.form, reverse) for reverse in (False, True)]
         drives = (drive,) * directions if drive is None else drive.chunk(directions, -1)
         decays = self._decays()
         finals = []
@@ -280,10 +279,10 @@ class LeakyRNN(LeakyModule):
             for direction in range(directions):
                 k = layer * directions + direction
                 layer_drive = drives[direction] if layer == 0 else None
-                tensors = ProjectedTensors(
-                    sequence, states[k], *weights[k], layer_drive, decays[k], batch_sizes
-                )
-                output, h_n = run_projected(tensors, specs[direction], self.checkpoint_every)
+                decay = decay_operand(decays[k], weights[k][1])
+                tensors = ProjectedTensors(sequence, states[k], *weights[k], layer_drive, decay, batch_sizes)
+                spec = RecurrenceSpec(self.nonlinearity, self.form, reverse=direction == 1)
+                output, h_n = run_projected(tensors, spec, self.checkpoint_every)
                 outputs.append(output)
                 finals.append(h_n)
             sequence = outputs[0] if directions == 1 else torch.cat(outputs, -1)
