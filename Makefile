@@ -24,7 +24,7 @@ RNNKERNELS_CUDA := $(shell nvidia-smi > /dev/null 2>&1 || echo 0)
 endif
 export RNNKERNELS_CUDA
 
-.PHONY: help demo paper-quick paper test test-all bench gpu-report lint lint-python lint-cpp lint-text clean always
+.PHONY: help demo paper-quick paper test test-all bench gpu-report lint lint-python lint-cpp lint-binding lint-text clean always
 .DELETE_ON_ERROR:
 
 help:
@@ -85,10 +85,42 @@ gpu-report:
 	$(PYTHON) -m benchmarks gpu-report $(ARGS)
 
 lint: $(VENV)/dev.extra
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint-python lint-cpp lint-binding lint-text
+
+lint-python: $(VENV)/dev.extra
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+CPP := $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+TIDY := $(BIN)/clang-tidy --quiet
+CPP_FLAGS := -x c++ -std=c++20 -Icsrc -DRNNKERNELS_EMULATED
+
+# clang-tidy takes the CUDA sources as the emulated GPU does.
+lint-cpp: $(VENV)/dev.extra
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(TIDY) $(filter-out csrc/binding/% %.h %properties.cu benchmarks/%,$(CPP)) -- $(CPP_FLAGS) -DRNNKERNELS_ISA_NAME=generic
+
+# All files of the binding are read as two, since torch's headers take longer than they do. Those of autograd
+# are apart, because some names in anonymous namespaces are the same.
+lint-binding: $(VENV)/dev.extra
+	@mkdir -p build/lint
+	@printf '#include "%s"\n' $(patsubst csrc/%,%,$(filter csrc/binding/%autograd.cpp,$(CPP))) > build/lint/autograd.cpp
+	@printf '#include "%s"\n' $(patsubst csrc/%,%,$(filter-out %autograd.cpp,$(filter csrc/binding/%.cpp,$(CPP)))) \
+	  > build/lint/binding.cpp
+	$(TIDY) build/lint/autograd.cpp build/lint/binding.cpp -- $(CPP_FLAGS) $$($(BIN)/python -c "$$INCLUDES") \
+	  $(foreach name,VERSION COMPILER TORCH_VERSION CUDA_ARCHITECTURES,-DRNNKERNELS_$(name)='""')
+
+define INCLUDES
+import sysconfig, pybind11, torch.utils.cpp_extension as torch
+folders = [*torch.include_paths(), pybind11.get_include(), sysconfig.get_path('include')]
+print(*(f'-isystem {folder}' for folder in folders))
+endef
+export INCLUDES
+
+lint-text: $(VENV)/dev.extra
+	git ls-files | xargs $(BIN)/codespell
+	git ls-files '*.md' | xargs $(BIN)/pymarkdown scan
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info rnnkernels/*.so rnnkernels/_build.json demo.png seeds.png benchmark-results experiments

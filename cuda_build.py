@@ -27,8 +27,8 @@ int main() { kernel<<<1, 1>>>(); return std::vector<int>(1).size() != 1; }
 """
 
 
-class Unavailable(Exception):
-    """The sentence that says why there can be no CUDA kernels."""
+class UnavailableError(Exception):
+    """There can be no CUDA kernels; the message says why."""
 
 
 def cmake_options(environ, host_compiler):
@@ -48,7 +48,7 @@ def cmake_options(environ, host_compiler):
         known = known_architectures(run(f"{nvcc} does not run", nvcc, "--list-gpu-arch"))
         architectures = choose_architectures(environ.get("TORCH_CUDA_ARCH_LIST", ""), known, version)
         check_compiler(nvcc, host_compiler)
-    except Unavailable as reason:
+    except UnavailableError as reason:
         if wanted == "1":
             raise SetupError(f"RNNKERNELS_CUDA=1, but {reason}") from reason
         print(f"rnnkernels is built without CUDA kernels: {reason}", flush=True)
@@ -69,14 +69,14 @@ def find_nvcc(environ):
     for place in [environ["CUDACXX"]] if environ.get("CUDACXX") else places:
         if found := shutil.which(place, path=environ.get("PATH", os.defpath)):
             return found
-    raise Unavailable("found no nvcc in CUDACXX, in CUDA_HOME, on PATH or in /usr/local/cuda")
+    raise UnavailableError("found no nvcc in CUDACXX, in CUDA_HOME, on PATH or in /usr/local/cuda")
 
 
 def run(failure, *command):
     """What a program prints. If it fails, that comes after ``failure``."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
-        raise Unavailable(f"{failure}: {done.stdout.strip() or 'it printed nothing'}")
+        raise UnavailableError(f"{failure}: {done.stdout.strip() or 'it printed nothing'}")
     return done.stdout
 
 
@@ -84,10 +84,10 @@ def version_of(text):
     """``"12.8"``, out of what ``nvcc --version`` prints."""
     found = re.search(r"release (\d+)\.(\d+)", text)
     if found is None:
-        raise Unavailable(f"nvcc --version names no release: {text.strip()!r}")
+        raise UnavailableError(f"nvcc --version names no release: {text.strip()!r}")
     version = ".".join(found.groups())
     if tuple(map(int, found.groups())) < OLDEST_NVCC:
-        raise Unavailable(f"nvcc {version} is too old: the kernels need {'.'.join(map(str, OLDEST_NVCC))}")
+        raise UnavailableError(f"nvcc {version} is too old: the kernels need {'.'.join(map(str, OLDEST_NVCC))}")
     return version
 
 
@@ -114,7 +114,7 @@ def choose_architectures(requested, known, version):
         if number(name) not in known:
             raise SetupError(f"TORCH_CUDA_ARCH_LIST has {name}, which nvcc {version} does not know")
     if names and not chosen:
-        raise Unavailable(
+        raise UnavailableError(
             f"TORCH_CUDA_ARCH_LIST={requested!r} has none from {OLDEST_ARCHITECTURE} on, as the kernels need"
         )
     if names:

@@ -27,8 +27,8 @@ def run_cuda_tests() -> tuple[CompletedProcess[str], CompletedProcess[str]]:
         package = folder / "rnnkernels"
         package.mkdir()
         sources = (ROOT / "rnnkernels").iterdir()
-        python = [path for path in sources if path.suffix == ".py" or path.is_dir()]
-        for source in (*EMULATED_GPU.path.glob("_C*.so"), *python):
+        modules = [path for path in sources if path.suffix == ".py" or path.is_dir()]
+        for source in (*EMULATED_GPU.path.glob("_C*.so"), *modules):
             (package / source.name).symlink_to(source)
         (package / "_build.json").write_text(json.dumps({"torch": torch.__version__}))
         paths = os.pathsep.join([name, str(ROOT / "tests")])

@@ -118,9 +118,9 @@ def test_an_unusable_nvcc_is_an_error_only_if_kernels_are_required(environ, nvcc
 
 
 def test_a_program_that_is_not_nvcc_raises():
-    with pytest.raises(cuda_build.Unavailable, match="nvcc --version names no release: 'hello'"):
+    with pytest.raises(cuda_build.UnavailableError, match="nvcc --version names no release: 'hello'"):
         cuda_build.version_of("hello\n")
-    with pytest.raises(cuda_build.Unavailable, match="false does not run: it printed nothing"):
+    with pytest.raises(cuda_build.UnavailableError, match="false does not run: it printed nothing"):
         cuda_build.run("false does not run", "false")
     assert cuda_build.version_of(VERSION.format("13.0", "13.0")) == "13.0"
     assert cuda_build.version_of(VERSION.format("12.0", "12.0")) == "12.0"
@@ -135,7 +135,7 @@ def test_where_nvcc_is_found(environ, nvcc):
     environ["CUDACXX"] = str(named)
     assert cuda_build.find_nvcc(environ) == str(named)
     environ["CUDACXX"] = str(named) + "x"
-    with pytest.raises(cuda_build.Unavailable, match="found no nvcc"):
+    with pytest.raises(cuda_build.UnavailableError, match="found no nvcc"):
         cuda_build.find_nvcc(environ)
 
 
@@ -182,7 +182,7 @@ def test_architectures_that_cannot_be_built_raise():
         ):
             choose(value, known, "12.4")
     with pytest.raises(
-        cuda_build.Unavailable, match=r"='7\.0 7\.5' has none from 8\.0 on, as the kernels need"
+        cuda_build.UnavailableError, match=r"='7\.0 7\.5' has none from 8\.0 on, as the kernels need"
     ):
         choose("7.0 7.5", known, "12.4")
 
