@@ -87,7 +87,9 @@ def version_of(text):
         raise UnavailableError(f"nvcc --version names no release: {text.strip()!r}")
     version = ".".join(found.groups())
     if tuple(map(int, found.groups())) < OLDEST_NVCC:
-        raise UnavailableError(f"nvcc {version} is too old: the kernels need {'.'.join(map(str, OLDEST_NVCC))}")
+        raise UnavailableError(
+            f"nvcc {version} is too old: the kernels need {'.'.join(map(str, OLDEST_NVCC))}"
+        )
     return version
 
 

@@ -289,5 +289,7 @@ def projected_backward(
     """:func:`backward` with the input projection: all seven gradients of the operator."""
     u, d_h0, d_weight_hh, d_decay = backward(tensors.of_recurrence(), grad_saved, spec)
     d_input, d_weight_ih, d_bias = projection_backward(u, tensors, (True,) * 7)
-    assert d_input is not None and d_weight_ih is not None and d_bias is not None
+    assert d_input is not None
+    assert d_weight_ih is not None
+    assert d_bias is not None
     return d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, u, d_decay

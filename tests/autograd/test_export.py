@@ -29,7 +29,8 @@ def decomposed(module: nn.Module, *inputs: Tensor, shapes=None) -> torch.export.
 
 def assert_same(found, expected) -> None:
     for a, b in zip(found, expected, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
         assert distance(a, b) < 1e-6
 
 
@@ -84,7 +85,8 @@ def test_every_kind_with_a_state_and_a_drive(form, nonlinearity):
 def test_the_steps_are_not_unrolled():
     program = decomposed(LeakyRNN(3, 5, 2), torch.randn(200, 2, 3))
     scans = [node for node in program.graph.nodes if node.target is torch.ops.higher_order.scan]
-    assert len(scans) == 2 and len(program.graph.nodes) < 60
+    assert len(scans) == 2
+    assert len(program.graph.nodes) < 60
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -139,7 +139,8 @@ def test_picture_and_saved_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_committed_results_are_shown(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "torch 2.13.0" in lines[0] and len(lines) > len(json.loads(path.read_text())["cells"])
+    assert "torch 2.13.0" in lines[0]
+    assert len(lines) > len(json.loads(path.read_text())["cells"])
 
 
 def test_markdown_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -339,7 +340,8 @@ def test_optimizer_benchmark_refuses_a_wrong_answer(monkeypatch: pytest.MonkeyPa
 def test_layer_benchmark_times_its_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = quick_run("layer", tmp_path)["cells"]
     shown = capsys.readouterr().out
-    assert "packed" in shown and "faded" in shown
+    assert "packed" in shown
+    assert "faded" in shown
     assert all(cell["asked"]["median_s"] > 0 and cell["plain"]["median_s"] > 0 for cell in cells)
 
 
@@ -368,5 +370,6 @@ def test_scaling_varies_one_size_at_a_time(tmp_path: Path) -> None:
 
 def test_the_parts_of_a_tiny_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = quick_run("call", tmp_path)["cells"]
-    assert len(cells) == 10 and all(cell["call"]["median_s"] > 0 for cell in cells)
+    assert len(cells) == 10
+    assert all(cell["call"]["median_s"] > 0 for cell in cells)
     assert "LeakyRNN, forward and backward" in capsys.readouterr().out

@@ -34,7 +34,7 @@ BENCH = Bench(plan=PLAN)
 def test_nn_rnn_in_float16_is_right_beside_bfloat16() -> None:
     for cell, lengths in ((TINY, None), (TINY, (7, 4, 1)), (Cell(64, 200, 8, 16), None)):
         problem = make_problem(cell, torch.bfloat16, 0.8, seed=1, lengths=lengths)
-        contender = HalfRnn(problem)
+        contender: Any = HalfRnn(problem)
         Checker(problem)("half", contender)
         assert contender.forward().dtype == torch.float16
 
@@ -73,12 +73,12 @@ def test_flashrnn_gets_its_axes_and_is_checked_against_tanh(monkeypatch: pytest.
         return output, output[:, :, -1:]
 
     module = type(sys)("flashrnn.flashrnn")
-    module.flashrnn = flashrnn
+    module.__dict__["flashrnn"] = flashrnn
     monkeypatch.setitem(sys.modules, "flashrnn", type(sys)("flashrnn"))
     monkeypatch.setitem(sys.modules, "flashrnn.flashrnn", module)
     assert no_flashrnn() is None
     problem = make_problem(TINY, torch.float64, 0.8, seed=1)
-    contender = PEERS["flash"].make(problem)
+    contender: Any = PEERS["flash"].make(problem)
     Checker(problem)("flash", contender)
     contender.reference_loop = None
     with pytest.raises(WrongAnswerError, match="output is wrong"):
@@ -108,7 +108,8 @@ def test_a_run_has_times_ratios_and_shares(tmp_path: Path) -> None:
     path = tmp_path / "recurrence.json"
     document = gpu_run(path=path, peers=("rnn", "loop", "graph"))
     assert json.loads(path.read_text())["cells"] == document["cells"]
-    assert recurrence.failures(document) == [] and document["points_left_out"] == []
+    assert recurrence.failures(document) == []
+    assert document["points_left_out"] == []
     assert document["skipped"].keys() == ({"graph"} if not torch.cuda.is_available() else set())
     assert [cell["point"] for cell in document["cells"]] == [str(point) for point in POINTS]
     for cell, point in zip(document["cells"], POINTS, strict=True):
@@ -217,7 +218,8 @@ def test_if_ours_fails_the_peers_are_measured_and_the_run_has_failed(monkeypatch
         "B 3, T 7, I 4, H 5, float32: NotImplementedError: not for these sizes"
     ]
     (cell,) = document["cells"]
-    assert set(cell["forward"]["times"]) == {"rnn"} and cell["forward"]["best_peer"] is None
+    assert set(cell["forward"]["times"]) == {"rnn"}
+    assert cell["forward"]["best_peer"] is None
     assert "float32" in report.text(document)
 
 
@@ -242,7 +244,8 @@ class FixedCosts(Costs):
 def test_a_device_that_no_longer_answers_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recurrence, "broken_device", lambda device: "the device no longer answers: why")
     document = gpu_run(peers=())
-    assert len(document["cells"]) == 1 and len(document["points_left_out"]) == 2
+    assert len(document["cells"]) == 1
+    assert len(document["points_left_out"]) == 2
     assert recurrence.failures(document) == ["the device no longer answers: why"]
     assert "Stopped: the device no longer answers: why" in recurrence.notes(document)
 
@@ -266,7 +269,8 @@ def test_the_optimizer_rotates_through_sets_of_its_own(monkeypatch: pytest.Monke
     monkeypatch.setattr(optimizer, "make_parameters", recorded)
     ours = optimizer.RULES["ClippedNesterov"]["ours"]
     task = optimizer.rotation(ours, "RNN, I 88, H 200", Bench(plan=PLAN, input_sets=3))
-    assert isinstance(task, Rotation) and seeds == [0, 1, 2]
+    assert isinstance(task, Rotation)
+    assert seeds == [0, 1, 2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -43,7 +43,8 @@ class Device:
 
 class DeviceEvent:
     def __init__(self, device: Device) -> None:
-        self.device, self.at, self.waited = device, None, False
+        self.device, self.waited = device, False
+        self.at: float | None = None
 
     def record(self) -> None:
         self.at = self.device.seconds
@@ -84,8 +85,10 @@ def test_the_grid_has_all_sizes_and_precisions() -> None:
     assert square >= {(h, b, dtype) for h in sizes for b in batches for dtype in ("float32", "bfloat16")}
     assert len([p for p in points if p.cell.T == 4096]) == 2
     (packed,) = [p for p in points if p.packed]
-    assert len(packed.lengths) == packed.cell.B and max(packed.lengths) == packed.cell.T
-    assert packed.lengths == tuple(sorted(packed.lengths, reverse=True)) and min(packed.lengths) >= 1
+    assert len(packed.lengths) == packed.cell.B
+    assert max(packed.lengths) == packed.cell.T
+    assert packed.lengths == tuple(sorted(packed.lengths, reverse=True))
+    assert min(packed.lengths) >= 1
     assert packed.rows == pytest.approx(packed.cell.B / 2, rel=0.05)
     assert {p.precision for p in gpu_grid(["bfloat16"])} == {"bfloat16"}
 
@@ -113,7 +116,9 @@ def made_cost(point: Point, who: str) -> float:
 def test_with_enough_time_nothing_is_left_out() -> None:
     wanted = {SMALL: ["rnn", "graph", "loop", "compile"], LARGE: ["rnn", "graph", "loop"]}
     choice = choose(wanted, 100.0, made_cost)
-    assert choice.kept == wanted and not choice.dropped and not choice.points_dropped
+    assert choice.kept == wanted
+    assert not choice.dropped
+    assert not choice.points_dropped
 
 
 def test_the_most_expensive_are_dropped_first_but_each_peer_is_measured_once() -> None:
@@ -133,7 +138,8 @@ def test_nn_rnn_stays_and_then_the_last_points_are_dropped() -> None:
     choice = choose(wanted, 9.0, made_cost)
     assert choice.kept == {SMALL: ["rnn"], LARGE: ["rnn"]}
     choice = choose(wanted, 8.0, made_cost)
-    assert choice.kept == {SMALL: ["rnn"]} and choice.points_dropped == [LARGE]
+    assert choice.kept == {SMALL: ["rnn"]}
+    assert choice.points_dropped == [LARGE]
     assert LARGE not in choice.dropped
     assert choose(wanted, 0.0, made_cost).kept == {}
 
@@ -185,11 +191,14 @@ def test_before_clusters_a_large_matrix_needs_all_multiprocessors() -> None:
 def test_rates_are_measured_and_survive_json(monkeypatch: pytest.MonkeyPatch) -> None:
     stopwatch = Bench(plan=PLAN).new_stopwatch()
     rates = floor.measure_rates(stopwatch, "cpu", 16, 1 << 12, latencies=lambda: LATENCIES)
-    assert rates.copy_bytes_per_s > 0 and min(rates.flops_per_s.values()) > 0 and rates.launch_s > 0
+    assert rates.copy_bytes_per_s > 0
+    assert min(rates.flops_per_s.values()) > 0
+    assert rates.launch_s > 0
     assert floor.Rates(**json.loads(json.dumps(dataclasses.asdict(rates)))) == rates
     monkeypatch.setattr(floor, "find_tool", lambda name: None)
     rates = floor.measure_rates(stopwatch, "cpu", 16, 1 << 12)
-    assert rates.latencies is None and "no nvcc" in rates.why_no_latencies
+    assert rates.latencies is None
+    assert "no nvcc" in rates.why_no_latencies
 
 
 def test_the_output_of_the_latency_program() -> None:

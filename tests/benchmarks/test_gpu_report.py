@@ -71,7 +71,8 @@ def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path: Path)
     child = f"import time, pathlib; time.sleep(1.5); pathlib.Path({str(mark)!r}).touch()"
     text = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     found = outcomes_of([python("endless", text, limit=0.7), python("next", "print('on')")], tmp_path)
-    assert found[0][:2] == ("endless", "timed out") and found[0][2].startswith("no end after 1 s")
+    assert found[0][:2] == ("endless", "timed out")
+    assert found[0][2].startswith("no end after 1 s")
     assert found[1] == ("next", "passed", "on")
     time.sleep(1.5)
     assert not mark.exists()
@@ -107,7 +108,8 @@ def test_a_log_has_the_command_and_both_streams(tmp_path: Path) -> None:
     text = "import sys; print('out', flush=True); print('err', file=sys.stderr)"
     assert run_command([sys.executable, "-c", text], log, 20.0, {}) == 0
     lines = log.read_text().splitlines()
-    assert lines[0].startswith("$ ") and lines[1:] == ["out", "err"]
+    assert lines[0].startswith("$ ")
+    assert lines[1:] == ["out", "err"]
 
 
 # -------------------------------------------------------------------------------------- messages
@@ -145,9 +147,8 @@ SANITIZED = """========= COMPUTE-SANITIZER
 
 def test_messages_of_a_sanitized_run(tmp_path: Path) -> None:
     stage = the_stage("memcheck", tmp_path)
-    assert stage.message(SANITIZED) == "5 passed, 90 deselected; SUMMARY: 0 errors" and not lacks(
-        stage, SANITIZED
-    )
+    assert stage.message(SANITIZED) == "5 passed, 90 deselected; SUMMARY: 0 errors"
+    assert not lacks(stage, SANITIZED)
     race = SANITIZED.replace("0 errors", "0 hazards displayed (0 errors, 0 warnings)")
     assert "0 hazards displayed" in stage.message(race)
     assert lacks(stage, SANITIZED.replace("ERROR SUMMARY: 0 errors", "")) == ["SUMMARY:"]
@@ -191,7 +192,8 @@ def test_the_stages_their_order_and_their_commands(with_card: None, tmp_path: Pa
         "recurrence",
         "picture",
     ]
-    assert gpu_report.SECONDS < 480 and sum(stage.least for stage in stages) < gpu_report.SECONDS
+    assert gpu_report.SECONDS < 480
+    assert sum(stage.least for stage in stages) < gpu_report.SECONDS
     commands = {stage.name: [" ".join(c) for c in stage.commands] for stage in stages}
     assert "setup.py build_ext --inplace" in commands["build"][0]
     for stage in ("tests", "memcheck", "racecheck"):
@@ -209,7 +211,8 @@ def test_the_stages_their_order_and_their_commands(with_card: None, tmp_path: Pa
 def test_stages_build_and_import_this_checkout_for_this_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     variables = gpu_report.build_variables((9, 0))
-    assert variables["TORCH_CUDA_ARCH_LIST"] == "9.0a" and variables["RNNKERNELS_CUDA"] == "1"
+    assert variables["TORCH_CUDA_ARCH_LIST"] == "9.0a"
+    assert variables["RNNKERNELS_CUDA"] == "1"
     assert variables["PYTHONPATH"].split(":") == [str(ROOT), "elsewhere"]
 
 
@@ -252,7 +255,8 @@ def test_a_report_has_summary_log_and_json(tmp_path: Path, capsys: pytest.Captur
     assert finished(tmp_path, *outcomes) == 0
     document = json.loads((tmp_path / "report.json").read_text())
     assert document["failed"] == []
-    assert document["environment"]["card"] == CARD and document["environment"]["torch"] == torch.__version__
+    assert document["environment"]["card"] == CARD
+    assert document["environment"]["torch"] == torch.__version__
     assert document["environment"]["rnnkernels"]["version"]
     assert document["stages"][0] == {
         "name": "build",
@@ -294,7 +298,8 @@ def test_failed_stages_are_named_last_and_decide_the_status(
     assert finished(tmp_path, *outcomes) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "not passed: tests, memcheck, recurrence"
     document = json.loads((tmp_path / "report.json").read_text())
-    assert document["failed"] == ["tests", "memcheck", "recurrence"] and document["recurrence"] is None
+    assert document["failed"] == ["tests", "memcheck", "recurrence"]
+    assert document["recurrence"] is None
 
 
 def test_the_whole_command_with_other_stages(

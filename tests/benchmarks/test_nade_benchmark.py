@@ -22,7 +22,8 @@ def test_a_quick_run_times_all_contenders_and_writes(
 ) -> None:
     assert main(["nade", "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
     (cell,) = json.loads((tmp_path / "nade.json").read_text())["cells"]
-    assert list(cell["log_prob"]) == list(nade.LOG_PROB) and list(cell["draws"]) == list(nade.DRAWS)
+    assert list(cell["log_prob"]) == list(nade.LOG_PROB)
+    assert list(cell["draws"]) == list(nade.DRAWS)
     assert all(x["median_s"] > 0 for what in ("log_prob", "draws") for x in cell[what].values())
     printed = capsys.readouterr().out
     medians = {name: x["median_s"] for name, x in cell["log_prob"].items()}

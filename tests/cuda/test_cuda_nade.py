@@ -62,7 +62,9 @@ def test_values_and_gradients_equal_the_loop(sizes, ones, dtype):
         poison()
         found = by_kernels(v, tensors, grad)
         for x, y in zip(found, by_the_loop(v, tensors, grad), strict=True):
-            assert x.shape == y.shape and x.dtype == dtype and x.device.type == DEVICE
+            assert x.shape == y.shape
+            assert x.dtype == dtype
+            assert x.device.type == DEVICE
             assert distance(x.cpu().double(), y) < 5 * TOLERANCE[dtype], shape
 
 
@@ -75,7 +77,8 @@ def test_samples_have_the_logits_that_are_returned_with_them(sizes, dtype):
             tensors[0] += shift
             poison()
             v, logits = nade_sample(*tensors)
-            assert v.dtype == torch.uint8 and v.shape == logits.shape == tensors[0].shape
+            assert v.dtype == torch.uint8
+            assert v.shape == logits.shape == tensors[0].shape
             expected = _nade_composite.nade(v.cpu(), *(x.cpu().double() for x in tensors))[1]
             assert distance(logits.cpu().double(), expected) < 5 * TOLERANCE[dtype], shape
 
@@ -87,7 +90,8 @@ def test_a_unit_is_one_where_its_uniform_number_is_below_its_probability():
     v, logits = OPERATORS.nade_sample(uniform, *tensors)
     p = torch.sigmoid(logits)
     sure = (uniform - p).abs() > 1e-6
-    assert torch.equal(v.bool()[sure], (uniform < p)[sure]) and sure.float().mean() > 0.99
+    assert torch.equal(v.bool()[sure], (uniform < p)[sure])
+    assert sure.float().mean() > 0.99
 
 
 @pytest.mark.sanitize
@@ -160,7 +164,8 @@ def test_half_precision_is_a_storage_format(dtype):
     expected = by_the_loop(v, tensors, torch.ones(6))
     assert distance(log_prob.cpu().double(), expected[0]) < 5 * TOLERANCE[torch.float32]
     for x, y in zip(gradients, expected[1:], strict=True):
-        assert x.dtype == dtype and distance(x.cpu().double(), y) < torch.finfo(dtype).eps
+        assert x.dtype == dtype
+        assert distance(x.cpu().double(), y) < torch.finfo(dtype).eps
 
 
 def test_autocast_mixes_dtypes():
@@ -271,7 +276,8 @@ def test_a_graph_draws_new_samples_at_each_replay():
         frames.append(v.clone())
         expected = _nade_composite.nade(v.cpu(), *(x.cpu().double() for x in tensors))[1]
         assert distance(logits.cpu().double(), expected) < 5 * TOLERANCE[torch.float32]
-    assert not torch.equal(frames[0], frames[1]) and not torch.equal(frames[1], frames[2])
+    assert not torch.equal(frames[0], frames[1])
+    assert not torch.equal(frames[1], frames[2])
 
 
 @gpu_only

@@ -73,7 +73,8 @@ def test_the_loop_without_decay_is_torch_nn_rnn() -> None:
         torch.manual_seed(3)
         ours = EagerLeakyRNN(5, 7, nonlinearity, bias)
         for (name, a), (other, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-            assert name == other and torch.equal(a, b)
+            assert name == other
+            assert torch.equal(a, b)
         x, hx = torch.randn(6, 3, 5), torch.randn(1, 3, 7)
         for got, expected in zip(ours(x, hx), theirs(x, hx), strict=True):
             torch.testing.assert_close(got, expected)
@@ -85,7 +86,8 @@ def test_the_loop_computes_its_equation(form: str) -> None:
     net = EagerLeakyRNN(2, 3, "tanh", decay=0.75, form=form)
     x, h, drive = torch.randn(4, 1, 2), torch.randn(1, 1, 3), torch.randn(4, 1, 3)
     states, last = net(x, h, drive=drive)
-    assert net.bias_ih_l0 is not None and net.bias_hh_l0 is not None
+    assert net.bias_ih_l0 is not None
+    assert net.bias_hh_l0 is not None
     state = h[0, 0]
     for t in range(4):
         p = net.weight_ih_l0 @ x[t, 0] + net.bias_ih_l0 + net.bias_hh_l0 + drive[t, 0]
@@ -114,7 +116,8 @@ def test_the_loop_and_the_package_agree() -> None:
         (net(x)[0] * target).sum().backward()
     torch.testing.assert_close(nets[0](x), nets[1](x))
     for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
-        assert a.grad is not None and b.grad is not None
+        assert a.grad is not None
+        assert b.grad is not None
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
@@ -143,7 +146,8 @@ def test_batches_pair_each_step_with_the_next() -> None:
         assert torch.equal(batch.inputs[1:], batch.target[:-1])
         lengths = batch.mask[..., 0].sum(dim=0).int().tolist()
         for i, length in enumerate(lengths):
-            assert batch.mask[:length, i].all() and not batch.mask[length:, i].any()
+            assert batch.mask[:length, i].all()
+            assert not batch.mask[length:, i].any()
             whole = torch.cat([batch.inputs[:1, i], batch.target[:length, i]])
             seen.append(whole.numpy().astype(np.uint8).tobytes())
     assert sorted(seen) == sorted(piece.tobytes() for piece in pieces)
@@ -177,8 +181,10 @@ def test_pad() -> None:
     first, second = np.zeros((1, 88), np.uint8), np.zeros((2, 88), np.uint8)
     first[0, 39] = second[0, 40] = second[1, 41:43] = 1
     frames, lengths = rolls.pad([first, second])
-    assert frames.shape == (2, 2, 88) and frames.dtype == np.float32
-    assert lengths.tolist() == [1, 2] and lengths.dtype == np.int64
+    assert frames.shape == (2, 2, 88)
+    assert frames.dtype == np.float32
+    assert lengths.tolist() == [1, 2]
+    assert lengths.dtype == np.int64
     ones = [[0, 0, 39], [0, 1, 40], [1, 1, 41], [1, 1, 42]]
     assert np.argwhere(frames).tolist() == ones
 
@@ -210,7 +216,8 @@ def test_differences_and_a_nan() -> None:
     runs = demo.make_runs(options, torch.full((88,), 0.1))
     runs[0].losses, runs[1].losses = [2.0, 4.0, 8.0], [2.0, 5.0]
     assert demo.differences(runs) == [0.0, 0.25]
-    assert demo.largest([]) == 0.0 and demo.largest([0.0, 0.25]) == 0.25
+    assert demo.largest([]) == 0.0
+    assert demo.largest([0.0, 0.25]) == 0.25
     assert math.isnan(demo.largest([0.5, math.nan, 0.25]))
 
 
@@ -229,7 +236,10 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         bar.show(i / 100, "working " * 20)
     bar.close()
     shown = capsys.readouterr().out
-    assert "\n" not in shown and shown.endswith("\r") and "█" in shown and "100 %" in shown
+    assert "\n" not in shown
+    assert shown.endswith("\r")
+    assert "█" in shown
+    assert "100 %" in shown
     assert all(len(part) < 50 for part in shown.split("\r"))
 
 
@@ -245,17 +255,22 @@ def test_a_short_run(data_file: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "\r" not in done.stdout and "13/13/13 train/valid/test sequences" in done.stdout
+    assert "\r" not in done.stdout
+    assert "13/13/13 train/valid/test sequences" in done.stdout
     rows = table_of(done.stdout)
     assert rows["test split"] == ["log-likelihood", "accuracy", "seconds per epoch", "speed"]
     alone = float(rows["keys alone, no network"][0])
     loop, fused = rows["loop of plain PyTorch"], rows["LeakyRNN"]
-    assert float(loop[0]) > alone + 1 and loop[3] == "1.0 x"
+    assert float(loop[0]) > alone + 1
+    assert loop[3] == "1.0 x"
     assert float(fused[0]) == pytest.approx(float(loop[0]), abs=0.02)
-    assert float(fused[2]) > 0 and float(fused[3].split()[0]) > 0
+    assert float(fused[2]) > 0
+    assert float(fused[3].split()[0]) > 0
     found = re.search(r"at most (\S+) \(relative\) over the first 20 updates, (\S+) over", done.stdout)
-    assert found and float(found[1]) <= 1e-4
-    assert "90 updates per run" in done.stdout and "the recurrent layer alone on" in done.stdout
+    assert found
+    assert float(found[1]) <= 1e-4
+    assert "90 updates per run" in done.stdout
+    assert "the recurrent layer alone on" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -275,10 +290,12 @@ def test_ctrl_c_leaves_the_table(data_file: Path, tmp_path: Path) -> None:
     begin = time.monotonic()
     output, errors = process.communicate(timeout=60)
     assert time.monotonic() - begin < 30
-    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
     assert "stopped by Ctrl-C" in output
     rows = table_of(output)
-    assert float(rows["LeakyRNN"][0]) < 0 and float(rows["loop of plain PyTorch"][2]) > 0
+    assert float(rows["LeakyRNN"][0]) < 0
+    assert float(rows["loop of plain PyTorch"][2]) > 0
 
 
 def test_ctrl_c_before_the_first_update(data_file: Path, tmp_path: Path) -> None:
@@ -310,7 +327,8 @@ def test_wrong_data_and_wrong_arguments(
     path.write_bytes(b"cos\nsystem\n(S'touch made'\ntR.")
     assert demo.main(["--data", str(path)]) == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.count("\n") == 1
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
     assert shown.err.startswith(f"demo.py: {path}: asks for 'os.system'")
     for wrong in (["--epochs", "0"], ["--decay", "1"], ["--hidden", "-3"], ["--seconds", "nan"]):
         with pytest.raises(SystemExit) as caught:

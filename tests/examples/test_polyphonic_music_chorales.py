@@ -134,7 +134,8 @@ def test_chorales_are_chosen_and_split(music21: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     data = chorales.load_chorales(tmp_path / "cache", lambda done, total: calls.append((done, total)))
     assert data.note == "9 of 11 scores of music21 0.1, 5/2/2 train/valid/test"
-    assert calls[0] == (0, 11) and calls[-1] == (10, 11)
+    assert calls[0] == (0, 11)
+    assert calls[-1] == (10, 11)
     assert len(set().union(*contents(data))) == 9
     again = chorales.load_chorales(tmp_path / "other cache")
     assert [roll.tobytes() for roll in again.train] == [roll.tobytes() for roll in data.train]
@@ -200,5 +201,6 @@ def test_real_chorales(tmp_path: Path) -> None:
     assert max(int(roll.sum(axis=1).max()) for roll in found.values()) == 4
     roll = found["bwv66.6.mxl"]  # as music21 itself reads it
     assert pitches(roll[:3]) == [[57, 64, 73], [54, 61, 66, 69], [56, 59, 64, 71]]
-    assert roll.shape == (36, 88) and roll.sum() == 135
+    assert roll.shape == (36, 88)
+    assert roll.sum() == 135
     assert "music21" not in sys.modules

@@ -37,7 +37,8 @@ def notes_of(roll: np.ndarray[Any, Any]) -> set[Note]:
 def read(path: Path) -> tuple[int, list[tuple[int, Message]]]:
     """Ticks per quarter note, and the messages with their times in ticks."""
     file = MidiFile(path)
-    assert file.type == 0 and len(file.tracks) == 1
+    assert file.type == 0
+    assert len(file.tracks) == 1
     times = np.cumsum([message.time for message in file.tracks[0]]).tolist()
     return file.ticks_per_beat, list(zip(times, file.tracks[0], strict=True))
 
@@ -63,11 +64,13 @@ def test_every_note_has_its_begin_and_end(tmp_path: Path, steps_per_quarter: int
     notes = set()
     for now, event in events:
         if event.type == "note_on":
-            assert event.note not in begun and event.velocity > 0
+            assert event.note not in begun
+            assert event.velocity > 0
             begun[event.note] = now
         elif event.type == "note_off":
             notes.add((begun.pop(event.note) / step, now / step, event.note))
-    assert notes == notes_of(roll) and not begun
+    assert notes == notes_of(roll)
+    assert not begun
     assert events[-1] == (60 * step, MetaMessage("end_of_track", time=events[-1][1].time))
 
 
@@ -81,7 +84,8 @@ def test_music21_reads_the_roll(tmp_path: Path) -> None:
     file.open(str(tmp_path / "a.mid"))
     file.read()
     file.close()
-    assert file.format == 0 and len(file.tracks) == 1
+    assert file.format == 0
+    assert len(file.tracks) == 1
     step, now, begun, notes = file.ticksPerQuarterNote / 2, 0, {}, set()
     for event in file.tracks[0].events:
         if event.isDeltaTime():

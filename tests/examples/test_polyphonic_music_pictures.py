@@ -99,6 +99,7 @@ def test_files_are_written_or_a_line_says_why_not(tmp_path: Path) -> None:
         (tmp_path / "a.png", learning_curves(made_results(1), "RNN", tmp_path / "a.png")),
         (tmp_path / "b.png", two_rolls(roll, roll, tmp_path / "b.png")),
     ):
-        assert said == f"picture: {path}" and path.read_bytes()[:4] == b"\x89PNG"
+        assert said == f"picture: {path}"
+        assert path.read_bytes()[:4] == b"\x89PNG"
     figure = pictures._figure(1, 1)
     assert "cannot be written" in pictures._saved(figure, tmp_path / "nowhere" / "a.png")

@@ -48,11 +48,14 @@ def test_values_that_are_not_finite_are_null(tmp_path: Path) -> None:
     entry_of(results, "Nottingham", "SGD")["trials"][0]["valid"] = -math.inf
     write_report(results, tmp_path)
     text = (tmp_path / "results.json").read_text()
-    assert "NaN" not in text and "Infinity" not in text
+    assert "NaN" not in text
+    assert "Infinity" not in text
     read = json.loads(text)
     entry = entry_of(read, "Nottingham", "SGD")
-    assert entry["runs"][0]["test"] is None and entry["runs"][0]["curve"]["valid"][3] is None
-    assert entry["trials"][0]["valid"] is None and entry["runs"][1]["test"] == pytest.approx(-5.0)
+    assert entry["runs"][0]["test"] is None
+    assert entry["runs"][0]["curve"]["valid"][3] is None
+    assert entry["trials"][0]["valid"] is None
+    assert entry["runs"][1]["test"] == pytest.approx(-5.0)
     assert table(read) == table(results)
 
 
@@ -78,8 +81,11 @@ def test_a_study_without_results_is_reported(tmp_path: Path) -> None:
 
 def test_the_environment_has_versions_and_hardware() -> None:
     found = environment(3)
-    assert found["rnnkernels"] == rnnkernels.__version__ and found["torch"] == torch.__version__
-    assert found["python"] == platform.python_version() and found["cores"] >= 1
-    assert found["workers"] == 3 and found["processor"]
+    assert found["rnnkernels"] == rnnkernels.__version__
+    assert found["torch"] == torch.__version__
+    assert found["python"] == platform.python_version()
+    assert found["cores"] >= 1
+    assert found["workers"] == 3
+    assert found["processor"]
     assert len(found["date"]) == len("2026-11-28")
     assert json.loads(json.dumps(found)) == found

@@ -50,7 +50,9 @@ def refused(path: Path) -> str:
     with pytest.raises(rolls.RollsError) as caught:
         rolls.load(path)
     message = str(caught.value)
-    assert message.startswith(str(path)) and "\n" not in message and len(message) < 600
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert len(message) < 600
     return message[len(str(path)) :]
 
 
@@ -143,7 +145,9 @@ def test_a_pickle_runs_nothing(tmp_path: Path, protocol: int) -> None:
     folder = tmp_path / "made"
     path = written(tmp_path, {**SPLITS, "more": _Trap(str(folder))}, ".pickle", protocol)
     message = refused(path)
-    assert "asks for '" in message and "only plain lists" in message and not folder.exists()
+    assert "asks for '" in message
+    assert "only plain lists" in message
+    assert not folder.exists()
     pickle.loads(path.read_bytes())  # the trap is real
     assert folder.exists()
 

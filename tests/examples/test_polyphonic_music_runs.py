@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,14 @@ def data() -> Rolls:
 
 
 def job(model: str = "RNN", updates: int = 60, **settings: object) -> Job:
-    given = {"lr": 1.0, "clip": 1.0, "slowest": 0.5, "nonlinearity": "relu", "momentum": 0.9, **settings}
+    given: dict[str, Any] = {
+        "lr": 1.0,
+        "clip": 1.0,
+        "slowest": 0.5,
+        "nonlinearity": "relu",
+        "momentum": 0.9,
+        **settings,
+    }
     made = replace(SMALL, **given)
     return Job("scales", model, "+CLRM", made, 0, updates, True, SCALE)
 
@@ -62,7 +70,9 @@ def test_a_rung_adds_one_technique_to_the_rung_below():
     names = [set(ranges_of(technique)) for technique in TECHNIQUES]
     for below, above in pairwise(names):
         assert below < above
-    assert Settings().clip is None and Settings().slowest is None and Settings().momentum == 0
+    assert Settings().clip is None
+    assert Settings().slowest is None
+    assert Settings().momentum == 0
 
 
 def test_rungs_share_their_draws():
@@ -77,7 +87,8 @@ def test_a_rung_starts_from_the_rung_below():
     below = replace(SMALL, lr=2.0, radius=0.7, dropout=0.4)
     for trial in range(6):
         drawn = draw(ranges_above("SGD", below, "+C"), trial, below)
-        assert drawn.clip is not None and 1 <= drawn.lr <= 10
+        assert drawn.clip is not None
+        assert 1 <= drawn.lr <= 10
         assert drawn == replace(below, clip=drawn.clip, lr=drawn.lr)
     assert set(ranges_above("+C", below, "+CLR")) == {"slowest", "nonlinearity", "l1", "lr"}
 
@@ -95,7 +106,8 @@ def test_changes_replace_and_add_ranges_but_add_no_higher_technique():
 def test_draws_spread_over_the_range():
     for name in ("lr", "clip", "momentum"):
         found = sorted(place(name, trial) for trial in range(16))
-        assert found[0] >= 0 and found[-1] < 1
+        assert found[0] >= 0
+        assert found[-1] < 1
         assert max(np.diff([*found, found[0] + 1])) < 0.2
     lr, clip = ([place(name, trial) for trial in range(64)] for name in ("lr", "clip"))
     assert abs(np.corrcoef(lr, clip)[0, 1]) < 0.3
@@ -142,7 +154,8 @@ def test_batches_hold_every_step(data):
 def test_whole_batches_are_bounded(data, monkeypatch):
     monkeypatch.setattr("polyphonic_music.batches.MOST_ROWS", 50)
     found = whole_batches(data.train)
-    assert len(found) > 2 and all(len(batch.targets) <= 50 for batch in found)
+    assert len(found) > 2
+    assert all(len(batch.targets) <= 50 for batch in found)
 
 
 def test_log_likelihood_is_the_mean_over_all_steps(data):
@@ -154,15 +167,19 @@ def test_log_likelihood_is_the_mean_over_all_steps(data):
         nats -= float(binary_cross_entropy_with_logits(logits, frames[1:], reduction="sum").detach())
         steps += len(roll) - 1
     found = log_likelihood(model, whole_batches(data.test), SCALE.tested)
-    assert found.interval is None and found.mean == pytest.approx(nats / steps, rel=1e-5)
+    assert found.interval is None
+    assert found.mean == pytest.approx(nats / steps, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_training_beats_the_keys_alone(data, name):
     result = Trainer(job(name, updates=120), data).run()
-    assert result["updates"] <= 120 and result["best_epoch"] >= 1
+    assert result["updates"] <= 120
+    assert result["best_epoch"] >= 1
     assert result["test"] > keys_alone(data) + 2
-    assert 0 < result["accuracy"] <= 1 and 0 < result["active"] < 1 and 0 < result["gradient"] < 1
+    assert 0 < result["accuracy"] <= 1
+    assert 0 < result["active"] < 1
+    assert 0 < result["gradient"] < 1
     assert (result["interval"] is None) == (name != "RNN-RBM")
     assert len(result["curve"]["epoch"]) == len(result["curve"]["valid"]) == len(result["curve"]["train"])
     assert max(result["curve"]["valid"]) == result["valid"]
@@ -213,14 +230,17 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(data, tmp_path, monkeypatch, 
 def test_a_run_that_diverges_ends(data):
     settings = replace(SMALL, lr=1e30, nonlinearity="relu")
     result = Trainer(Job("scales", "RNN", "SGD", settings, 0, 500, True, SCALE), data).run()
-    assert result["valid"] is None and "test" not in result and result["updates"] < 500
+    assert result["valid"] is None
+    assert "test" not in result
+    assert result["updates"] < 500
 
 
 def test_a_run_without_progress_ends_early(data, monkeypatch):
     monkeypatch.setattr(training, "PATIENCE", 3)
     settings = replace(SMALL, lr=0.0)
     result = Trainer(Job("scales", "RNN", "SGD", settings, 0, 5000, True, SCALE), data).run()
-    assert result["updates"] < 5000 and len(result["curve"]["epoch"]) == 4
+    assert result["updates"] < 5000
+    assert len(result["curve"]["epoch"]) == 4
 
 
 def test_the_learning_rate_rises_and_falls(data):
@@ -230,14 +250,16 @@ def test_the_learning_rate_rises_and_falls(data):
     for _ in range(100):
         trainer._update(batch)
         rates.append(trainer.optimizer.param_groups[0]["lr"])
-    assert rates[0] < 0.1 * max(rates) and rates[-1] < 0.01 * max(rates)
+    assert rates[0] < 0.1 * max(rates)
+    assert rates[-1] < 0.01 * max(rates)
     assert max(rates) == pytest.approx(1.0 * (1 - 0.9), rel=0.02)
     assert np.argmax(rates) in range(3, 8)
 
 
 def test_update_fractions_are_drawn_between_the_slowest_and_one():
     decay = Predictor("RNN", replace(SMALL, slowest=0.2, hidden=500), np.full(88, 0.1)).rnn.decay
-    assert 0.7 < float(decay.max()) <= 0.8 and float(decay.min()) < 0.02
+    assert 0.7 < float(decay.max()) <= 0.8
+    assert float(decay.min()) < 0.02
     assert Predictor("RNN", SMALL, np.full(88, 0.1)).rnn.decay == 0
 
 
@@ -253,7 +275,9 @@ def test_a_sampled_piece_continues_its_beginning(data, name):
     model = Predictor(name, SMALL, key_frequency(data.train)).eval()
     beginning = data.test[0][:4]
     piece = sample_piece(model, beginning, 20, torch.Generator().manual_seed(1))
-    assert piece.shape == (20, 88) and piece.dtype == np.uint8 and set(np.unique(piece)) == {0, 1}
+    assert piece.shape == (20, 88)
+    assert piece.dtype == np.uint8
+    assert set(np.unique(piece)) == {0, 1}
     np.testing.assert_array_equal(piece[:4], beginning)
     again = sample_piece(model, beginning, 20, torch.Generator().manual_seed(1))
     np.testing.assert_array_equal(piece, again)
@@ -276,4 +300,5 @@ def test_scores_do_not_depend_on_earlier_draws(data):
     first = score_test(model, data.test, SCALE)
     torch.rand(7)
     assert score_test(model, data.test, SCALE) == first
-    assert first["interval"][0] < first["test"] < first["interval"][1] and math.isfinite(first["accuracy"])
+    assert first["interval"][0] < first["test"] < first["interval"][1]
+    assert math.isfinite(first["accuracy"])

@@ -89,11 +89,13 @@ def test_the_command_leaves_a_report(file, tmp_path, monkeypatch, capsys):
     ]
     for entry, part in zip(results["results"], (PLAN.parts[0], *PLAN.parts), strict=True):
         assert entry["data"] == "made"
-        assert len(entry["trials"]) == part.trials and len(entry["runs"]) == part.seeds
+        assert len(entry["trials"]) == part.trials
+        assert len(entry["runs"]) == part.seeds
         ranked = sorted(entry["trials"], key=lambda trial: -trial["valid"])
         finalists, others = ranked[: part.finalists], ranked[part.finalists :]
         best = max(finalists, key=lambda trial: trial["full_valid"])
-        assert entry["settings"] == best["settings"] and entry["runs"][0]["valid"] == best["full_valid"]
+        assert entry["settings"] == best["settings"]
+        assert entry["runs"][0]["valid"] == best["full_valid"]
         assert all(trial["full_valid"] is None for trial in others)
         assert all(run["updates"] == part.updates[0] and run["test"] < 0 for run in entry["runs"])
     assert results["data"]["made"]["baselines"]["keys_alone"] < 0
@@ -121,7 +123,8 @@ def test_worker_processes_find_the_same_results(file, tmp_path, monkeypatch):
     study = Study(replace(PLAN, parts=PLAN.parts[:1]), [str(file)], tmp_path / "runs")
     shares: list[float] = []
     study.run(2, lambda share, text: shares.append(share))
-    assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
     assert study.left() == []
     (cell, _) = study.cells
     run = cell.trials()[1]
@@ -156,7 +159,8 @@ def test_a_run_is_done_by_one_process_and_is_free_when_that_is_killed(file, tmp_
     with subprocess.Popen(
         [sys.executable, "-c", LOCKED, *arguments], stdout=subprocess.PIPE, text=True, env=environment
     ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "at it\n"
+        assert other.stdout is not None
+        assert other.stdout.readline() == "at it\n"
         assert not do_unless_locked(job, data, study.folder, None)
         assert (study.cells[0], study.cells[0].trials()[0]) in study.left()
         other.kill()
@@ -241,7 +245,8 @@ def test_another_file_of_the_same_name_is_another_study(file, tmp_path):
 def cell_with_trials(file: Path, folder: Path, part: Part, *valid: float | None) -> Cell:
     cell = Study(replace(PLAN, parts=(part,)), [str(file)], folder).cells[0]
     for run, value in zip(cell.trials(), valid, strict=True):
-        assert run in cell.left() and cell.full_runs() == []
+        assert run in cell.left()
+        assert cell.full_runs() == []
         cell.results[run] = {"valid": value, "seconds": 1}
     return cell
 
@@ -251,19 +256,27 @@ def test_full_runs_follow_the_last_trial_and_seeds_the_last_full_run(file, tmp_p
     cell, above = study.cells[:2]
     trials = cell.trials()
     for run, valid in zip(trials, (-3.0, -1.0, -2.0), strict=True):
-        assert above.left() == [] and cell.full_runs() == []
+        assert above.left() == []
+        assert cell.full_runs() == []
         cell.results[run] = {"valid": valid}
     [full] = cell.part.updates
     assert cell.left() == [Run(1, full), Run(2, full)]
     job = cell.job(Run(1, full))
-    assert job.settings == cell.drawn(1) and job.test and job.updates == full
+    assert job.settings == cell.drawn(1)
+    assert job.test
+    assert job.updates == full
     cell.results[Run(1, full)] = {"valid": -1.5}
-    assert cell.chosen() == [] and cell.seeds() == [] and above.left() == []
+    assert cell.chosen() == []
+    assert cell.seeds() == []
+    assert above.left() == []
     cell.results[Run(2, full)] = {"valid": -0.9}
-    assert cell.chosen() == [Run(2, full), Run(2, full, 1)] and cell.left() == [Run(2, full, 1)]
-    assert above.left() == above.trials() and above.drawn(0).radius == cell.settings().radius
+    assert cell.chosen() == [Run(2, full), Run(2, full, 1)]
+    assert cell.left() == [Run(2, full, 1)]
+    assert above.left() == above.trials()
+    assert above.drawn(0).radius == cell.settings().radius
     cell.results[Run(2, full, 1)] = {"valid": -0.7}
-    assert cell.left() == [] and cell.seeds() == [{"valid": -0.9}, {"valid": -0.7}]
+    assert cell.left() == []
+    assert cell.seeds() == [{"valid": -0.9}, {"valid": -0.7}]
 
 
 def test_the_best_trial_may_be_better_than_any_full_run(file, tmp_path):
@@ -276,7 +289,8 @@ def test_the_best_trial_may_be_better_than_any_full_run(file, tmp_path):
         assert cell.left() == [run for run in cell.chosen() if run not in cell.results] != []
         assert cell.settings() == cell.drawn(chosen[0])
         job = cell.job(Run(*chosen, 0))
-        assert job.test and job.updates == chosen[1]
+        assert job.test
+        assert job.updates == chosen[1]
 
 
 def test_the_validation_split_chooses_among_several_lengths(file, tmp_path):
@@ -285,7 +299,8 @@ def test_the_validation_split_chooses_among_several_lengths(file, tmp_path):
     assert cell.left() == [Run(trial, updates) for trial in (1, 2) for updates in (6, 9, 12)]
     for run, valid in zip(cell.full_runs(), (-1.0, -0.7, -0.9, -0.8, None, -1.2), strict=True):
         cell.results[run] = {"valid": valid, "seconds": 1}
-    assert cell.chosen() == [Run(1, 9, 0), Run(1, 9, 1)] and cell.left() == [Run(1, 9, 1)]
+    assert cell.chosen() == [Run(1, 9, 0), Run(1, 9, 1)]
+    assert cell.left() == [Run(1, 9, 1)]
     assert [trial["full_valid"] for trial in cell.entry()["trials"]] == [None, -0.7, -0.8]
     assert part.most_updates == 3 * 4 + 2 * (6 + 9 + 12) + 12
 
@@ -296,13 +311,17 @@ def test_where_all_runs_diverge_none_is_chosen(file, tmp_path):
     study = Study(PLAN, [str(file)], tmp_path)
     cell, above = study.cells[:2]
     cell.results |= dict.fromkeys(cell.trials(), diverged)
-    assert cell.left() == [] and above.left() == above.trials()
+    assert cell.left() == []
+    assert above.left() == above.trials()
     assert above.drawn(0) == draw(ranges_of("+CLRM", part.changes), 0, part.base)  # all settings
-    assert cell.entry()["settings"] is None and cell.entry()["runs"] == []
+    assert cell.entry()["settings"] is None
+    assert cell.entry()["runs"] == []
     cell = cell_with_trials(file, tmp_path, part, -1.0, -1.0, -1.0)
     cell.results |= dict.fromkeys(cell.full_runs(), diverged)
-    assert cell.decided() and cell.left() == []
-    assert cell.entry()["settings"] is None and cell.entry()["runs"] == []
+    assert cell.decided()
+    assert cell.left() == []
+    assert cell.entry()["settings"] is None
+    assert cell.entry()["runs"] == []
 
 
 def test_a_part_replaces_an_earlier_one_on_the_data_sets_that_it_names():
@@ -316,14 +335,18 @@ def test_a_part_replaces_an_earlier_one_on_the_data_sets_that_it_names():
 def test_the_control_has_the_trials_of_all_rungs(file, tmp_path):
     ladder = FULL.parts[0]
     [control] = [part for part in FULL.parts if part.row]
-    assert control.trials == ladder.trials * len(ladder.techniques) and control.techniques == ("SGD",)
-    assert control.row == f"SGD, {control.trials} trials" and control in CONTROL.parts
+    assert control.trials == ladder.trials * len(ladder.techniques)
+    assert control.techniques == ("SGD",)
+    assert control.row == f"SGD, {control.trials} trials"
+    assert control in CONTROL.parts
     study = Study(StudyPlan("both", (ladder, control)), [str(file)], tmp_path)
     sgd, searched = study.cells[0], study.cells[-1]
     assert [sgd.job(run) for run in sgd.trials()] == [searched.job(run) for run in searched.trials()[:8]]
     assert searched.entry()["technique"] == control.row
     rates = [searched.drawn(trial).lr for trial in range(control.trials)]
-    assert len(set(rates)) == control.trials and 0.05 <= min(rates) < 0.06 and 9 < max(rates) < 10
+    assert len(set(rates)) == control.trials
+    assert 0.05 <= min(rates) < 0.06
+    assert 9 < max(rates) < 10
 
 
 def test_a_stopped_study_is_reported(file, tmp_path, monkeypatch, capsys):
@@ -341,7 +364,8 @@ def test_a_stopped_study_is_reported(file, tmp_path, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         command.main(["--plan", "tiny", "--data", str(file), "--out", str(out), "--workers", "1"])
     results = json.loads((out / "results.json").read_text())
-    assert len(results["results"][0]["trials"]) == 3 and len(results["results"][0]["runs"]) == 2
+    assert len(results["results"][0]["trials"]) == 3
+    assert len(results["results"][0]["runs"]) == 2
     assert "Missing" in capsys.readouterr().out
 
 
@@ -364,15 +388,18 @@ def test_a_study_that_is_continued_and_stopped_at_once_reports_all_earlier_resul
     with pytest.raises(KeyboardInterrupt):
         command.main(arguments)
     after = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert after[:-1] == before[:-1] and after[0]["runs"]
-    assert after[-1]["trials"] == before[-1]["trials"][1:] and after[-1]["runs"] == []
+    assert after[:-1] == before[:-1]
+    assert after[0]["runs"]
+    assert after[-1]["trials"] == before[-1]["trials"][1:]
+    assert after[-1]["runs"] == []
 
 
 def test_the_old_command_says_where_the_study_is():
     done = subprocess.run(
         [sys.executable, "-m", "rnnkernels.experiments"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2
+    assert done.stdout == ""
     assert done.stderr == "moved: PYTHONPATH=examples python -m polyphonic_music\n"
 
 
@@ -382,11 +409,9 @@ def test_two_files_of_one_name_are_refused(file, capsys):
         command.main(["--plan", "tiny", "--data", str(file.parent), "--out", str(file.parent / "out")]) == 2
     )
     printed = capsys.readouterr().err
-    assert (
-        printed.count("\n") == 1
-        and "made.pickle: the data set has the same name as" in printed
-        and "made.json" in printed
-    )
+    assert printed.count("\n") == 1
+    assert "made.pickle: the data set has the same name as" in printed
+    assert "made.json" in printed
 
 
 def test_a_missing_file_is_not_replaced_by_the_chorales(tmp_path, monkeypatch, capsys):
@@ -398,7 +423,9 @@ def test_a_missing_file_is_not_replaced_by_the_chorales(tmp_path, monkeypatch, c
 def test_a_folder_that_cannot_be_made_is_one_line(file, capsys):
     assert command.main(["--plan", "tiny", "--data", str(file), "--out", str(file)]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and str(file) in printed.err
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert str(file) in printed.err
 
 
 @pytest.mark.parametrize(
@@ -416,7 +443,8 @@ def test_an_error_is_one_line_after_the_report(file, tmp_path, monkeypatch, caps
     monkeypatch.setattr(studies, "ProcessPoolExecutor", Broken)
     assert command.main(["--plan", "tiny", "--data", str(file), "--out", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr()
-    assert printed.err.count("\n") == 1 and said in printed.err
+    assert printed.err.count("\n") == 1
+    assert said in printed.err
     assert (tmp_path / "out" / "results.json").exists()
 
 
@@ -444,7 +472,9 @@ def test_a_wrong_file_is_one_line(tmp_path, capsys, content):
         path.write_text(content)
     assert command.main(["--plan", "tiny", "--data", str(path), "--out", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and str(path) in printed.err
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert str(path) in printed.err
 
 
 def test_a_folder_without_rolls_is_one_line(tmp_path, capsys):
@@ -487,4 +517,5 @@ def test_tensorboard_gets_the_curves(file, tmp_path, monkeypatch):
     result = do(job, study.data[str(file)], tmp_path, tmp_path / "events")
     assert written[0] == path_of(job, tmp_path).name
     valid = [value for name, value, _ in written[1:] if name == "valid"]
-    assert valid == result["curve"]["valid"] and len(valid) > 0
+    assert valid == result["curve"]["valid"]
+    assert len(valid) > 0

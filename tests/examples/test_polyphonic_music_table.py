@@ -49,7 +49,8 @@ def test_mean_and_sample_deviation_over_the_seeds() -> None:
 
 def test_a_single_seed_has_no_deviation() -> None:
     text = table(made_results(seeds=1), markdown=True)
-    assert "higher is better; one seed" in text and "±" not in text
+    assert "higher is better; one seed" in text
+    assert "±" not in text
     assert column_values(text, "+CLRM") == ["**-8.00**", "**-4.00**", "**-6.00**"]
     assert "standard errors" not in text
 
@@ -127,7 +128,8 @@ def test_an_improvement_within_the_noise_is_counted_as_such() -> None:
     for name in SETS:
         for run in entry_of(results, name, "+CL")["runs"]:
             run["test"] -= 0.15  # 0.05 above +C and below +CLR, while a difference has an error of 0.058
-    assert sentence(results).startswith("4 of 4 rungs") and "; 2 by more than two" in sentence(results)
+    assert sentence(results).startswith("4 of 4 rungs")
+    assert "; 2 by more than two" in sentence(results)
 
 
 def test_a_control_is_a_row_after_the_ladder_and_compared_with_its_last_rung() -> None:
@@ -144,9 +146,8 @@ def test_a_control_is_a_row_after_the_ladder_and_compared_with_its_last_rung() -
     text = table(results)
     assert "The mean log-likelihood of +CLRM minus that of SGD, 40 trials: 1.000 (standard" in text
     alone = table(results | {"results": [control, both]}, markdown=True)
-    assert (
-        column_values(alone, "SGD, 40 trials")[2] == "**-7.00 ± 0.07**" and "cannot be compared" not in alone
-    )
+    assert column_values(alone, "SGD, 40 trials")[2] == "**-7.00 ± 0.07**"
+    assert "cannot be compared" not in alone
 
 
 def test_a_missing_figure_is_a_dash_and_is_named() -> None:
@@ -173,7 +174,8 @@ def test_a_mean_is_over_the_same_sets_for_all() -> None:
     results = made_results()
     results["results"].remove(entry_of(results, "JSB_Chorales", "+C"))
     means = make_grid(results, "RNN", LOG_LIKELIHOOD).means
-    assert means["SGD"].value == pytest.approx(-5.0) and means["+C"].value == pytest.approx(-4.7)
+    assert means["SGD"].value == pytest.approx(-5.0)
+    assert means["+C"].value == pytest.approx(-4.7)
     assert means["keys alone"].value == -11.0
 
 
@@ -191,7 +193,8 @@ def test_rungs_that_were_not_to_be_run_are_no_rows() -> None:
     results = made_results()
     results["results"] = [e for e in results["results"] if e["technique"] in ("SGD", "+CLRM")]
     text = table(results, markdown=True)
-    assert all(first != "+C" for first, *_ in rows_in(text)) and "Missing" not in text
+    assert all(first != "+C" for first, *_ in rows_in(text))
+    assert "Missing" not in text
     assert "Not run: +C, +CL, +CLR." in text
     assert "1 of 1 rungs improve the mean log-likelihood: +CLRM over SGD by 1.000" in text
     for name in SETS:

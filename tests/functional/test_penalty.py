@@ -44,7 +44,8 @@ def test_value_and_gradient_are_those_of_the_formula(layout, nonlinearity, weigh
     assert set(FUNCTIONS) == {None, *NONLINEARITIES}
     h = relaid(torch.randn(5, 3, 7, dtype=torch.float64), layout).requires_grad_()
     ours, theirs = (f(h, **weights, nonlinearity=nonlinearity) for f in (activity_penalty, expected))
-    assert ours.shape == () and distance(ours, theirs) < 1e-14
+    assert ours.shape == ()
+    assert distance(ours, theirs) < 1e-14
     scale = torch.tensor(1.7, dtype=torch.float64)
     found, wanted = (torch.autograd.grad(x, h, scale)[0] for x in (ours, theirs))
     assert distance(found, wanted) < 1e-14
@@ -71,16 +72,19 @@ def test_weights_of_zero_are_no_penalty():
     h = torch.randn(3, 2, 4, requires_grad=True)
     value = activity_penalty(h)
     value.backward()
-    assert value == 0 and torch.equal(h.grad, torch.zeros_like(h))
+    assert value == 0
+    assert torch.equal(h.grad, torch.zeros_like(h))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_added_up_in_float32(dtype):
     h = torch.full((300, 20, 20), 2.0, dtype=dtype, requires_grad=True)
     value = activity_penalty(h, l1=1.0, l2=0.25)
-    assert value.dtype == torch.float32 and value == 3.0
+    assert value.dtype == torch.float32
+    assert value == 3.0
     value.backward(torch.tensor(float(h.numel())))
-    assert h.grad.dtype == dtype and torch.equal(h.grad, torch.full_like(h, 2.0))
+    assert h.grad.dtype == dtype
+    assert torch.equal(h.grad, torch.full_like(h, 2.0))
 
 
 def test_a_sum_of_many_pieces_in_float32_keeps_its_digits(monkeypatch):
@@ -204,7 +208,8 @@ def test_no_tensor_of_the_output_s_size_is_made_but_the_gradient(nonlinearity):
     forward = largest_allocations(lambda: values.append(activity_penalty(h, **weights)))
     backward = largest_allocations(values[0].backward)
     assert forward[0] <= 4 * penalty.PIECE < size / 4
-    assert backward[0] == size and backward[1] <= 4 * penalty.PIECE
+    assert backward[0] == size
+    assert backward[1] <= 4 * penalty.PIECE
 
 
 def test_backward_keeps_the_output_and_nothing_else():

@@ -39,7 +39,8 @@ def silent(dtype: torch.dtype, rows: int = 128, hidden: int = 64) -> tuple[Tenso
 def test_a_silent_unit_fades_to_zero(dtype: torch.dtype, threads: int) -> None:
     pre, h0, weight = silent(dtype)
     output, h_n = leaky_recurrence(pre, h0, weight, 0.1)
-    assert not subnormal(output).any() and not h_n.any()
+    assert not subnormal(output).any()
+    assert not h_n.any()
     faded = 0.1 ** torch.arange(1, STEPS[dtype][1] + 1, dtype=torch.float64)
     normal = faded > 2 * torch.finfo(dtype).tiny
     expected = faded[normal, None, None].expand_as(output[normal])
@@ -75,7 +76,8 @@ def test_subnormal_halves_are_kept() -> None:
     h0 = torch.full((2, 8), torch.finfo(torch.float16).smallest_normal, dtype=torch.float16)
     pre = torch.full((3, 2, 8), -1.0, dtype=torch.float16)
     output, _ = leaky_recurrence(pre, h0, torch.zeros(8, 8, dtype=torch.float16), 0.5)
-    assert torch.equal(output, torch.stack([h0 / 2, h0 / 4, h0 / 8])) and output.all()
+    assert torch.equal(output, torch.stack([h0 / 2, h0 / 4, h0 / 8]))
+    assert output.all()
 
 
 @flushes

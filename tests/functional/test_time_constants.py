@@ -87,7 +87,8 @@ def test_drawn_time_constants_are_decays_by_euler_s_form():
     )
     assert torch.equal(taus, again)
     new = 1 - decay_from_tau(taus, 20.0)
-    assert new.min() >= 0.02 - 1e-6 and new.max() <= 0.2 + 1e-6
+    assert new.min() >= 0.02 - 1e-6
+    assert new.max() <= 0.2 + 1e-6
     assert float(new.median()) == pytest.approx((0.02 * 0.2) ** 0.5, rel=0.1)
     assert (draw_tau(7, low=5.0, high=5.0) == 5).all()
     LeakyRNN(3, 7, 2, decay=draw_decay(2, 7))(torch.randn(4, 2, 3))

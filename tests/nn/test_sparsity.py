@@ -15,7 +15,8 @@ from rnnkernels import LeakyRNN, activity_penalty, sparsity
 def test_shares_are_counted():
     output = torch.tensor([[0.0, 1.0, -2.0], [3.0, 0.0, 0.5]])
     found = sparsity(output, [torch.tensor([0.0, 1.0]), torch.tensor([[0.0, 0.0, -1.0]])])
-    assert found.active == 3 / 6 and found.gradient == 2 / 5
+    assert found.active == 3 / 6
+    assert found.gradient == 2 / 5
     assert sparsity(output, torch.tensor([0.0, 1.0])).gradient == 1 / 2
 
 
@@ -27,7 +28,8 @@ def test_a_parameter_stands_for_its_gradient():
 
 def test_nothing_has_no_share():
     active, gradient = sparsity(torch.ones(3, 0))
-    assert math.isnan(active) and math.isnan(gradient)
+    assert math.isnan(active)
+    assert math.isnan(gradient)
     assert math.isnan(sparsity(torch.ones(1), [nn.Parameter(torch.ones(2))]).gradient)
 
 

@@ -199,7 +199,8 @@ def test_the_norm_and_the_counts_are_copies():
     optimizer.step()
     assert float(first) == kept
     assert int(count) == 0
-    assert first.shape == () and first.device == param.device
+    assert first.shape == ()
+    assert first.device == param.device
 
 
 # --- Automatic mixed precision -----------------------------------------------------------------------

@@ -21,7 +21,8 @@ BACKWARD = torch.ops.rnnkernels.nade_backward.default
 def check(v, tensors, seed=1):
     grad = torch.randn(v.shape[:-1], generator=torch.Generator().manual_seed(seed), dtype=tensors[0].dtype)
     for found, expected in zip(by_kernels(v, tensors, grad), by_the_loop(v, tensors, grad), strict=True):
-        assert found.shape == expected.shape and found.dtype == tensors[0].dtype
+        assert found.shape == expected.shape
+        assert found.dtype == tensors[0].dtype
         assert distance(found.double(), expected) < TOLERANCE[found.dtype]
 
 
@@ -176,7 +177,8 @@ def test_nonfinite_values_stay_in_their_row(where, bad):
         assert torch.equal(torch.isnan(a[3]) & finite, torch.zeros_like(finite))
         assert torch.allclose(a[3][finite], b[3][finite], rtol=1e-12, atol=1e-12)
     sample, logits = nade_sample(*tensors)
-    assert torch.isfinite(logits[others]).all() and set(sample.unique().tolist()) <= {0, 1}
+    assert torch.isfinite(logits[others]).all()
+    assert set(sample.unique().tolist()) <= {0, 1}
 
 
 def test_weights_of_units_that_are_zero_may_be_infinite():

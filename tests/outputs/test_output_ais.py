@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,8 @@ def trained() -> dict[str, Tensor]:
 
 def make(kind: str, dtype: torch.dtype = torch.float64) -> RBM:
     if kind == "random":
-        return make_model("rbm", dtype)
+        model: Any = make_model("rbm", dtype)
+        return model
     model = RBM(UNITS, 8, CONDITION, dtype=torch.float64)
     model.load_state_dict(trained())
     return model.to(dtype)
@@ -64,8 +66,10 @@ def test_estimates_agree_with_the_exact_sum_within_their_errors(kind, dtype):
     v, state = problem(model, 5, 6)
     exact = make(kind).log_prob(v, state.double()).detach()
     found, error = estimate(model, v, state, 5, chains=50, temperatures=600)
-    assert found.shape == error.shape == (5, 6) and found.dtype == error.dtype == dtype
-    assert not found.requires_grad and error.max() < 0.2
+    assert found.shape == error.shape == (5, 6)
+    assert found.dtype == error.dtype == dtype
+    assert not found.requires_grad
+    assert error.max() < 0.2
     assert ((found - exact).abs() <= 4.5 * error + 1e-5).all()
 
 
@@ -77,7 +81,8 @@ def test_the_mean_is_inside_its_interval(kind, dtype):
     exact = make(kind).log_prob(v, state.double()).detach().mean()
     for seed in range(12):
         mean, low, high = mean_with_interval(*estimate(model, v, state, seed, chains=40, temperatures=300))
-        assert low < mean < high and high - low < 0.15
+        assert low < mean < high
+        assert high - low < 0.15
         inside += bool(low < exact < high)
     assert inside >= 9  # with a probability of 0.998
 
@@ -110,7 +115,8 @@ def test_chains_reach_both_of_two_equal_patterns():
     v, state = problem(model, 40)
     exact = model.log_prob(v, state).detach()
     found, error = estimate(model, v, state, 13, chains=50, temperatures=300)
-    assert ((found - exact).abs() < 4.5 * error).all() and (found - exact).mean().abs() < 0.1
+    assert ((found - exact).abs() < 4.5 * error).all()
+    assert (found - exact).mean().abs() < 0.1
 
 
 def test_the_bias_is_upwards_and_the_interval_corrects_it():
@@ -141,7 +147,8 @@ def test_more_temperatures_and_more_chains_reduce_the_error():
         estimate(model, v, state, 9, chains=chains, temperatures=temperatures)[1].mean()
         for chains, temperatures in ((20, 20), (20, 200), (320, 20))
     ]
-    assert errors[1] < errors[0] / 2 and errors[2] < errors[0] / 2
+    assert errors[1] < errors[0] / 2
+    assert errors[2] < errors[0] / 2
 
 
 def test_the_estimate_is_exact_if_all_chains_have_the_same_weight():
@@ -150,7 +157,8 @@ def test_the_estimate_is_exact_if_all_chains_have_the_same_weight():
         nn.init.zeros_(parameter)
     v, state = problem(model, 7)
     found, error = estimate(model, v, state, 10, chains=2, temperatures=2)
-    assert torch.allclose(found, model.log_prob(v, state), rtol=1e-13) and error.max() < 1e-13
+    assert torch.allclose(found, model.log_prob(v, state), rtol=1e-13)
+    assert error.max() < 1e-13
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,), (2, 0)], ids=str)

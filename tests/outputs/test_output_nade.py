@@ -78,7 +78,9 @@ def test_samples_of_the_loop_equal_the_reference():
     _, *parameters = problem(50, 4)
     uniform = torch.rand(50, 4, D, dtype=torch.float64)
     v, logits = _nade_composite.nade_sample(uniform, *parameters)
-    assert v.dtype == torch.uint8 and v.shape == logits.shape == (50, 4, D) and not logits.requires_grad
+    assert v.dtype == torch.uint8
+    assert v.shape == logits.shape == (50, 4, D)
+    assert not logits.requires_grad
     rows, *others = arrays(uniform, *parameters)
     expected, expected_logits = reference.nade_sample(rows, *others)
     np.testing.assert_array_equal(v.reshape(-1, D), expected)
@@ -96,7 +98,8 @@ def test_half_precision_is_for_storage_only(dtype):
     v, *leaves = problem(6, dtype=dtype)
     wide = [x.detach().float() for x in leaves]
     for found, expected in zip(_nade_composite.nade(v, *leaves), _nade_composite.nade(v, *wide), strict=True):
-        assert found.dtype == torch.float32 and torch.equal(found, expected)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected)
     uniform = torch.rand(6, D)
     pairs = zip(*(_nade_composite.nade_sample(uniform, *x) for x in (leaves, wide)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -143,7 +146,8 @@ def test_marginals_of_the_first_unit_are_exact():
 def test_an_impossible_frame_has_a_finite_log_probability():
     model, state = make_model("nade", scale=100.0), make_state(4)
     log_prob = model.log_prob(make_frames("nade", 4), state)
-    assert log_prob.isfinite().all() and log_prob.min() < -100
+    assert log_prob.isfinite().all()
+    assert log_prob.min() < -100
     log_prob.sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 

@@ -87,7 +87,8 @@ def test_gibbs_takes_gibbs_steps_by_default():
         model.gibbs(v, state, *steps, generator=torch.Generator().manual_seed(1))
         for steps in ((), (3,), (2,))
     ]
-    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
 
 
 # --- Contrastive divergence ---------------------------------------------------------------------------
@@ -134,9 +135,11 @@ def test_a_persistent_chain_continues_where_it_ended():
         begin = chain.clone()
         model.loss(v, state, steps=1, chain=chain, generator=torch.Generator().manual_seed(seed))
         expected = model.gibbs(begin, state, 1, generator=torch.Generator().manual_seed(seed))
-        assert chain.dtype == torch.uint8 and torch.equal(chain.double(), expected)
+        assert chain.dtype == torch.uint8
+        assert torch.equal(chain.double(), expected)
         ends.append(chain.clone())
-    assert not torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
+    assert not torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[1], ends[2])
 
 
 def test_training_nearly_reaches_the_result_of_exact_gradients():
@@ -162,7 +165,8 @@ def test_training_nearly_reaches_the_result_of_exact_gradients():
             optimizer.step()
         reached[kind] = model.log_prob(v, state).mean().item()
     assert reached["exact"] > -1.2  # the patterns' entropy is log 3
-    assert reached["cd"] > reached["exact"] - 0.5 and reached["pcd"] > reached["exact"] - 0.5
+    assert reached["cd"] > reached["exact"] - 0.5
+    assert reached["pcd"] > reached["exact"] - 0.5
 
 
 # --- Bad input ----------------------------------------------------------------------------------------

@@ -76,7 +76,8 @@ def test_marginals_are_sums_of_probabilities(name):
     found = model.marginals(
         state, samples=20_000, **SHORTER.get(name, {}), generator=torch.Generator().manual_seed(6)
     )
-    assert found.shape == (3, VISIBLE) and found.dtype == torch.float64
+    assert found.shape == (3, VISIBLE)
+    assert found.dtype == torch.float64
     exact = name in ("independent", "categorical")
     assert (found - expected).abs().max() < (1e-14 if exact else half_width(20_000))
 
@@ -155,7 +156,8 @@ def test_no_gradient_flows_to_the_frames(name):
     model, state = make_model(name), make_state(4)
     v = make_frames(name, 4, dtype=torch.float64).requires_grad_()
     model.loss(v, state).sum().backward()
-    assert v.grad is None and model.visible_bias.weight.grad is not None
+    assert v.grad is None
+    assert model.visible_bias.weight.grad is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -193,7 +195,8 @@ def test_autocast(name):
 def test_the_same_generator_draws_the_same(name):
     model, state = make_model(name), make_state(20)
     draws = [model.sample(state, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
     a, b = (model.marginals(state, samples=3, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(a, b)
 
@@ -333,7 +336,8 @@ def test_the_expected_accuracy_is_a_ratio_of_expected_counts():
     m = torch.tensor([[0.5, 0.25, 1.0], [0.0, 0.0, 0.5]], dtype=torch.float64)
     hits, false, missed = 0.5 + 1 + 0.5, 0.25, 0.5 + 0 + 0.5
     assert expected_accuracy(v, m).item() == pytest.approx(hits / (hits + false + missed))
-    assert expected_accuracy(v, v.float()) == 1 and expected_accuracy(v, (~v).float()) == 0
+    assert expected_accuracy(v, v.float()) == 1
+    assert expected_accuracy(v, (~v).float()) == 0
     assert expected_accuracy(torch.zeros(2, 3), torch.zeros(2, 3)).isnan()
 
 

@@ -92,7 +92,8 @@ def test_rbm_joint_probabilities_follow_from_energies_and_sum_to_one():
     b, c, _, _ = problem(5)
     weight = np.random.default_rng(6).standard_normal((H, D))
     joint = reference.rbm_joint(b, c, weight)[0]
-    assert joint.shape == (2**D, 2**H) and abs(joint.sum() - 1) < 1e-14
+    assert joint.shape == (2**D, 2**H)
+    assert abs(joint.sum() - 1) < 1e-14
     states = reference.all_states(D), reference.all_states(H)
     for m, n in ((3, 5), (0, 0), (15, 7), (9, 2)):
         v, h = states[0][m], states[1][n]
