@@ -73,7 +73,7 @@ class Problem:
         }
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Any]:
         """The tensors that may have a gradient, by name."""
         named = {"pre": self.pre, "h0": self.h0, "weight_hh": self.weight_hh, "decay": self.decay}
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
@@ -83,7 +83,8 @@ class Problem:
         x = self.tensors[name]
         if name == "weight_hh" and layout in ("expanded", "constant"):
             x = x / len(x) ** 0.5  # equal rows or columns add up; keep the states of order one
-        return replace(self, **{name: relaid(x, layout)})
+        changed: dict[str, Any] = {name: relaid(x, layout)}
+        return replace(self, **changed)
 
     def leaves(self) -> Problem:
         """Return the same problem with leaves that require gradients, with the same strides."""
@@ -91,7 +92,8 @@ class Problem:
 
     def to(self, device: str) -> Problem:
         """Return the same problem on another device, with the same strides; batch_sizes stay on the CPU."""
-        return replace(self, **{name: moved(x, device) for name, x in self.tensors.items()})
+        there: dict[str, Any] = {name: moved(x, device) for name, x in self.tensors.items()}
+        return replace(self, **there)
 
     def run(self) -> tuple[Tensor, Tensor]:
         return functional.leaky_recurrence(self.pre, self.h0, self.weight_hh, self.decay, **self.keywords)
@@ -174,11 +176,13 @@ def make_problem(
         sizes[0] = batch
     pre = normal(steps, batch, hidden) if sizes is None else normal(int(sizes.sum()), hidden)
     decays = 0.95 * torch.rand(hidden, generator=generator, dtype=torch.float64).to(dtype)
+    values: dict[str, float | Tensor]
+    values = {"number": float(decays[0]), "scalar": decays[0].clone(), "unit": decays}
     return Problem(
         pre,
         normal(batch, hidden) if h0 else None,
         normal(hidden, hidden) / hidden**0.5,
-        {"number": float(decays[0]), "scalar": decays[0].clone(), "unit": decays}[decay],
+        values[decay],
         nonlinearity,
         form,
         sizes,

@@ -135,13 +135,17 @@ class Judge:
             self.previous[number] = float(group.get("momentum", 0.0))
 
     def _update(self, param: Tensor, grad: Any, number: int, group: dict[str, Any], common: Any) -> None:
+        after: Any
         self.steps[param] += 1
         now = [self.theta[param], *self.states[param], grad]
         if isinstance(self.optimizer, ClippedNesterov):
-            momenta = {"momentum": float(group["momentum"]), "previous_momentum": self.previous[number]}
+            momenta: dict[str, Any] = {
+                "momentum": float(group["momentum"]),
+                "previous_momentum": self.previous[number],
+            }
             after = reference.nesterov_step(*now, **momenta, **common)
         else:
-            betas = tuple(map(float, group["betas"]))
+            betas: Any = tuple(map(float, group["betas"]))
             eps = float(group["eps"])
             after = reference.adamw_step(*now, self.steps[param], betas=betas, eps=eps, **common)
         self.theta[param], *self.states[param] = after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,12 @@ from rnnkernels import LeakyRNN, functional
 NAMES = ("pre", "h0", "weight_hh", "decay")
 
 
-def call(problem: Problem, **tensors: Tensor) -> tuple[Tensor, Tensor]:
+def call(problem: Problem, **tensors: Any) -> tuple[Tensor, Tensor]:
     """The problem with some of its tensors replaced."""
     return replace(problem, **tensors).run()
 
 
-def loss(problem: Problem, **tensors: Tensor) -> Tensor:
+def loss(problem: Problem, **tensors: Any) -> Tensor:
     """Return a scalar to which every state contributes differently."""
     output, h_n = call(problem, **tensors)
     weights = torch.linspace(-1, 1, h_n.numel(), dtype=h_n.dtype).view(h_n.shape)

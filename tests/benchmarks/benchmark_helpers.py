@@ -33,5 +33,5 @@ def gpu_run(
     points: list[Point] = POINTS, peers: tuple[str, ...] = ("rnn", "loop"), **more: Any
 ) -> dict[str, Any]:
     """A run of `recurrence --device cuda` with the CPU as its device."""
-    settings = {"bench": Bench(plan=PLAN, input_sets=2), "rates": RATES, "budget": 1e6} | more
+    settings: dict[str, Any] = {"bench": Bench(plan=PLAN, input_sets=2), "rates": RATES, "budget": 1e6} | more
     return recurrence.measure_points(points, peers, **settings)

@@ -34,7 +34,7 @@ BENCH = Bench(plan=PLAN)
 def test_nn_rnn_in_float16_is_right_beside_bfloat16() -> None:
     for cell, lengths in ((TINY, None), (TINY, (7, 4, 1)), (Cell(64, 200, 8, 16), None)):
         problem = make_problem(cell, torch.bfloat16, 0.8, seed=1, lengths=lengths)
-        contender = HalfRnn(problem)
+        contender: Any = HalfRnn(problem)
         Checker(problem)("half", contender)
         assert contender.forward().dtype == torch.float16
 
@@ -73,12 +73,12 @@ def test_flashrnn_gets_its_axes_and_is_checked_against_tanh(monkeypatch: pytest.
         return output, output[:, :, -1:]
 
     module = type(sys)("flashrnn.flashrnn")
-    module.flashrnn = flashrnn
+    module.__dict__["flashrnn"] = flashrnn
     monkeypatch.setitem(sys.modules, "flashrnn", type(sys)("flashrnn"))
     monkeypatch.setitem(sys.modules, "flashrnn.flashrnn", module)
     assert no_flashrnn() is None
     problem = make_problem(TINY, torch.float64, 0.8, seed=1)
-    contender = PEERS["flash"].make(problem)
+    contender: Any = PEERS["flash"].make(problem)
     Checker(problem)("flash", contender)
     contender.reference_loop = None
     with pytest.raises(WrongAnswerError, match="output is wrong"):

@@ -43,7 +43,8 @@ class Device:
 
 class DeviceEvent:
     def __init__(self, device: Device) -> None:
-        self.device, self.at, self.waited = device, None, False
+        self.device, self.waited = device, False
+        self.at: float | None = None
 
     def record(self) -> None:
         self.at = self.device.seconds

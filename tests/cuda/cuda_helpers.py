@@ -70,7 +70,7 @@ def fits(team: str, problem: Problem) -> bool:
     try:
         _C.plan(problem.pre.shape[-1], batch, dtype, 1, "cuda:0", team)
     except ValueError as error:
-        assert "does not fit" in str(error)
+        assert "does not fit" in str(error)  # noqa: PT017  (it may fit)
         return False
     return True
 

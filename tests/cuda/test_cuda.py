@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_long_packed_sequences(seed: int) -> None:
         check(drawn(seed + i, (steps, 3, 5), torch.float64, packed=True, reverse=reverse), seed)
 
 
-@pytest.mark.parametrize("steps, batch", [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.parametrize(("steps", "batch"), [(0, 3), (3, 0), (0, 0)])
 def test_no_steps_or_no_rows(steps: int, batch: int, seed: int) -> None:
     problem = make_problem(seed, steps, batch, 5, dtype=torch.float32)
     output, h_n, *gradients = results(problem)
@@ -228,8 +229,9 @@ def test_the_layer_equals_the_cpu(dtype: torch.dtype, seed: int) -> None:
     there = copy.deepcopy(layer).to(DEVICE, dtype)
     pack = [torch.randn(n, 5, dtype=torch.float64) for n in (7, 4, 4, 1)]
     for inputs in (torch.randn(6, 3, 5, dtype=torch.float64), pack_sequence(pack)):
-        layer.zero_grad(), there.zero_grad()
-        for module, x in ((layer, inputs), (there, inputs.to(DEVICE, dtype))):
+        moved: Any = inputs
+        for module, x in ((layer, inputs), (there, moved.to(DEVICE, dtype))):
+            module.zero_grad()
             output, h_n = module(x)
             values = output if isinstance(output, torch.Tensor) else output.data
             (values.square().sum() + h_n.sum()).backward()

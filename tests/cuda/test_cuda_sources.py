@@ -189,7 +189,8 @@ def test_products_are_the_tensor_cores(source: str, arch: str, job: Job) -> None
         found = set(re.findall(r"HMMA[.\w]*", text))
         assert found == {PRODUCTS[source]}, name
         # Shared memory is accessed by its own instructions, without generic addresses or local memory.
-        assert "LDS" in text and not re.search(r"\bLD\.E\b|\bST\.E\b|\bLDL\b|\bSTL\b", text), name
+        assert "LDS" in text, name
+        assert not re.search(r"\bLD\.E\b|\bST\.E\b|\bLDL\b|\bSTL\b", text), name
 
 
 def disassembled(path: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,14 @@ def data() -> Rolls:
 
 
 def job(model: str = "RNN", updates: int = 60, **settings: object) -> Job:
-    given = {"lr": 1.0, "clip": 1.0, "slowest": 0.5, "nonlinearity": "relu", "momentum": 0.9, **settings}
+    given: dict[str, Any] = {
+        "lr": 1.0,
+        "clip": 1.0,
+        "slowest": 0.5,
+        "nonlinearity": "relu",
+        "momentum": 0.9,
+        **settings,
+    }
     made = replace(SMALL, **given)
     return Job("scales", model, "+CLRM", made, 0, updates, True, SCALE)
 

@@ -335,9 +335,11 @@ def test_a_part_replaces_an_earlier_one_on_the_data_sets_that_it_names():
 def test_the_control_has_the_trials_and_full_runs_of_all_rungs(file, tmp_path):
     ladder = FULL.parts[0]
     [control] = [part for part in FULL.parts if part.row]
-    assert control.trials == ladder.trials * len(ladder.techniques) and control.techniques == ("SGD",)
+    assert control.trials == ladder.trials * len(ladder.techniques)
     assert control.finalists == ladder.finalists * len(ladder.techniques)
-    assert control.row == f"SGD, {control.trials} trials" and control in CONTROL.parts
+    assert control.techniques == ("SGD",)
+    assert control.row == f"SGD, {control.trials} trials"
+    assert control in CONTROL.parts
     study = Study(StudyPlan("both", (ladder, control)), [str(file)], tmp_path)
     sgd, searched = study.cells[0], study.cells[-1]
     assert [sgd.job(run) for run in sgd.trials()] == [searched.job(run) for run in searched.trials()[:8]]

@@ -142,7 +142,7 @@ class TorchLayer:
 
         return accepts(program, refusal)
 
-    def onnx(self, layer: nn.Module, path: str) -> bool:
+    def onnx(self, layer: nn.Module, path: str | bytes) -> bool:
         session, x = onnxruntime.InferenceSession(path), torch.randn(9, 2, 3)
         found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
         return same(torch.from_numpy(found), layer(x)[0])
@@ -212,7 +212,8 @@ class Ours(TorchLayer):
         kept, gradients = [], []
         for every in (None, 10):
             torch.manual_seed(0)
-            layer, sizes = self.kind(nonlinearity="tanh", checkpoint_every=every), []
+            layer = self.kind(nonlinearity="tanh", checkpoint_every=every)
+            sizes: list[int] = []
             x = torch.randn(100, 4, 3)
 
             def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
@@ -240,10 +241,11 @@ class Ours(TorchLayer):
         return all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
 
     def clipped_step(self) -> bool:
-        for ours, theirs, options in (
+        cases: tuple[tuple[Any, Any, dict[str, Any]], ...] = (
             (ClippedNesterov, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
             (ClippedAdamW, torch.optim.AdamW, {"lr": 0.1}),
-        ):
+        )
+        for ours, theirs, options in cases:
             layers = [self.kind(), self.kind()]
             layers[1].load_state_dict(layers[0].state_dict())
             extra = {"nesterov": True} if theirs is torch.optim.SGD else {}
@@ -282,8 +284,8 @@ class Rnn(TorchLayer):
     def exported(self) -> bool:
         assert not self.export("You marked T as dynamic but")
         layer, file, x = self.kind().eval(), io.BytesIO(), torch.randn(4, 2, 3)
-        names = {"input_names": ["x"], "dynamic_axes": {"x": {0: "T", 1: "B"}}}
-        torch.onnx.export(layer, (x,), file, dynamo=False, **names)
+        names: dict[str, Any] = {"input_names": ["x"], "dynamic_axes": {"x": {0: "T", 1: "B"}}}
+        torch.onnx.export(layer, (x,), file, dynamo=False, **names)  # type: ignore[arg-type]
         return self.onnx(layer, file.getvalue())
 
     def checkpoints(self) -> bool:
@@ -291,7 +293,7 @@ class Rnn(TorchLayer):
 
     def clipped_step(self) -> bool:
         def make() -> None:
-            torch.optim.SGD(self.kind().parameters(), max_norm=0.1)
+            torch.optim.SGD(self.kind().parameters(), max_norm=0.1)  # type: ignore[call-arg]
 
         return accepts(make, "unexpected keyword argument 'max_norm'")
 

@@ -372,9 +372,10 @@ def test_wrong_values_are_refused(wrong, message):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_meta_tensor_among_real_ones_is_refused(name):
     named = "weight_ih" if name == "input" else name
+    good = GOOD | DRIVEN
+    values = good | {name: good[name].to("meta")}
     with pytest.raises(ValueError, match=f"^{named} must be on the device of input"):
-        good = GOOD | DRIVEN
-        PROJECTED(*(good | {name: good[name].to("meta")}).values())
+        PROJECTED(*values.values())
 
 
 def test_the_unchanged_arguments_are_accepted():

@@ -25,7 +25,7 @@ def pair(*args: Any, nonlinearity: str = "relu", **kwargs: Any) -> tuple[LeakyRN
     return layer, plain
 
 
-def problem_of(layer: LeakyRNN, input: Tensor, hx: Tensor | None) -> Problem:
+def problem_of(layer: Any, input: Tensor, hx: Tensor | None) -> Problem:
     """Return the recurrence that a batched, time-first call computes."""
     with torch.no_grad():
         bias = layer.bias_ih_l0 + layer.bias_hh_l0 if layer.bias else None
@@ -55,7 +55,9 @@ def composed(
     for k, (weight_ih, weight_hh, *biases) in enumerate(layer.all_weights):
         if k % directions == 0:
             sequence, outputs = torch.cat(outputs, -1), []
-        pre = nn.functional.linear(sequence, weight_ih, sum(biases) if biases else None).detach()
+        pre = nn.functional.linear(
+            sequence, weight_ih, torch.stack(biases).sum(0) if biases else None
+        ).detach()
         if drive is not None and k < directions:
             pre = pre + drive.detach().chunk(directions, -1)[k]
         row = k // directions if isinstance(layer.decay, tuple) else k

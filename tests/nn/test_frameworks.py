@@ -38,7 +38,7 @@ def task():
 # --- Lightning ---------------------------------------------------------------------------------------
 
 
-class Regression(lightning.LightningModule):
+class Regression(lightning.LightningModule):  # type: ignore[name-defined]
     def __init__(self, optimizer="nesterov", dropout=0.0):
         super().__init__()
         self.save_hyperparameters()

@@ -52,7 +52,7 @@ def test_a_loaded_decay_out_of_range_is_refused_at_the_call():
 # --- As a module -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=DECAYS.values(), ids=DECAYS)
+@pytest.fixture(params=list(DECAYS.values()), ids=list(DECAYS))
 def layer(request):
     decay = request.param
     return LeakyRNN(3, 5, decay=decay if isinstance(decay, float) else torch.tensor(decay))

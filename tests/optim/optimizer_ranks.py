@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ STEPS = 6
 # By step: the parameter whose gradient is not finite, the index of the element, and the rank that holds it.
 # Both ranks hold rows of parameter 0; parameter 2 has one row, so rank 1 holds no part of it.
 BAD = {2: (0, (-1, 0), 1), 3: (2, (0, 3), 0), 4: (0, (0, 0), 0)}
-CASES = {
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "nesterov": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.5}),
     "largest": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.05, "norm_type": float("inf")}),
     "powers beyond float64": (ClippedNesterov, {"lr": 0.1, "max_norm": 0.05, "norm_type": 50000.0}),
@@ -51,7 +52,7 @@ def whole(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: v.full_tensor() if isinstance(v, DTensor) else v.clone() for name, v in values.items()}
 
 
-def train(model: nn.Module, case: str, rank: int, ranks: int) -> dict[str, torch.Tensor | list[str]]:
+def train(model: nn.Module, case: str, rank: int, ranks: int) -> dict[str, Any]:
     """Train on the mean over each rank's rows, averaged over ranks, which equals the mean over all rows."""
     cls, options = CASES[case]
     params = list(model.parameters())
@@ -75,7 +76,8 @@ def train(model: nn.Module, case: str, rank: int, ranks: int) -> dict[str, torch
             assert all(torch.equal(value, before[name]) for name, value in whole(model).items())
         norms.append(optimizer.last_grad_norm)
     counts = torch.stack([optimizer.taken_steps, optimizer.skipped_steps])
-    return whole(model) | {"norms": torch.stack(norms), "counts": counts, "errors": errors}
+    results: dict[str, Any] = whole(model)
+    return results | {"norms": torch.stack(norms), "counts": counts, "errors": errors}
 
 
 def main(folder: Path) -> None:

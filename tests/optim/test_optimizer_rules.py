@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def pair(tree: Tree, dtype, options, make, **torch_options):
     both = []
     for cls, extra in ((make[0], options), (make[1], torch_options)):
         groups = make_groups(tree, dtype)
-        settings = [{"params": group} for group in groups]
+        settings: list[dict[str, Any]] = [{"params": group} for group in groups]
         if len(settings) > 1:
             settings[1]["lr"] = 0.05
         both.append(([p for group in groups for p in group], cls(settings, **extra)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def every_frame(name: str) -> Tensor:
     return torch.from_numpy(reference.all_states(VISIBLE))
 
 
-def biases(model: nn.Module, state: Tensor) -> Iterator[np.ndarray]:
+def biases(model: Any, state: Tensor) -> Iterator[np.ndarray]:
     """Yield b, and c if the model has it, as the reference takes them."""
     for layer in (model.visible_bias, getattr(model, "hidden_bias", None)):
         if layer is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,8 @@ def trained() -> dict[str, Tensor]:
 
 def make(kind: str, dtype: torch.dtype = torch.float64) -> RBM:
     if kind == "random":
-        return make_model("rbm", dtype)
+        model: Any = make_model("rbm", dtype)
+        return model
     model = RBM(UNITS, 8, CONDITION, dtype=torch.float64)
     model.load_state_dict(trained())
     return model.to(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from rnnkernels import NADE, RBM, Categorical, IndependentBernoulli, expected_ac
     ("make", "error", "message"),
     [
         (lambda: NADE(0, 4, 3), ValueError, "num_visible must be greater than zero, got 0"),
-        (lambda: NADE(5, 4.0, 3), TypeError, "num_hidden must be an int, got float"),
+        (lambda: NADE(5, cast(Any, 4.0), 3), TypeError, "num_hidden must be an int, got float"),
         (lambda: RBM(5, -1, 3), ValueError, "num_hidden must be greater than zero, got -1"),
         (lambda: RBM(5, 4, 3, gibbs_steps=0), ValueError, "gibbs_steps must be greater than zero, got 0"),
         (lambda: IndependentBernoulli(5, 0), ValueError, "condition_size must be greater than zero, got 0"),
