@@ -1,7 +1,7 @@
 # Everything from a fresh clone: each target makes its own environment in .venv first.
 #
 #   make demo     train on Bach's chorales, LeakyRNN against a plain PyTorch loop (DATA=file: your own rolls)
-#   make test     the test suite, reduced to minutes (TESTS='tests/nn -k decay': a part of it)
+#   make test     the test suite, reduced to a quarter of an hour (TESTS='tests/nn -k decay': a part of it)
 #   make test-all   all tests: every case, instruction set and architecture, under all sanitizers; over an hour
 #   make paper-quick   the study on polyphonic music with Bach's chorales, ten minutes (DATA=file: your own rolls)
 #   make paper    the whole study on your own rolls, hours (DATA=file or folder)
@@ -80,7 +80,7 @@ bench:
 	$(call with,bench)
 	$(BIN)/python -m benchmarks recurrence
 
-# Without .venv: nothing is fetched, and the torch that can use the card is the machine's own.
+# Without .venv: nothing is downloaded, and the installed torch is used, because it supports the GPU.
 gpu-report:
 	$(PYTHON) -m benchmarks gpu-report $(ARGS)
 

@@ -109,7 +109,7 @@ class BuildWithCMake(build_ext):
         shutil.copy(Path(self.build_lib, "rnnkernels", "_build.json"), ROOT / "rnnkernels")
 
     def call(self, command):
-        """Run, and turn a failure into one sentence after the tool's own output."""
+        """Run a command; if it fails, raise an error with a one-line message."""
         try:
             subprocess.run(command, check=True)
         except subprocess.CalledProcessError as error:

@@ -20,7 +20,7 @@ sys.path.append(str(ROOT))  # for `benchmarks`; last, so that an installed rnnke
 # Graphs in torch's cache on disk contain the backward formulas of the build with which they were traced.
 os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 
-# Derandomized, so that a run in CI fails only if the code changed. No deadline: machines differ.
+# Derandomized, so that a run in CI fails only if the code changed. No deadline: hosts differ in speed.
 for name, examples in (("quick", 60), ("full", 300)):
     settings.register_profile(
         name,

@@ -1,3 +1,4 @@
+// Checks of the operators' arguments.
 #include "binding/arguments.h"
 
 #include <ATen/Dispatch.h>

@@ -1,7 +1,7 @@
 // The backward formulas of rnnkernels::leaky_recurrence and rnnkernels::projected_recurrence. They are in C++
-// because for short sequences a formula in Python would take longer than the kernels. Rare cases (transforms,
-// gradients of gradients) go to Python, through rnnkernels::leaky_recurrence_vjp and
-// rnnkernels::projected_recurrence_vjp.
+// because for short sequences a formula in Python would take longer than the kernels. Calls inside of transforms,
+// gradients of `saved`, and second derivatives of the projected operator go to Python, through
+// rnnkernels::leaky_recurrence_vjp and rnnkernels::projected_recurrence_vjp.
 #include "binding/autograd.h"
 
 #include "binding/recurrence.h"

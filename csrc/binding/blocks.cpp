@@ -1,3 +1,4 @@
+// How the networks and the steps of a call are divided into blocks.
 #include "binding/blocks.h"
 
 #include <ATen/ops/cat.h>

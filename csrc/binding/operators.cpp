@@ -1,6 +1,4 @@
-// The operators' schemas and implementations, as registered with PyTorch. To add an operator, add its schema,
-// its functions for CPU, CUDA and Meta and its autograd formula here, and its name in
-// rnnkernels/_ops/__init__.py.
+// The operators' schemas and implementations, as registered with PyTorch. CONTRIBUTING.md says how to add one.
 #include <torch/library.h>
 
 #include "binding/nade.h"
@@ -8,10 +6,13 @@
 #include "binding/recurrence.h"
 
 // The arguments of the recurrence:
-//   pre           p, [T, B, H] or packed rows [sum(batch_sizes), H]; with a leading G if weight_hh is [G, H,
-//   H] h0            [B, H]; None for zero. Required with batch_sizes decay         d: one value, [H], or [G,
-//   H] batch_sizes   int64 on the CPU, as in a PackedSequence nonlinearity, form, reverse   which recurrence;
-//   binding/arguments.h, RecurrenceSpec save          whether backward will follow
+//   pre                          p, [T, B, H] or packed rows [sum(batch_sizes), H]; with a leading G if
+//                                weight_hh is [G, H, H]
+//   h0                           [B, H]; None for zero. Required with batch_sizes
+//   decay                        d: one value, [H], or [G, H]
+//   batch_sizes                  int64 on the CPU, as in a PackedSequence
+//   nonlinearity, form, reverse  which recurrence; binding/arguments.h, RecurrenceSpec
+//   save                         whether backward will follow
 // They return output (shaped like pre), h_n [B, H], and the tensor that backward needs besides the output.
 #define RECURRENCE_SPEC "str nonlinearity, str form, bool reverse"
 #define FORWARD_RESULT "(Tensor output, Tensor h_n, Tensor saved)"

@@ -1,3 +1,4 @@
+// Turns tensors into the structs that the kernels read, and runs a pass on the device.
 #include "binding/problem.h"
 
 #include <ATen/ops/empty.h>

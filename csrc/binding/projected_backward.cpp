@@ -11,7 +11,7 @@ namespace rnnkernels::binding {
 
 namespace {
 
-enum Wanted { kInput, kInitial, kWeightIh, kWeightHh, kBias, kDrive, kDecay };
+enum Wanted { kInput, kH0, kWeightIh, kWeightHh, kBias, kDrive, kDecay };
 
 Sizes check_call(const ProjectedBackwardCall& call, const RecurrenceSpec& spec) {
   const at::Tensor &input = call.input, &weight_ih = call.weight_ih, &output = call.output;
@@ -36,7 +36,7 @@ ProjectedBackwardResult empty_results(const ProjectedBackwardCall& call, const s
   };
   const c10::SymIntArrayRef matrix = call.weight_hh.sym_sizes();
   return {if_wanted(kInput, call.input.sym_sizes()),
-          if_wanted(kInitial, call.h0 ? call.h0->sym_sizes() : c10::SymIntArrayRef()),
+          if_wanted(kH0, call.h0 ? call.h0->sym_sizes() : c10::SymIntArrayRef()),
           if_wanted(kWeightIh, call.weight_ih.sym_sizes()),
           if_wanted(kWeightHh, matrix),
           if_wanted(kBias, matrix.slice(0, matrix.size() - 1)),
@@ -82,10 +82,10 @@ void run_projected_backward(const ProjectedBackwardCall& call, const RecurrenceS
         call.decay,
         cut.sizes(call.batch_sizes, steps),
         call.spec,
-        {wants_u, blocks > 1 || wanted[kInitial], wanted[kWeightHh], wanted[kDecay]}};
+        {wants_u, blocks > 1 || wanted[kH0], wanted[kWeightHh], wanted[kDecay]}};
     const auto [u, d_state, d_hh_part, d_decay_part] = run_backward(part, spec);
     if (blocks > 1) carried.narrow(-2, 0, batch).copy_(d_state);
-    if (wanted[kInitial] && i + 1 == blocks) d_h0 = blocks > 1 ? carried.contiguous() : d_state;
+    if (wanted[kH0] && i + 1 == blocks) d_h0 = blocks > 1 ? carried.contiguous() : d_state;
     if (wanted[kWeightHh]) add_part(d_weight_hh, d_hh_part, i == 0);
     if (wanted[kDecay]) add_part(d_decay, d_decay_part, i == 0);
     if (!wants_u) continue;
@@ -119,7 +119,7 @@ ProjectedBackwardResult projected_recurrence_backward(const ProjectedBackwardCal
   const std::vector<NetworkBlock> blocks = NetworkBlock::blocks(sizes, call.output);
   const bool at_once = blocks.size() == 1;
   ProjectedBackwardResult result = empty_results(
-      call, {wanted[kInput], wanted[kInitial] && !at_once, wanted[kWeightIh], wanted[kWeightHh] && !at_once,
+      call, {wanted[kInput], wanted[kH0] && !at_once, wanted[kWeightIh], wanted[kWeightHh] && !at_once,
              wanted[kBias], wanted[kDrive], wanted[kDecay] && !at_once});
   auto& [d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, d_drive, d_decay] = result;
   if (at_once) {
@@ -130,7 +130,7 @@ ProjectedBackwardResult projected_recurrence_backward(const ProjectedBackwardCal
           some.of(d_input), d_h0,   some.of(d_weight_ih), d_weight_hh, some.of(d_bias),
           some.of(d_drive), d_decay};
       run_projected_backward(some.of(call), spec, some.sizes(), part);
-      if (wanted[kInitial]) some.of(d_h0).copy_(std::get<kInitial>(part));
+      if (wanted[kH0]) some.of(d_h0).copy_(std::get<kH0>(part));
       if (wanted[kWeightHh]) some.of(d_weight_hh).copy_(std::get<kWeightHh>(part));
       if (wanted[kDecay]) some.of(d_decay).copy_(std::get<kDecay>(part));
     }

@@ -1,7 +1,7 @@
 // The operators of the recurrence in C++: rnnkernels::leaky_recurrence, the same with its input projection,
 // the backward of both, and the linear recurrence that derivatives of higher order consist of.
 //
-// The arguments of each operator are one struct, spelled out here and nowhere else. A struct's fields are in
+// The arguments of each operator are one struct, spelled out here. A struct's fields are in
 // the order of the operator's schema, which stands in operators.cpp with the meaning of each argument. A
 // function that implements an operator takes the struct; flat() (binding/flat.h) makes it a function of the
 // single arguments, as torch registers it.

@@ -45,7 +45,7 @@ struct RateCell {
   static RNNKERNELS_INLINE V operand(V h) {
     return h;
   }
-  // `a` returns f(z).
+  // Writes f(z) to `a`.
   template <class V>
   static RNNKERNELS_INLINE V update(V h, V p, V product, V d, V& a) {
     a = F::value(p + product);

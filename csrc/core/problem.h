@@ -63,8 +63,8 @@ struct Layout {
 struct Sequence {
   void* data = nullptr;
   int64_t network_stride = 0;
-  int64_t step_stride =
-      0;  // between steps; equal to row_stride where the layout has offsets, which count rows
+  // Between steps; equal to row_stride where the layout has offsets, which count rows.
+  int64_t step_stride = 0;
   int64_t row_stride = 0;
 };
 

@@ -19,8 +19,8 @@
 //   kStates            the number of states per element
 //   Settings           a group's settings in double, made by settings_of from a list of them
 //   Factors<T>         the constants of a step for one tensor, made by factors; T is the type of the
-//   arithmetic update             the rule for one element: returns the new theta and changes the states in
-//   place
+//                      arithmetic
+//   update             the rule for one element: returns the new theta and changes the states in place
 #pragma once
 
 #include <cstdint>

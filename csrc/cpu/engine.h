@@ -1,4 +1,4 @@
-// The engine: the time loop of a pass, with the matrix, the state and the threads. It knows nothing of f.
+// The engine: the time loop of a pass, with the matrix, the state and the threads. It does not depend on f.
 //
 // One call is one parallel region. Its threads pack the matrix into blocks of 16 columns and wait for each
 // other once. Then each team of threads runs all steps for its own batch rows of its own network:

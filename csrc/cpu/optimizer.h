@@ -1,8 +1,9 @@
 // One optimizer step on the CPU: norm pass, barrier, update pass, in one parallel region. core/optimizer.h
 // has the equations.
 //
-//   norm pass     for each chunk of a gradient: sum |g|^p, or max |g|; then every thread adds the chunks'
-//   sums update pass   for each chunk: the rule
+//   norm pass     for each chunk of a gradient: sum |g|^p, or max |g|; then every thread adds the
+//                 chunks' sums
+//   update pass   for each chunk: the rule
 //
 // A thread has the same chunks in both passes and visits them in reverse in the second, so the gradients that
 // it read last are still in its cache. Only where the sum is zero or not finite does a slow search follow:

@@ -1,8 +1,9 @@
 // The cells of core/cells.h with f selected at run time, so that a kernel is compiled once for all f that
 // save the same values for the backward pass. All threads select the same f, once per state and step.
 //
-//   AnyRate<kBinary>   f' is 0 or 1: saves bits     AnyRate<kSmooth>   saves f(z)     AnyCurrent   saves
-//   nothing
+//   AnyRate<kBinary>   f' is 0 or 1: saves bits
+//   AnyRate<kSmooth>   saves f(z)
+//   AnyCurrent         saves nothing
 #pragma once
 
 #include <type_traits>

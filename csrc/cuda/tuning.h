@@ -1,7 +1,7 @@
 // Tuning constants of the CUDA kernels and of their launches: sizes that change the speed and the memory of a
 // call. Only kLeastPartSlices and kOperandBytes change the order of a sum, and so the rounding of a result.
 //
-// This is the only place that knows two sets of values. The emulated GPU has small ones
+// Only this file distinguishes a GPU from the emulated GPU. The emulated GPU has small values
 // (emulation/tuning.h), so that small problems take every path that large problems take on a GPU.
 #pragma once
 

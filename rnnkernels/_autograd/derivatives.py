@@ -92,8 +92,8 @@ class LinearRecurrence(torch.autograd.Function):
             _gradient_of_start(delta, u, weight, decay, beta, shift) if need[1] else None,
             shift.outer(u, x) if need[2] else None,
             shift.sum_per_unit(delta * previous, decay) if need[3] else None,
-            delta * shift.times(x, weight.mT) if need[4] else None,
-            previous * shift.times(u, weight) if need[5] else None,
+            delta * shift.matmul(x, weight.mT) if need[4] else None,
+            previous * shift.matmul(u, weight) if need[5] else None,
             None,
             None,
         )
@@ -124,13 +124,13 @@ def _linear_tangent(tangents: tuple[Any, ...], primals: tuple[Any, ...], reverse
     x = _times(beta, previous)
     drive = torch.zeros_like(y) if d_drive is None else d_drive
     if d_weight is not None:
-        drive = drive + _times(alpha, shift.times(x, d_weight.mT))
+        drive = drive + _times(alpha, shift.matmul(x, d_weight.mT))
     if d_decay is not None:
         drive = drive + shift.per_unit(d_decay, y) * previous
     if d_alpha is not None:
-        drive = drive + d_alpha * shift.times(x, weight.mT)
+        drive = drive + d_alpha * shift.matmul(x, weight.mT)
     if d_beta is not None:
-        drive = drive + _times(alpha, shift.times(d_beta * previous, weight.mT))
+        drive = drive + _times(alpha, shift.matmul(d_beta * previous, weight.mT))
     return _scan(drive, d_h0, weight, decay, alpha, beta, shift)
 
 
@@ -209,7 +209,7 @@ def tangent(
     linear = _linearize(around, spec, shift)
     d_z = torch.zeros_like(output) if d_pre is None else d_pre
     if d_weight is not None:
-        d_z = d_z + shift.times(linear.x, d_weight.mT)
+        d_z = d_z + shift.matmul(linear.x, d_weight.mT)
     drive = linear.alpha * d_z
     if d_decay is not None:
         drive = drive + shift.per_unit(d_decay, output) * (linear.previous - output) / linear.one_minus_d
@@ -217,7 +217,7 @@ def tangent(
     d_h_n = shift.last(d_output) if shift.count > 0 else shift.zero_state(output) if d_h0 is None else d_h0
     d_saved = None
     if linear.slope is not None and around.saved.is_floating_point():
-        d_saved = linear.slope * (d_z + shift.times(shift.previous(d_output, d_h0), weight.mT))
+        d_saved = linear.slope * (d_z + shift.matmul(shift.previous(d_output, d_h0), weight.mT))
     return d_output, d_h_n, d_saved
 
 
@@ -237,7 +237,7 @@ def backward(
     if grad_saved is not None:
         assert linear.slope is not None
         direct = linear.slope * grad_saved
-        following = shift.next(shift.times(direct, weight))
+        following = shift.next(shift.matmul(direct, weight))
         assert following is not None
         grad = grad + following
     delta = _adjoint(grad, weight, decay, linear.alpha, linear.beta, shift)
@@ -258,9 +258,9 @@ def projection_tangent(
     shift = TimeShift(input, around.h0, around.batch_sizes, False)
     parts = []
     if d_input is not None:
-        parts.append(shift.times(d_input, weight.mT))
+        parts.append(shift.matmul(d_input, weight.mT))
     if d_weight is not None:
-        parts.append(shift.times(input, d_weight.mT))
+        parts.append(shift.matmul(input, d_weight.mT))
     if d_bias is not None:
         shape = (*input.shape[:-1], weight.shape[-2])
         parts.append(shift.per_unit(d_bias, input).expand(shape))
@@ -277,7 +277,7 @@ def projection_backward(
     """
     shift = TimeShift(tensors.input, tensors.h0, tensors.batch_sizes, False)
     return (
-        shift.times(u, tensors.weight_ih) if wanted[0] else None,
+        shift.matmul(u, tensors.weight_ih) if wanted[0] else None,
         shift.outer(u, tensors.input) if wanted[2] else None,
         shift.rows(u).sum(-2) if wanted[4] else None,
     )

@@ -19,7 +19,7 @@ from rnnkernels import _ops
 from rnnkernels._autograd.backward import projected_vjp, recurrence_vjp
 from rnnkernels._autograd.derivatives import forward_mode_stays_on, primals_of, projection_tangent, tangent
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
-from rnnkernels._autograd.vmap import Networks, is_nothing
+from rnnkernels._autograd.vmap import Networks, saves_nothing
 from rnnkernels._ops.spec import (
     BackwardTensors,
     ProjectedBackwardTensors,
@@ -49,7 +49,7 @@ def _save(
     """Save what the operators' C++ formulas save: the tensors of backward without incoming gradients."""
     ctx.spec = spec
     ctx.set_materialize_grads(False)
-    ctx.saved_is_differentiable = saved.is_floating_point() and not is_nothing(saved)
+    ctx.saved_is_differentiable = saved.is_floating_point() and not saves_nothing(saved)
     if not ctx.saved_is_differentiable:
         ctx.mark_non_differentiable(saved)
     ctx.save_for_backward(*kept[2:])
@@ -57,9 +57,9 @@ def _save(
 
 
 def _needed(grads: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs that need one; the last five inputs never do."""
+    """The gradients of the inputs that need one; batch_sizes, the spec and ``save`` never do."""
     first = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return (*first, None, None, None, None, None)
+    return (*first, *(None,) * (len(RecurrenceSpec._fields) + 2))
 
 
 class Recurrence(torch.autograd.Function):
@@ -84,7 +84,7 @@ class Recurrence(torch.autograd.Function):
         """The backward operator, or its differentiable equivalent."""
         needs = ctx.needs_input_grad[:4]
         if grad_output is None and grad_h_n is None and grad_saved is None:
-            return (None,) * 9
+            return (None,) * (len(RecurrenceTensors._fields) + len(RecurrenceSpec._fields) + 1)
         tensors = BackwardTensors(grad_output, grad_h_n, *ctx.saved_tensors)
         return _needed(recurrence_vjp(tensors, grad_saved, ctx.spec, needs), needs)
 
@@ -127,7 +127,7 @@ class ProjectedRecurrence(torch.autograd.Function):
         """The backward operator, or its differentiable equivalent."""
         needs = ctx.needs_input_grad[:7]
         if grad_output is None and grad_h_n is None and grad_saved is None:
-            return (None,) * 12
+            return (None,) * (len(ProjectedTensors._fields) + len(RecurrenceSpec._fields) + 1)
         tensors = ProjectedBackwardTensors(grad_output, grad_h_n, *ctx.saved_tensors)
         return _needed(projected_vjp(tensors, grad_saved, ctx.spec, needs), needs)
 

@@ -1,4 +1,5 @@
-"""Which row precedes which in time: shifts by one step for padded batches and packed sequences alike.
+"""The order of rows in time: shifts by one step, and products and sums over all rows, for padded batches and
+packed sequences.
 
 Sequences are ``[T, B, H]``, or ``[sum(batch_sizes), H]`` with ``batch_sizes``; states are ``[B, H]``; all may
 have a leading ``G`` for G networks. All methods are made of differentiable torch operations.
@@ -74,7 +75,7 @@ class TimeShift:
         """All rows in one dimension: ``[rows, H]``, or ``[G, rows, H]``."""
         return x if self.batch_sizes is not None else x.reshape(*x.shape[:-3], self.row_count, x.shape[-1])
 
-    def times(self, x: Tensor, matrix: Tensor) -> Tensor:
+    def matmul(self, x: Tensor, matrix: Tensor) -> Tensor:
         """``x_t matrix`` for every row."""
         return (self.rows(x) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from rnnkernels._ops.spec import ROLES
 
 
-def is_nothing(saved: Tensor) -> bool:
+def saves_nothing(saved: Tensor) -> bool:
     """Whether forward saved nothing. A sequence without steps or rows is empty, but has more dimensions."""
     return saved.dim() == 1
 
@@ -57,7 +57,7 @@ class Networks:
         if x is None or role == "shared":
             return x
         if role == "saved":
-            return x.contiguous() if is_nothing(x) else self._sequence(x, dim).contiguous()
+            return x.contiguous() if saves_nothing(x) else self._sequence(x, dim).contiguous()
         if role == "sequence":
             return self._sequence(x, dim)
         if role == "state":
@@ -95,7 +95,7 @@ class Networks:
     def split(self, name: str, x: Tensor) -> tuple[Tensor, int | None]:
         """The examples of a result that has the role of the tensor ``name``, and their dimension."""
         role = ROLES[name]
-        if role == "saved" and is_nothing(x):
+        if role == "saved" and saves_nothing(x):
             return x, None
         if role == "decay":
             return self._split_decay(x), 0

@@ -1,4 +1,4 @@
-"""The kernels' own tests, which know neither torch nor Python: optimized, and under sanitizers."""
+"""The kernels' own tests, which use neither torch nor Python: optimized, and under sanitizers."""
 
 from __future__ import annotations
 
