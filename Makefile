@@ -101,14 +101,20 @@ lint-cpp: $(VENV)/dev.extra
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(TIDY) $(filter-out csrc/binding/% %.h %properties.cu benchmarks/%,$(CPP)) -- $(CPP_FLAGS) -DRNNKERNELS_ISA_NAME=generic
 
-# All files of the binding are read as two, since torch's headers take longer than they do. Those of autograd
-# are apart, because some names in anonymous namespaces are the same.
+# The files of the binding are read as three, since torch's headers take longer than they do. Files that use
+# the same name in their anonymous namespaces are apart.
+BINDING := $(filter csrc/binding/%.cpp,$(CPP))
+BINDING_NADE := $(filter csrc/binding/nade% csrc/binding/backward.cpp,$(BINDING))
+BINDING_AUTOGRAD := csrc/binding/autograd.cpp
+BINDING_REST := $(filter-out $(BINDING_NADE) $(BINDING_AUTOGRAD),$(BINDING))
+
 lint-binding: $(VENV)/dev.extra
 	@mkdir -p build/lint
-	@printf '#include "%s"\n' $(patsubst csrc/%,%,$(filter csrc/binding/%autograd.cpp,$(CPP))) > build/lint/autograd.cpp
-	@printf '#include "%s"\n' $(patsubst csrc/%,%,$(filter-out %autograd.cpp,$(filter csrc/binding/%.cpp,$(CPP)))) \
-	  > build/lint/binding.cpp
-	$(TIDY) build/lint/autograd.cpp build/lint/binding.cpp -- $(CPP_FLAGS) $$($(BIN)/python -c "$$INCLUDES") \
+	@printf '#include "%s"\n' $(BINDING_NADE:csrc/%=%) > build/lint/nade.cpp
+	@printf '#include "%s"\n' $(BINDING_AUTOGRAD:csrc/%=%) > build/lint/autograd.cpp
+	@printf '#include "%s"\n' $(BINDING_REST:csrc/%=%) > build/lint/rest.cpp
+	$(TIDY) --checks=-bugprone-suspicious-include build/lint/nade.cpp build/lint/autograd.cpp build/lint/rest.cpp \
+	  -- $(CPP_FLAGS) $$($(BIN)/python -c "$$INCLUDES") \
 	  $(foreach name,VERSION COMPILER TORCH_VERSION CUDA_ARCHITECTURES,-DRNNKERNELS_$(name)='""')
 
 define INCLUDES

@@ -61,7 +61,7 @@ OptionalTensor StepBlocks::state_before(const Block& steps, const at::Tensor& ou
   const int64_t rows = batch(steps), carried = layout_.carried_rows(first);
   if (carried == 0) return h0 ? OptionalTensor(h0->narrow(-2, 0, rows)) : h0;
   const int64_t previous = layout_.previous_step(first);
-  const at::Tensor states =
+  at::Tensor states =
       packed_ ? output.narrow(dim_, offset(previous), carried) : output.select(dim_, previous);
   if (carried == rows) return states;
   return at::cat({states, h0->narrow(-2, carried, rows - carried)}, -2);

@@ -65,6 +65,7 @@ void Leaves::check_like(int64_t index, const char* name, const at::Tensor& tenso
 
 // Only called for tensors with elements.
 const at::Tensor& Leaves::flat(const at::Tensor& tensor, const at::Tensor& order, bool written) {
+  // NOLINTNEXTLINE(bugprone-return-const-ref-from-parameter): the tensors outlive the step
   if (same_order(tensor, order) && is_literal(tensor)) return tensor;
   const at::Tensor copy = at::empty_strided(tensor.sizes(), order.strides(), tensor.options()).copy_(tensor);
   if (written) copied_back_.push_back({tensor, copy});

@@ -49,8 +49,8 @@ double read_memory(int64_t bytes, int64_t times) {
   const py::gil_scoped_release released;
   constexpr size_t kLine = 64;
   std::vector<float> memory(bytes / sizeof(float) + kLine / sizeof(float), 1.0F);
-  const auto begin = (reinterpret_cast<uintptr_t>(memory.data()) + kLine - 1) / kLine * kLine;
-  const auto* values = reinterpret_cast<const float*>(begin);
+  const auto past_line = reinterpret_cast<uintptr_t>(memory.data()) % kLine;
+  const float* values = memory.data() + (kLine - past_line) % kLine / sizeof(float);
   const auto count = static_cast<int64_t>(bytes / sizeof(float));
   volatile float sum = set->kernels->read(values, count, 1);
   const auto start = std::chrono::steady_clock::now();
@@ -70,7 +70,8 @@ std::vector<std::pair<std::string, const rnnkernels::cuda::Device*>> devices() {
     for (int i = 0; const auto* device = rnnkernels::binding::gpu(i); ++i) {
       all.emplace_back("cuda:" + std::to_string(i), device);
     }
-  } catch (const std::exception&) {  // a GPU that the kernels cannot use ends the list
+    // NOLINTNEXTLINE(bugprone-empty-catch): a GPU that the kernels cannot use ends the list
+  } catch (const std::exception&) {
   }
   return all;
 }
