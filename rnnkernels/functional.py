@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnnkernels._autograd.checkpointing import checkpointed
 from rnnkernels._autograd.forward import recurrence
-from rnnkernels._checks import check_sizes
+from rnnkernels._checks import check_sizes, check_tensor
 from rnnkernels._devices import autocasts, has_kernels
 from rnnkernels._ops import composite
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec, RecurrenceTensors
@@ -145,6 +145,7 @@ def projected_recurrence(
     if batch_first:
         input = input.transpose(0, 1)
         drive = None if drive is None else drive.transpose(0, 1)
+    check_tensor("weight_hh", weight_hh)
     d = decay_operand(decay, weight_hh)
     tensors = ProjectedTensors(input, h0, weight_ih, weight_hh, bias, drive, d, batch_sizes)
     return run_projected(tensors, RecurrenceSpec(nonlinearity, form, reverse), checkpoint_every)
@@ -247,10 +248,11 @@ def run_projected(
     This is the only place that decides which dtype runs where: in half precision and under autocast, and on a
     device for which the operator with the projection has no kernel, torch projects.
     """
+    if checkpoint_every is not None:
+        check_sizes(checkpoint_every=checkpoint_every)
     if tensors.batch_sizes is not None and tensors.h0 is None:
         tensors = tensors._replace(h0=_zero_h0(tensors.batch_sizes, tensors.input, tensors.weight_hh))
     if checkpoint_every is not None:
-        check_sizes(checkpoint_every=checkpoint_every)
         return checkpointed(run_projected, tensors, spec, checkpoint_every)
     input = tensors.input
     if (
@@ -282,7 +284,8 @@ def _checked_recurrence(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The recurrence alone, by the operator or by torch operations."""
     _check_tensors(pre=pre, weight_hh=weight_hh)
-    _check_tensors(**{k: x for k, x in (("h0", h0), ("batch_sizes", batch_sizes)) if x is not None})
+    if h0 is not None or batch_sizes is not None:
+        _check_tensors(**{k: x for k, x in (("h0", h0), ("batch_sizes", batch_sizes)) if x is not None})
     d = decay_tensor(decay, pre)
     if weight_hh.dim() != 2:
         raise ValueError(f"weight_hh must be [H, H], got {list(weight_hh.shape)}")
@@ -315,6 +318,9 @@ def decay_tensor(decay: float | Tensor, like: Tensor) -> Tensor:
 
 def _zero_h0(batch_sizes: Tensor, rows: Tensor, weight_hh: Tensor) -> Tensor:
     """The zero state of a packed sequence. The operators take the number of rows from it."""
+    _check_tensors(batch_sizes=batch_sizes, weight_hh=weight_hh)
+    if weight_hh.dim() == 0:
+        raise ValueError("weight_hh must be [H, H], got []")
     return rows.new_zeros(_first_batch_size(batch_sizes, rows), weight_hh.shape[-1])
 
 

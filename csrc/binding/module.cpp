@@ -47,10 +47,10 @@ double read_memory(int64_t bytes, int64_t times) {
   if (!set) throw std::runtime_error("RNNKERNELS_ISA names a set that was not built or does not run here");
   if (bytes < 0 || times < 0) throw py::value_error("bytes and times must not be negative");
   const py::gil_scoped_release released;
-  constexpr size_t kLine = 64;
-  std::vector<float> memory(bytes / sizeof(float) + kLine / sizeof(float), 1.0F);
-  const auto past_line = reinterpret_cast<uintptr_t>(memory.data()) % kLine;
-  const float* values = memory.data() + (kLine - past_line) % kLine / sizeof(float);
+  constexpr size_t kLine = 64 / sizeof(float);
+  std::vector<float> memory(bytes / sizeof(float) + kLine, 1.0F);
+  const size_t past_line = reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float) % kLine;
+  const float* values = memory.data() + (kLine - past_line) % kLine;
   const auto count = static_cast<int64_t>(bytes / sizeof(float));
   volatile float sum = set->kernels->read(values, count, 1);
   const auto start = std::chrono::steady_clock::now();

@@ -157,7 +157,7 @@ class Step {
                       tensor->device());
     const bool known = element_type(tensor->scalar_type()).has_value();
     kept_.push_back(known ? *tensor : tensor->to(at::kDouble));
-    return {0, kept_.back().const_data_ptr(), *element_type(kept_.back().scalar_type())};
+    return {0, kept_.back().const_data_ptr(), element_type(kept_.back().scalar_type()).value()};
   }
 };
 
@@ -218,7 +218,7 @@ at::Tensor gradient_power_sum(const OptionalTensors& grads, double norm_type, do
     return static_cast<std::optional<at::Tensor>>(grad).has_value();
   });
   TORCH_CHECK_VALUE(first != grads.end(), "grads must have a gradient");
-  const at::Tensor like = *static_cast<std::optional<at::Tensor>>(*first);
+  const at::Tensor like = static_cast<std::optional<at::Tensor>>(*first).value();
   Leaves leaves(like.device());
   for (int64_t i = 0; i < static_cast<int64_t>(grads.size()); ++i) {
     const std::optional<at::Tensor> grad = grads.get(i);

@@ -85,12 +85,12 @@ class Networks:
         dim = self.dims["decay"]
         d = d.expand(self.decay_shape) if dim is None else d.movedim(dim, 0)
         weight, weight_dim = self.tensors.weight_hh, self.dims["weight_hh"]
-        one = weight if weight_dim is None else weight.select(weight_dim, 0)  # [H, H] or [G, H, H]
+        one = [n for i, n in enumerate(weight.shape) if i != weight_dim]  # [H, H] or [G, H, H]
         if not self.grouped:
-            return d.reshape(self.count, prod(d.shape[1:])).expand(self.count, one.shape[-1])
+            return d.reshape(self.count, prod(d.shape[1:])).expand(self.count, one[-1])
         if d.dim() < 3:
             d = d.reshape(self.count, 1, prod(d.shape[1:]))
-        return d.expand(self.count, one.shape[0], one.shape[-1]).flatten(0, 1)
+        return d.expand(self.count, one[0], one[-1]).flatten(0, 1)
 
     def split(self, name: str, x: Tensor) -> tuple[Tensor, int | None]:
         """The examples of a result that has the role of the tensor ``name``, and their dimension."""

@@ -148,3 +148,17 @@ def test_batch_sizes_of_each_example_are_refused():
     problem = make_problem(0, packed=True)
     with pytest.raises(ValueError, match="batch_sizes must be the same for all examples"):
         vmap(lambda sizes: replace(problem, batch_sizes=sizes).run())(torch.stack([problem.batch_sizes] * 2))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["weight_hh", "decay"])
+def test_vmap_over_no_networks_is_empty(form, name):
+    problem = make_problem(3, form=form, decay="unit")
+    many = problem.tensors[name].unsqueeze(0)[:0]
+
+    def run(x):
+        return replace(problem, **{name: x}).run()
+
+    output, h_n = vmap(run)(many)
+    assert output.shape == (0, *problem.pre.shape)
+    assert h_n.shape == (0, *problem.h0.shape)

@@ -388,3 +388,26 @@ def test_without_save_it_says_that_it_has_no_backward():
     values = arguments(gradients=True) | {"save": False}
     with pytest.raises(RuntimeError, match="save=False"):
         PROJECTED(*values.values())[0].sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"batch_sizes": [3, 2]}, TypeError, "batch_sizes must be a Tensor, got list"),
+        ({"weight_hh": [[1.0]]}, TypeError, "weight_hh must be a Tensor, got list"),
+        ({"weight_hh": torch.tensor(1.0)}, ValueError, r"weight_hh must be \[H, H\], got \[\]"),
+    ],
+)
+def test_wrong_arguments_of_a_packed_call_without_h0_are_named(dtype, changed, error, message):
+    arguments = {
+        "input": torch.randn(5, 2, dtype=dtype),
+        "h0": None,
+        "weight_ih": torch.randn(4, 2, dtype=dtype),
+        "weight_hh": torch.randn(4, 4, dtype=dtype),
+        "bias": None,
+        "decay": 0.5,
+        "batch_sizes": torch.tensor([3, 2]),
+    }
+    with pytest.raises(error, match=message):
+        projected_recurrence(**(arguments | changed))
