@@ -109,11 +109,7 @@ class BuildWithCMake(build_ext):
         shutil.copy(Path(self.build_lib, "rnnkernels", "_build.json"), ROOT / "rnnkernels")
 
     def call(self, command):
-<<<<<<< ours
         """Run a command; if it fails, raise an error with a one-line message."""
-=======
-        """Run, and turn a failure into one message after the tool's own output."""
->>>>>>> theirs
         try:
             subprocess.run(command, check=True)
         except subprocess.CalledProcessError as error:
