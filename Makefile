@@ -96,19 +96,13 @@ CPP := $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp' -o
 TIDY := $(BIN)/clang-tidy --quiet
 CPP_FLAGS := -x c++ -std=c++20 -Icsrc -DRNNKERNELS_EMULATED
 
-# clang-tidy takes the CUDA sources as the emulated GPU does.
+# clang-tidy reads the CUDA sources as C++ for the emulated GPU.
 lint-cpp: $(VENV)/dev.extra
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(TIDY) $(filter-out csrc/binding/% %.h %properties.cu benchmarks/%,$(CPP)) -- $(CPP_FLAGS) -DRNNKERNELS_ISA_NAME=generic
 
-# All files of the binding are read as two, since torch's headers take longer than they do. Those of autograd
-# are apart, because some names in anonymous namespaces are the same.
 lint-binding: $(VENV)/dev.extra
-	@mkdir -p build/lint
-	@printf '#include "%s"\n' $(patsubst csrc/%,%,$(filter csrc/binding/%autograd.cpp,$(CPP))) > build/lint/autograd.cpp
-	@printf '#include "%s"\n' $(patsubst csrc/%,%,$(filter-out %autograd.cpp,$(filter csrc/binding/%.cpp,$(CPP)))) \
-	  > build/lint/binding.cpp
-	$(TIDY) build/lint/autograd.cpp build/lint/binding.cpp -- $(CPP_FLAGS) $$($(BIN)/python -c "$$INCLUDES") \
+	$(TIDY) $(filter csrc/binding/%.cpp,$(CPP)) -- $(CPP_FLAGS) $$($(BIN)/python -c "$$INCLUDES") \
 	  $(foreach name,VERSION COMPILER TORCH_VERSION CUDA_ARCHITECTURES,-DRNNKERNELS_$(name)='""')
 
 define INCLUDES

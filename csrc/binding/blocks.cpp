@@ -31,6 +31,7 @@ std::vector<NetworkBlock> NetworkBlock::blocks(const Sizes& sizes, const at::Ten
   const int64_t at_once = threads * std::max<int64_t>(1, kNetworkBytes / bytes);
   const int64_t count = std::max<int64_t>(1, (networks + at_once - 1) / at_once);
   std::vector<NetworkBlock> blocks;
+  blocks.reserve(count);
   for (int64_t i = 0; i < count; ++i) {
     blocks.push_back(NetworkBlock(sizes, {networks * i / count, networks * (i + 1) / count}));
   }
@@ -60,7 +61,7 @@ OptionalTensor StepBlocks::state_before(const Block& steps, const at::Tensor& ou
   const int64_t rows = batch(steps), carried = layout_.carried_rows(first);
   if (carried == 0) return h0 ? OptionalTensor(h0->narrow(-2, 0, rows)) : h0;
   const int64_t previous = layout_.previous_step(first);
-  const at::Tensor states =
+  at::Tensor states =
       packed_ ? output.narrow(dim_, offset(previous), carried) : output.select(dim_, previous);
   if (carried == rows) return states;
   return at::cat({states, h0->narrow(-2, carried, rows - carried)}, -2);
