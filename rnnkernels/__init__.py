@@ -2,10 +2,12 @@
 
     h_t = d h_{t-1} + (1 - d) relu(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
 
-as custom C++ kernels, forward and backward: :class:`LeakyRNN` is a drop-in for ``torch.nn.RNN``,
-:mod:`rnnkernels.functional` is the recurrence alone, :mod:`rnnkernels.outputs` are distributions over
-the next frame, :mod:`rnnkernels.testing` is the same mathematics in plain NumPy. After Bengio,
-Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
+Custom C++ and CUDA kernels compute it, forward and backward. :class:`LeakyRNN` has the interface of
+``torch.nn.RNN``. :mod:`rnnkernels.functional` has the recurrence alone, :mod:`rnnkernels.outputs` has
+distributions over the next frame, :mod:`rnnkernels.optim` has optimizers that clip and update in one call,
+and :mod:`rnnkernels.testing` has the same mathematics in plain NumPy.
+
+Source: Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
 """
 
 from rnnkernels._build import build_config, check_torch
@@ -13,7 +15,7 @@ from rnnkernels._version import __version__
 
 check_torch()
 
-import rnnkernels._ops.flops  # noqa: E402, F401  (registers formulas; needs the check first)
+import rnnkernels._ops.flops  # noqa: E402, F401  (registers the flop formulas; must follow the check)
 from rnnkernels import functional, outputs  # noqa: E402
 from rnnkernels._ops.decompositions import decompositions  # noqa: E402
 from rnnkernels.functional import projected_recurrence  # noqa: E402

@@ -1,4 +1,4 @@
-"""Print the build configuration; with ``--plan``, the launch plan of a recurrence on GPUs."""
+"""Print the build configuration, or with ``--plan`` the launch plans of a recurrence on GPUs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _print_config(config: dict[str, Any], as_json: bool) -> None:
 def _plans(
     hidden: int, batch: int, dtype: str, networks: int, device: str | None, team: str
 ) -> dict[str, dict[str, Any]]:
-    """The plan for each device; a message in its place if the team does not fit one of several devices."""
+    """Return the plan for each device, or a message if the team does not fit one of several devices."""
     names = [device] if device is not None else list(_C.known_devices())
     plans: dict[str, dict[str, Any]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What the extension was built with, and whether that fits the torch that is imported."""
+"""The build configuration, and the check that the extension fits the installed torch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def _minor(version: str) -> str:
 
 
 def check_torch() -> None:
-    """Refuse to load an extension that another torch's headers built: it would crash or lie.
+    """Check that the extension was built against the installed minor version of torch.
+
+    An extension that was built against the headers of another version could crash or give wrong results.
 
     Raises:
-        ImportError: The extension was not built, or was built against another minor version of torch.
+        ImportError: The extension has not been built, or was built against another minor version.
     """
     if not _RECORD.exists():
         raise ImportError(
@@ -37,13 +39,16 @@ def check_torch() -> None:
 
 
 def build_config() -> dict[str, Any]:
-    """What was built and what of it is active, as plain values.
+    """Return what the package was built with and what is active in this process.
+
+    ``python -m rnnkernels`` prints the same.
 
     Returns:
-        A dictionary: ``version``, ``compiler``, ``instruction_sets`` (name to whether this processor
-        runs it), ``active_instruction_set`` (None if ``RNNKERNELS_ISA`` names an impossible one),
-        ``cuda`` (bool), ``cuda_architectures``, ``built_against_torch``, ``torch``, ``threads`` and
-        ``nonlinearities``.
+        A dictionary of plain values: ``version``; ``compiler``; ``instruction_sets``, a dictionary that says
+        for each instruction set whether this processor has it; ``active_instruction_set``, None if
+        ``RNNKERNELS_ISA`` names one that cannot run; ``cuda``, whether CUDA kernels were built;
+        ``cuda_architectures``; ``built_against_torch`` and ``torch``, the versions at build time and now;
+        ``threads``; and ``nonlinearities``.
     """
     from rnnkernels import _C
 

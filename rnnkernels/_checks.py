@@ -1,4 +1,4 @@
-"""Checks of arguments that the layer and the cell share: what was expected, what came, of which name."""
+"""Checks of arguments. A message names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from rnnkernels import _C
+from rnnkernels._devices import autocasts
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no Tensor."""
+    """Raise TypeError unless ``value`` is a Tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
 
 
 def check_sizes(**sizes: int) -> None:
-    """Refuse what is no positive int."""
+    """Raise TypeError or ValueError unless every size is a positive int."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool):
             raise TypeError(f"{name} must be an int, got {type(size).__name__}")
@@ -26,26 +27,26 @@ def check_sizes(**sizes: int) -> None:
 
 
 def check_flags(**flags: bool) -> None:
-    """Refuse what is no bool."""
+    """Raise TypeError unless every flag is a bool."""
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
 
 
 def check_choice(name: str, value: str, choices: list[str]) -> None:
-    """Refuse what is not among the choices."""
+    """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_spec(nonlinearity: str, form: str) -> None:
-    """Refuse a nonlinearity or a form that the kernels do not have."""
+    """Raise ValueError unless the kernels have this nonlinearity and this form."""
     check_choice("nonlinearity", nonlinearity, _C.nonlinearities())
     check_choice("form", form, ["rate", "current"])
 
 
 def check_dropout(dropout: float, num_layers: int) -> None:
-    """Refuse what is no probability; warn where dropout has nothing to act on."""
+    """Raise ValueError unless ``dropout`` is a probability; warn if it has no effect."""
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
         raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
     if dropout > 0 and num_layers == 1:
@@ -54,28 +55,11 @@ def check_dropout(dropout: float, num_layers: int) -> None:
         )
 
 
-def _registered(operator: str) -> tuple[str, ...]:
-    """The types of device on which an operator runs; on meta it has shapes only."""
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return tuple(key.lower() for key in ("CPU", "Meta", "CUDA") if has(f"rnnkernels::{operator}", key))
-
-
-_OPERATORS = ("leaky_recurrence", "projected_recurrence", "clipped_nesterov_", "nade", "nade_sample")
-_DEVICES = {operator: _registered(operator) for operator in _OPERATORS}
-
-
-def has_kernels(device: torch.device, operator: str = "leaky_recurrence") -> bool:
-    """Whether an operator runs on tensors there; where this one does not, ``_fallback`` does."""
-    return device.type in _DEVICES[operator]
-
-
-def autocasts(device: torch.device) -> bool:
-    """Whether autocast is on for a device; on meta there is no such thing."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
 def check_like_input(name: str, tensor: Tensor, like: Tensor) -> None:
-    """Refuse another dtype or device than the input's; autocast may mix dtypes."""
+    """Raise RuntimeError unless a tensor has the dtype and device of the input.
+
+    Under autocast the dtypes may differ.
+    """
     if tensor.device != like.device or (tensor.dtype != like.dtype and not autocasts(like.device)):
         raise RuntimeError(
             f"{name} must have the dtype and device of the input, {like.dtype} on {like.device}, "
@@ -84,7 +68,7 @@ def check_like_input(name: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
-    """Refuse a generator of another device than the tensors'."""
+    """Raise an error unless ``generator`` is None or a generator for the device of the tensors."""
     if generator is None:
         return
     if not isinstance(generator, torch.Generator):

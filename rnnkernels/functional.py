@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnkernels._autograd.checkpointing import checkpointed
 from rnnkernels._autograd.forward import recurrence
-from rnnkernels._checks import autocasts, check_sizes, has_kernels
+from rnnkernels._checks import check_sizes
+from rnnkernels._devices import autocasts, has_kernels
 from rnnkernels._ops import composite
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec, RecurrenceTensors
 from rnnkernels.outputs import _nade_autograd
@@ -143,45 +145,52 @@ def projected_recurrence(
     if batch_first:
         input = input.transpose(0, 1)
         drive = None if drive is None else drive.transpose(0, 1)
-    tensors = ProjectedTensors(input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes)
+    d = decay_operand(decay, weight_hh)
+    tensors = ProjectedTensors(input, h0, weight_ih, weight_hh, bias, drive, d, batch_sizes)
     return run_projected(tensors, RecurrenceSpec(nonlinearity, form, reverse), checkpoint_every)
 
 
 def nade_log_prob(
     v: Tensor, visible_bias: Tensor, hidden_bias: Tensor, encoder: Tensor, decoder: Tensor
 ) -> Tensor:
-    r"""The logarithm of what a NADE says of binary rows, in one fused kernel.
+    r"""Compute the log-probability of binary rows under a NADE, in one fused kernel.
 
     .. math::
         a_1 = c, \qquad h_i = \sigma(a_i), \qquad l_i = b_i + V_i \cdot h_i, \qquad
         a_{i+1} = a_i + v_i W_i \\
         \log p(v) = \sum_i v_i l_i - \log(1 + e^{l_i})
 
-    Larochelle and Murray 2011, "The neural autoregressive distribution estimator". ``h`` changes only behind
-    a one, so the kernel makes sigmoids there alone; music has 4 ones among 88 keys. For backward it keeps the
-    logits besides its arguments, so memory does not grow with ``D H``.
+    ``h_i`` changes only after a unit with ``v_i = 1``, so the kernel computes sigmoids only there; piano
+    rolls have about 4 ones among 88 keys. Backward keeps the logits ``l`` besides the arguments, so memory
+    does not grow with ``D H``.
 
-    First derivatives, for all arguments but ``v``, are another kernel's. Higher ones, forward mode and
-    ``torch.func`` work through a loop of torch's operations over the ``D`` units, in the time and memory of
-    such a loop. Numbers that are not finite stay in their row, but for the gradients of the weights, which
-    are sums over rows; what ``v_i = 0`` leaves out is left out, where the loop would multiply it by zero.
+    A second kernel computes the first derivatives, with respect to all arguments except ``v``. Higher
+    derivatives, forward mode and ``torch.func`` use a loop of torch operations over the ``D`` units, and cost
+    its time and memory. Values that are not finite affect only their own row, except in the gradients of
+    ``encoder`` and ``decoder``, which are sums over rows. If ``v_i`` is 0, the kernel ignores ``W_i`` even if
+    it is not finite, whereas the loop multiplies it by zero.
 
-    On a device without kernels it is that loop, and one warning says so.
+    On a device without kernels, the same loop of torch operations runs, with one warning per process.
+
+        log_p = rnnkernels.functional.nade_log_prob(v, b, c, encoder, decoder)  # [..., D] to [...]
+        (-log_p.mean()).backward()
 
     Args:
-        v: Zeros and ones, ``[..., D]``: bool or numbers of any dtype. No gradient flows to it. On a GPU
-            whatever is not zero is a one, for to look would be to wait.
+        v: Zeros and ones, ``[..., D]``, bool or any other dtype. It gets no gradient. Values are checked on
+            the CPU only. On a GPU, where a check would synchronize, every value other than zero is a one.
         visible_bias: ``b``, ``[..., D]``. float32 or float64; half precision is computed in float32.
         hidden_bias: ``c``, ``[..., H]``.
         encoder: ``W``, ``[D, H]``, any strides.
         decoder: ``V``, ``[D, H]``, any strides.
 
     Returns:
-        ``[...]``; float64 for float64 and else float32.
+        ``log p(v)``, ``[...]``; float64 for float64, otherwise float32.
 
     Raises:
         ValueError, TypeError: An argument has the wrong type, shape, dtype, device or value; the message
             names it.
+
+    Source: Larochelle and Murray 2011, "The neural autoregressive distribution estimator".
     """
     tensors = {
         "visible_bias": visible_bias, "hidden_bias": hidden_bias, "encoder": encoder, "decoder": decoder
@@ -198,22 +207,30 @@ def nade_sample(
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Draw binary rows from a NADE, unit by unit, in one fused kernel; see :func:`nade_log_prob`.
+    r"""Draw binary rows from a NADE, unit by unit, in one fused kernel.
 
-    No gradient flows through it; that of the drawn rows' probability is ``nade_log_prob``'s.
+    .. math::
+        a_1 = c, \qquad h_i = \sigma(a_i), \qquad l_i = b_i + V_i \cdot h_i, \qquad
+        v_i \sim \text{Bernoulli}(\sigma(l_i)), \qquad a_{i+1} = a_i + v_i W_i
+
+    The samples and the logits carry no gradient. For the gradient of the log-probability of the samples, call
+    :func:`nade_log_prob`.
 
     Args:
         visible_bias: ``b``, ``[..., D]``. float32 or float64; half precision is computed in float32.
         hidden_bias: ``c``, ``[..., H]``.
         encoder: ``W``, ``[D, H]``, any strides.
         decoder: ``V``, ``[D, H]``, any strides.
-        generator: Of the uniform numbers: ``v_i`` is 1 where one is less than ``sigmoid(l_i)``.
+        generator: Generator of the uniform random values; ``v_i`` is 1 if its value is less than
+            ``sigmoid(l_i)``. None uses torch's default generator of the device.
 
     Returns:
-        ``v``, uint8, and the logits ``l`` along the way, both ``[..., D]``.
+        ``v``, uint8, and the logits ``l``, both ``[..., D]``.
 
     Raises:
         ValueError, TypeError: As :func:`nade_log_prob`.
+
+    Source: Larochelle and Murray 2011, "The neural autoregressive distribution estimator".
     """
     tensors = {
         "visible_bias": visible_bias, "hidden_bias": hidden_bias, "encoder": encoder, "decoder": decoder
@@ -225,7 +242,7 @@ def nade_sample(
 def run_projected(
     tensors: ProjectedTensors, spec: RecurrenceSpec, checkpoint_every: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Project and run the recurrence, for checked arguments; ``decay`` may be a number.
+    """Project and run the recurrence, for checked arguments; see :func:`decay_operand`.
 
     This is the only place that decides which dtype runs where: in half precision and under autocast, and on a
     device for which the operator with the projection has no kernel, torch projects.
@@ -241,7 +258,7 @@ def run_projected(
         and has_kernels(input.device, "projected_recurrence")
         and not autocasts(input.device)
     ):
-        return recurrence(tensors._replace(decay=decay_tensor(tensors.decay, input)), spec)
+        return recurrence(tensors, spec)
     return _project_with_torch(tensors, spec)
 
 
@@ -275,6 +292,11 @@ def _checked_recurrence(
     if has_kernels(pre.device):
         return recurrence(tensors, spec)
     return composite.leaky_recurrence(tensors, d if d is decay else float(decay), spec)
+
+
+def decay_operand(decay: Any, like: Tensor) -> float | Tensor:
+    """``decay`` as a tensor for the kernels; without kernels a number stays one, for the composite."""
+    return decay_tensor(decay, like) if has_kernels(like.device) else decay
 
 
 def decay_tensor(decay: float | Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The same numbers and the same threads in every test, whatever ran before it."""
+"""Every test starts with the same seed and number of threads, independent of earlier tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 sys.path.append(str(ROOT))  # for `benchmarks`; last, so that an installed rnnkernels is found first
 
-# Graphs that torch has on disk hold the backward formulas of the build that they were traced with.
+# Graphs in torch's cache on disk contain the backward formulas of the build with which they were traced.
 os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 
 # Derandomized, so that a run in CI fails only if the code changed. No deadline: machines differ.

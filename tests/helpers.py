@@ -1,4 +1,4 @@
-"""What the tests share: problems, the reference's answers to them, and the distance between answers."""
+"""Helpers of the tests: random problems, the results of the reference, and comparisons."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from rnnkernels.testing import recurrence as reference
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = os.pathsep.join(
     [str(Path(sys.executable).parent), os.environ["PATH"]]
-)  # where cmake and ninja may be
+)  # cmake and ninja may be installed beside the interpreter
 FORMS = ("rate", "current")
 NONLINEARITIES = tuple(reference.NONLINEARITIES)
-RNN_NONLINEARITIES = ("relu", "tanh")  # those that torch.nn.RNN has, too
+RNN_NONLINEARITIES = ("relu", "tanh")  # the ones that torch.nn.RNN has
 DTYPES = (torch.float32, torch.float64)
 KINDS = tuple(itertools.product(FORMS, NONLINEARITIES))
 
-# Rounding of the results, relative to the largest magnitude (see `distance`): some tens of units in
-# the last place, which the sums over steps, rows and units of the problems drawn here stay below.
+# Rounding errors of the results, relative to the largest magnitude (see `distance`): some tens of units in
+# the last place. The sums over steps, rows and units of the problems drawn here stay below them.
 TOLERANCE = {torch.float32: 4e-6, torch.float64: 1e-14}
 
-# ReLU's slope jumps at zero, so where rounding can carry an argument of f across zero, two right
-# answers have different gradients. Such a problem is not compared at all; comparing it with a wide
-# tolerance would hide real errors of all the others.
+# The slope of ReLU jumps at zero. If rounding can carry an argument of f across zero, two correct results
+# have different gradients. Such a problem is not compared, because a tolerance wide enough for it would hide
+# errors in all other problems.
 KINK_MARGIN = {torch.float32: 1e-5, torch.float64: 1e-13}
 
 
 @dataclass(repr=False)
 class Problem:
-    """Arguments of one call. Everything is a leaf without gradients until `leaves` asks for them."""
+    """The arguments of one call. No tensor requires gradients; see `leaves`."""
 
     pre: Tensor
     h0: Tensor | None
@@ -53,7 +53,7 @@ class Problem:
     reverse: bool = False
 
     def __repr__(self) -> str:
-        """Sizes and strides instead of values, which say little."""
+        """Show sizes and strides, but no values."""
         tensors = {name: (list(x.shape), x.stride()) for name, x in self.tensors.items()}
         sizes = None if self.batch_sizes is None else self.batch_sizes.tolist()
         kind = f"{self.form}, {self.nonlinearity}, {self.dtype}, batch_sizes={sizes}, reverse={self.reverse}"
@@ -74,24 +74,24 @@ class Problem:
 
     @property
     def tensors(self) -> dict[str, Any]:
-        """What may have a gradient, by name."""
+        """The tensors that may have a gradient, by name."""
         named = {"pre": self.pre, "h0": self.h0, "weight_hh": self.weight_hh, "decay": self.decay}
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     def relaid(self, name: str, layout: str) -> Problem:
-        """The same problem with other strides of one tensor; see `LAYOUTS`."""
+        """Return the same problem with other strides of one tensor; see `LAYOUTS`."""
         x = self.tensors[name]
         if name == "weight_hh" and layout in ("expanded", "constant"):
-            x = x / len(x) ** 0.5  # equal rows or columns add up instead of averaging out
+            x = x / len(x) ** 0.5  # equal rows or columns add up; keep the states of order one
         changed: dict[str, Any] = {name: relaid(x, layout)}
         return replace(self, **changed)
 
     def leaves(self) -> Problem:
-        """The same problem on leaves that require gradients, with the strides they have."""
+        """Return the same problem with leaves that require gradients, with the same strides."""
         return replace(self, **{name: x.detach().requires_grad_() for name, x in self.tensors.items()})
 
     def to(self, device: str) -> Problem:
-        """The same problem on another device, with the strides it has; batch_sizes stay on the CPU."""
+        """Return the same problem on another device, with the same strides; batch_sizes stay on the CPU."""
         there: dict[str, Any] = {name: moved(x, device) for name, x in self.tensors.items()}
         return replace(self, **there)
 
@@ -99,7 +99,7 @@ class Problem:
         return functional.leaky_recurrence(self.pre, self.h0, self.weight_hh, self.decay, **self.keywords)
 
     def arrays(self) -> dict[str, Any]:
-        """As the reference takes it, with the decay that the kernel sees."""
+        """Return the arguments of the reference, with the decay rounded as the kernel takes it."""
         decay = torch.as_tensor(self.decay, dtype=self.dtype)
         named = {"pre": self.pre, "h0": self.h0, "weight_hh": self.weight_hh, "decay": decay}
         arrays = {name: None if x is None else x.detach().double().cpu().numpy() for name, x in named.items()}
@@ -111,7 +111,7 @@ class Problem:
         return torch.from_numpy(output), torch.from_numpy(h_n)
 
     def expected_gradients(self, grad_output: Tensor | None, grad_h_n: Tensor | None) -> dict[str, Tensor]:
-        """By name; the gradient of a decay that is one number is the sum over the units."""
+        """Return the gradients by name; that of a scalar decay is the sum over the units."""
         arrays = self.arrays()
         output, h_n = reference.leaky_recurrence(**arrays)
         incoming = (
@@ -124,7 +124,7 @@ class Problem:
         return {name: torch.as_tensor(grads[name]) for name in self.tensors}
 
     def magnitudes(self) -> dict[str, float]:
-        """How large the terms of each gradient are, which may cancel in the sum but for their rounding.
+        """Return the magnitude of the terms of each gradient. They may cancel, but not their rounding errors.
 
         All inputs are of order one. The kernel takes decay's gradient from (h_{t-1} - h_t) / (1 - d).
         """
@@ -134,11 +134,11 @@ class Problem:
         return {name: cancelled if name == "decay" else 1.0 for name in self.tensors}
 
     def kink_margin(self) -> float:
-        """How near to zero f's rounded arguments come, relative to the largest; inf if f is smooth."""
+        """Return the least magnitude of an argument of f, relative to the largest; inf if f is smooth."""
         if self.nonlinearity != "relu":
             return float("inf")
         states = list(reference._states(reference._problem(**self.arrays())))
-        # In the current form f sees the states, of which h0 is exact.
+        # In the current form, f acts on the states. h0 is exact.
         values = [z if self.form == "rate" else after for _, _, z, after in states]
         values = [np.abs(x).ravel() for x in values if x.size]
         if not values:
@@ -164,7 +164,7 @@ def make_problem(
     nonlinearity: str = "relu",
     reverse: bool = False,
 ) -> Problem:
-    """A random problem whose states stay of order one. `decay` is "number", "scalar" or "unit"."""
+    """Return a random problem whose states stay of order one. `decay` is "number", "scalar" or "unit"."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -191,7 +191,7 @@ def make_problem(
 
 
 def clear_problem(seed: int, *args: Any, margin: float | None = None, **kwargs: Any) -> Problem:
-    """The first problem from this seed on whose arguments of f stay away from ReLU's kink."""
+    """Return the first problem, counting up from this seed, whose arguments of f are not near ReLU's kink."""
     for attempt in itertools.count(seed):
         problem = make_problem(attempt, *args, **kwargs)
         if problem.kink_margin() > (KINK_MARGIN[problem.dtype] if margin is None else margin):
@@ -205,14 +205,14 @@ def normal_like(x: Tensor, seed: int) -> Tensor:
 
 
 # --- Strides -----------------------------------------------------------------------------------------
-# Memory between the elements is NaN, so that reading it shows.
+# The memory between the elements is NaN, so that reading it is noticed.
 
 
 def _transposed(x: Tensor) -> Tensor:
     return x.transpose(0, -1).clone(memory_format=torch.contiguous_format).transpose(0, -1)
 
 
-def _swapped(x: Tensor) -> Tensor:  # as batch_first makes it: the units stay together
+def _swapped(x: Tensor) -> Tensor:  # the layout of batch_first: the units stay contiguous
     return x.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
 
 
@@ -226,15 +226,15 @@ def _padded(x: Tensor) -> Tensor:
     return view.copy_(x)
 
 
-def _expanded(x: Tensor) -> Tensor:  # other values: those of the first entry for all
+def _expanded(x: Tensor) -> Tensor:  # changes the values: all entries equal the first one
     return x[:1].expand_as(x)
 
 
-def _inner(x: Tensor) -> Tensor:  # of a vector: one number for all
+def _inner(x: Tensor) -> Tensor:  # changes the values of a vector: all equal the first one
     return x[..., :1].expand_as(x)
 
 
-LAYOUTS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # and the fewest dimensions
+LAYOUTS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # with the least number of dimensions
     "contiguous": (0, lambda x: x),
     "transposed": (2, _transposed),
     "swapped": (3, _swapped),
@@ -251,7 +251,7 @@ def relaid(x: Tensor, layout: str) -> Tensor:
 
 
 def moved(x: Tensor, device: str) -> Tensor:
-    """On another device with the same strides, NaN between the elements."""
+    """Return a copy on another device with the same strides, and NaN between the elements."""
     if x.device.type == device:
         return x
     extent = (
@@ -259,7 +259,7 @@ def moved(x: Tensor, device: str) -> Tensor:
     )
     memory = torch.full((extent,), torch.nan, dtype=x.dtype, device=device)
     view = memory.as_strided(x.shape, x.stride())
-    if 0 in x.stride():  # expanded: each element once
+    if 0 in x.stride():  # expanded: copy each element once
         once = x[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())]
         memory.as_strided(once.shape, once.stride()).copy_(once)
     else:
@@ -270,13 +270,13 @@ def moved(x: Tensor, device: str) -> Tensor:
 # --- Strategies --------------------------------------------------------------------------------------
 
 layouts = st.sampled_from(tuple(LAYOUTS))
-# Beyond 70, sizes around a multiple of the blocks that the kernels work in.
+# Above 70, sizes near multiples of the block size of the kernels.
 hidden_sizes = st.one_of(st.integers(1, 70), st.sampled_from((127, 128, 130)))
 
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
-    """Any valid call: sizes, form, dtype, decay, packing, direction and strides."""
+    """Draw any valid call: sizes, form, dtype, decay, packing, direction and strides."""
     packed = draw(st.booleans())
     least = 1 if packed else 0
     problem = make_problem(
@@ -301,7 +301,7 @@ def problems(draw: st.DrawFn) -> Problem:
 
 
 def distance(actual: Tensor, expected: Tensor, least: float = 0.0) -> float:
-    """The largest difference, relative to the largest magnitude expected (or to `least`)."""
+    """Return the largest difference, relative to the largest magnitude of `expected` (or to `least`)."""
     if expected.numel() == 0:
         return 0.0
     actual, expected = actual.detach().cpu(), expected.detach().cpu()
@@ -316,7 +316,7 @@ def assert_near(
     tolerance: float,
     least: Mapping[str, float] | None = None,
 ) -> None:
-    """Same names and shapes, and each as near as the tolerance says; see `distance`."""
+    """Assert the same names and shapes, and a `distance` within the tolerance for each tensor."""
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert actual[name].shape == value.shape, name
@@ -325,7 +325,7 @@ def assert_near(
 
 
 def gradients(problem: Problem, grad_output: Tensor | None, grad_h_n: Tensor | None) -> dict[str, Tensor]:
-    """The package's gradients by name, for a problem made of leaves."""
+    """Return the gradients of the package by name, for a problem made of leaves."""
     pairs = [
         (value, grad)
         for value, grad in zip(problem.run(), (grad_output, grad_h_n), strict=True)
@@ -352,36 +352,39 @@ def check_backward(problem: Problem, grad_output: Tensor | None, grad_h_n: Tenso
 
 
 def check(problem: Problem, seed: int = 1) -> None:
-    """Forward and backward against the reference."""
+    """Compare forward and backward with the reference."""
     check_forward(problem)
     grads = (normal_like(x, seed + i) for i, x in enumerate(problem.expected()))
     check_backward(problem, *(g.to(problem.dtype) for g in grads))
 
 
 def rounds_factors(dtype: torch.dtype) -> bool:
-    """Whether what W_hh is multiplied with, and W_hh, are rounded to this dtype."""
+    """Return whether the products round W_hh and its operand to this dtype."""
     return dtype == torch.bfloat16 and build_config()["active_instruction_set"] == "avx512bf16"
 
 
 def check_half(problem: Problem, dtype: torch.dtype) -> None:
-    """Half precision against the float32 of the same values: rounded once, but for bfloat16's products."""
+    """Compare half precision with float32 for the same values: results are rounded once.
+
+    With bfloat16 products, the operands are rounded as well.
+    """
     half = replace(problem, **{k: x.to(dtype) for k, x in problem.tensors.items() if k != "decay"}).leaves()
     wide = replace(problem, **{k: x.detach().float() for k, x in half.tensors.items()}).leaves()
     exact, eps = not rounds_factors(dtype), torch.finfo(dtype).eps
     for found, expected in zip(half.run(), wide.run(), strict=True):
         assert torch.equal(found, expected.to(dtype)) if exact else distance(found, expected) < 2 * eps
     if not exact and problem.keywords["nonlinearity"] == "relu":
-        return  # a rounding may carry z to the other side of the kink
+        return  # rounding may carry z across the kink
     grads = [normal_like(x, seed).to(dtype) for seed, x in enumerate((problem.pre, problem.h0))]
     gradient = gradients(half, *grads)
     expected_gradient = gradients(wide, *(grad.float() for grad in grads))
     for name, value in gradient.items():
         assert value.dtype == (torch.float32 if name == "decay" else dtype)
-        # What backward keeps (the output, and f(z) where f is smooth) is stored in half precision.
+        # The values kept for backward (the output, and f(z) if f is smooth) are stored in half precision.
         assert distance(value, expected_gradient[name]) < 8 * eps, name
 
 
-# Every number of rows that a register tile can have, on both sides of a block's and a word's end.
+# Every number of rows of a register tile; numbers of units on both sides of the end of a block or a word.
 GRID_SHAPES = (
     (1, 1, 1), (4, 2, 15), (4, 3, 16), (3, 4, 17), (5, 5, 31), (2, 6, 32), (3, 7, 33), (3, 8, 48),
     (2, 9, 64), (3, 11, 65), (2, 13, 100), (6, 1, 130), (3, 2, 257),
@@ -396,7 +399,7 @@ def grid() -> Iterator[Problem]:
 
 
 def check_grid(instruction_set: str) -> None:
-    """Run by a process of its own, because the instruction set is chosen once for each process."""
+    """Check the grid. It runs in its own process, because a process chooses its instruction set once."""
     assert build_config()["active_instruction_set"] == instruction_set
     for problem in grid():
         check(problem)
@@ -411,7 +414,7 @@ def check_grid(instruction_set: str) -> None:
 def run_python(
     *arguments: str, cwd: Path | str | None = None, timeout: float = 120, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """This interpreter, with the tests importable and with these environment variables."""
+    """Run this interpreter with the tests importable and with these environment variables."""
     tests = Path(__file__).parent
     folders = [tests, *(path for path in sorted(tests.iterdir()) if path.is_dir())]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))} | variables

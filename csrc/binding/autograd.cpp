@@ -68,15 +68,15 @@ variable_list wanted_gradients(const std::array<bool, n>& wanted, const Gradient
 }
 
 template <class Call>
-auto call_operator(const char* name, bool differentiable, const Call& arguments) {
-  static const auto op = find_operator<Signature<Call>>(name);
+auto call_operator(bool differentiable, const Call& arguments) {
+  static const auto op = find_operator<Signature<Call>>(Call::kOperator);
   return arguments.unpack([&](const auto&... flat) { return call(op, differentiable, flat...); });
 }
 
 // Calls the differentiable equivalent of a backward operator, which also takes the gradient of `saved`.
 template <class Call>
-auto call_vjp(const char* name, const at::Tensor& grad_saved, const Call& arguments) {
-  static const auto op = find_operator<PrefixedSignature<Call>>(name);
+auto call_vjp(const at::Tensor& grad_saved, const Call& arguments) {
+  static const auto op = find_operator<PrefixedSignature<Call>>(Call::kVjp);
   return arguments.unpack([&](const auto&... flat) { return op.call(if_defined(grad_saved), flat...); });
 }
 
@@ -92,7 +92,7 @@ class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
   template <class... Arguments>
   static variable_list forward(AutogradContext* context, Begun* begun, const Arguments&... arguments) {
     const RecurrenceCall call{arguments...};
-    const ForwardResult result = call_operator("rnnkernels::leaky_recurrence", false, call);
+    const ForwardResult result = call_operator(false, call);
     keep(context, call, result, begun);
     return {std::get<0>(result), std::get<1>(result), std::get<2>(result)};
   }
@@ -108,9 +108,8 @@ class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
                                     kept_spec(context),    wanted};
     // Only second derivatives differentiate f(z) itself, which `saved` may hold.
     const bool in_python = grads[2].defined() || is_transformed(grads) || is_transformed(kept);
-    const auto gradients = in_python ? call_vjp("rnnkernels::leaky_recurrence_vjp", grads[2], arguments)
-                                     : call_operator("rnnkernels::leaky_recurrence_backward",
-                                                     at::GradMode::is_enabled(), arguments);
+    const auto gradients =
+        in_python ? call_vjp(grads[2], arguments) : call_operator(at::GradMode::is_enabled(), arguments);
     return wanted_gradients<RecurrenceCall>(wanted, gradients);
   }
 };
@@ -120,7 +119,7 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
   template <class... Arguments>
   static variable_list forward(AutogradContext* context, Begun* begun, const Arguments&... arguments) {
     const ProjectedCall call{arguments...};
-    const ForwardResult result = call_operator("rnnkernels::projected_recurrence", false, call);
+    const ForwardResult result = call_operator(false, call);
     keep(context, call, result, begun, {call.input, call.weight_ih});
     context->saved_data["has_bias"] = call.bias.has_value();
     context->saved_data["has_drive"] = call.drive.has_value();
@@ -140,9 +139,7 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
         kept[kDecay],         if_defined(kept[kBatchSizes]), kept_spec(context), wanted};
     const bool in_python =
         at::GradMode::is_enabled() || grads[2].defined() || is_transformed(grads) || is_transformed(kept);
-    const auto gradients = in_python
-                               ? call_vjp("rnnkernels::projected_recurrence_vjp", grads[2], arguments)
-                               : call_operator("rnnkernels::projected_recurrence_backward", false, arguments);
+    const auto gradients = in_python ? call_vjp(grads[2], arguments) : call_operator(false, arguments);
     return wanted_gradients<ProjectedCall>(wanted, gradients);
   }
 };

@@ -36,10 +36,6 @@ at::Tensor gradient_power_sum(const OptionalTensors& grads, double norm_type, do
 // In builds with kernels for a GPU, defined in optimizer_gpu.cpp.
 template <class Rule>
 void step_on_gpu(const StepProblem& problem, const at::Device& device);
-template <>
-void step_on_gpu<NesterovRule>(const StepProblem& problem, const at::Device& device);
-template <>
-void step_on_gpu<AdamWRule>(const StepProblem& problem, const at::Device& device);
 at::Tensor power_sum_on_gpu(const PowerSum& problem, const at::Device& device);
 
 // The tensors of a call as leaves, whose arrays have the same element at the same place. A tensor whose

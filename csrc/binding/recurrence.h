@@ -22,6 +22,7 @@ using ProjectedBackwardResult =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 struct RecurrenceCall {
+  static constexpr const char* kOperator = "rnnkernels::leaky_recurrence";
   using Result = ForwardResult;
   at::Tensor pre;
   OptionalTensor h0;
@@ -37,6 +38,7 @@ struct RecurrenceCall {
 };
 
 struct ProjectedCall {
+  static constexpr const char* kOperator = "rnnkernels::projected_recurrence";
   using Result = ForwardResult;
   at::Tensor input;
   OptionalTensor h0;
@@ -55,6 +57,8 @@ struct ProjectedCall {
 };
 
 struct BackwardCall {
+  static constexpr const char* kOperator = "rnnkernels::leaky_recurrence_backward";
+  static constexpr const char* kVjp = "rnnkernels::leaky_recurrence_vjp";  // differentiable equivalent
   using Result = BackwardResult;
   OptionalTensor grad_output, grad_h_n;
   at::Tensor output, saved;
@@ -72,6 +76,8 @@ struct BackwardCall {
 };
 
 struct ProjectedBackwardCall {
+  static constexpr const char* kOperator = "rnnkernels::projected_recurrence_backward";
+  static constexpr const char* kVjp = "rnnkernels::projected_recurrence_vjp";
   using Result = ProjectedBackwardResult;
   OptionalTensor grad_output, grad_h_n;
   at::Tensor output, saved, input;
@@ -89,6 +95,7 @@ struct ProjectedBackwardCall {
 };
 
 struct LinearCall {
+  static constexpr const char* kOperator = "rnnkernels::linear_recurrence";
   using Result = at::Tensor;
   at::Tensor drive;
   OptionalTensor h0;

@@ -315,8 +315,8 @@ struct BackwardPass : PassBase<S> {
   }
 
  private:
-  // In both forms (1-d) dh_t/dd = h_{t-1} - h_t, because h_t = d h_{t-1} + (1-d) y and y does not depend on
-  // d.
+  // In both forms h_t = d h_{t-1} + (1-d) y, and y does not depend on d,
+  // so that (1-d) dh_t/dd = h_{t-1} - h_t.
   void add_d_decay(const Step& step, int64_t row, int64_t column, const Block<T>& delta) const {
     T* sum = rows_of<T>(backward.d_decay, this->network).at(row, column);
     const S* previous = step.previous_at(row, column);

@@ -22,7 +22,7 @@ int64_t workspace_bytes(const PowerSum& problem);
 template <class Rule>
 Status optimizer_step(const StepProblem& problem, int64_t most_blocks, void* workspace, Stream stream);
 
-// Writes the sum to `sum` in device memory. Does not use `problem.partial`.
+// Writes the sum to `sum` in device memory.
 Status power_sum(const PowerSum& problem, double* sum, int64_t most_blocks, void* workspace, Stream stream);
 
 }  // namespace rnnkernels::cuda

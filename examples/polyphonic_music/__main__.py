@@ -75,16 +75,14 @@ def results_of(study: Study, plan: StudyPlan, options: argparse.Namespace) -> di
         "environment": environment(options.workers),
         "plan": asdict(plan),
         "seconds": sum(result["seconds"] for result in runs.values()),
-        "data": {plain_name(data): described(data) for data in study.data.values()},
+        "data": {
+            plain_name(data): {
+                "note": data.note,
+                "baselines": {"keys_alone": keys_alone(data), "repeat_accuracy": repeat_accuracy(data)},
+            }
+            for data in study.data.values()
+        },
         "results": [cell.entry() for cell in study.cells],
-    }
-
-
-def described(data: Rolls) -> dict[str, Any]:
-    """The description of a data set in the results file."""
-    return {
-        "note": data.note,
-        "baselines": {"keys_alone": keys_alone(data), "repeat_accuracy": repeat_accuracy(data)},
     }
 
 

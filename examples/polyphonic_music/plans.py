@@ -103,7 +103,13 @@ CONTROL = StudyPlan(
     "control",
     (
         replace(_NADE, updates=(2500, 4000, 6500, 10000), only=("Piano_midi",)),
-        replace(_LADDER, techniques=("SGD",), trials=len(TECHNIQUES) * _LADDER.trials, row="SGD, 40 trials"),
+        replace(
+            _LADDER,
+            techniques=("SGD",),
+            trials=len(TECHNIQUES) * _LADDER.trials,
+            finalists=len(TECHNIQUES) * _LADDER.finalists,
+            row="SGD, 40 trials",
+        ),
     ),
 )
 FULL = StudyPlan("full", (_LADDER, _NADE, _RBM, *CONTROL.parts))

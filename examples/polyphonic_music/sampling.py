@@ -13,14 +13,7 @@ from polyphonic_music.rolls import Roll
 def sample_piece(model: Predictor, beginning: Roll, steps: int, generator: torch.Generator) -> Roll:
     """Return a roll ``[steps, 88]`` that begins with the given frames; draw the others given the past.
 
-    Args:
-        model: A network in eval mode.
-        beginning: ``[T, 88]`` with at least one frame.
-        steps: Length of the piece, at least ``T``.
-        generator: Random number generator of the draws.
-
-    Returns:
-        A uint8 array of 0 and 1.
+    ``beginning`` is ``[T, 88]``, ``1 <= T <= steps``; the model must be in eval mode. The roll is uint8.
     """
     if not 1 <= len(beginning) <= steps:
         raise ValueError(f"beginning must have 1 to {steps} steps, got {len(beginning)}")

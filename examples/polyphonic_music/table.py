@@ -258,10 +258,9 @@ def notes(grid: Grid) -> list[str]:
 
 def difference(grid: Grid, low: str, high: str) -> tuple[float, float | None]:
     """How much the mean of a row is above the mean of another row, and the standard error."""
-    errors = [grid.means[row].error for row in (low, high)]
-    known = [error for error in errors if error is not None]
+    errors = [e for row in (low, high) if (e := grid.means[row].error) is not None]
     change = grid.means[high].value - grid.means[low].value
-    return change, math.hypot(*known) if len(known) == 2 else None
+    return change, math.hypot(*errors) if len(errors) == 2 else None
 
 
 def ladder_sentence(grid: Grid) -> str:

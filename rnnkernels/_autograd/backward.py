@@ -36,12 +36,12 @@ def recurrence_vjp(
     """The gradients of ``leaky_recurrence``, by the backward operator wherever that is possible."""
     grads: Any
     if in_torch_func() and grad_saved is None:
-        grads = RecurrenceBackward.apply(*tensors, *spec.arguments, wanted)  # type: ignore[no-untyped-call]
+        grads = RecurrenceBackward.apply(*tensors, *spec, wanted)  # type: ignore[no-untyped-call]
     elif grad_saved is not None or in_forward_mode(tensors):
         # Only second derivatives differentiate f(z) itself.
         grads = derivatives.backward(tensors, grad_saved, spec)
     else:
-        grads = _ops.leaky_recurrence_backward(*tensors, *spec.arguments, wanted)
+        grads = _ops.leaky_recurrence_backward(*tensors, *spec, wanted)
     return tuple(grads)
 
 
@@ -50,7 +50,7 @@ def projected_vjp(
 ) -> Grads:
     """The gradients of ``projected_recurrence``, if they may be differentiated again."""
     if in_torch_func() and grad_saved is None:
-        grads: Any = ProjectedBackward.apply(*tensors, *spec.arguments, wanted)  # type: ignore[no-untyped-call]
+        grads: Any = ProjectedBackward.apply(*tensors, *spec, wanted)  # type: ignore[no-untyped-call]
         return tuple(grads)
     wants_u = wanted[0] or wanted[2] or wanted[4] or wanted[5]
     inner = (wants_u, wanted[1], wanted[3], wanted[6])
@@ -62,7 +62,7 @@ def projected_vjp(
 
 
 def _register_vjp(name: str, kind: Any, vjp: Callable[..., Grads]) -> None:
-    """Implement a vjp operator, whose arguments are ``(grad_saved, *tensors, *spec.arguments, wanted)``."""
+    """Implement a vjp operator, whose arguments are ``(grad_saved, *tensors, *spec, wanted)``."""
 
     def implementation(grad_saved: Tensor | None, *arguments: Any) -> Grads:
         tensors, spec, wanted = split_arguments(kind, arguments)
@@ -110,7 +110,7 @@ class _Differentiable:
         results, vjp = both
         full = tuple(torch.zeros_like(r) if g is None else g for g, r in zip(grads, results, strict=True))
         found = dict(zip(self.names, vjp(full), strict=True))
-        return (*map(found.get, self.tensors._fields), *(None,) * (len(self.spec.arguments) + 1))
+        return (*map(found.get, self.tensors._fields), *(None,) * (len(self.spec) + 1))
 
     def jvp(self, tangents: tuple[Tensor | None, ...]) -> Grads:
         """The tangents of the results, from those of the operator's arguments."""
@@ -180,7 +180,7 @@ class RecurrenceBackward(torch.autograd.Function):
         tensors, spec, wanted = split_arguments(BackwardTensors, inputs)
         separate = wanted[2] or wanted[3]
         networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)], separate_gradients=separate)
-        grads = RecurrenceBackward.apply(*networks.batched(), *spec.arguments, wanted)  # type: ignore[no-untyped-call]
+        grads = RecurrenceBackward.apply(*networks.batched(), *spec, wanted)  # type: ignore[no-untyped-call]
         return networks.split_gradients(GRADIENTS, grads, (True, *wanted[1:]))
 
 
@@ -202,5 +202,5 @@ class ProjectedBackward(torch.autograd.Function):
         tensors, spec, wanted = split_arguments(ProjectedBackwardTensors, inputs)
         separate = any(wanted[2:5]) or wanted[6]
         networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)], separate_gradients=separate)
-        grads = ProjectedBackward.apply(*networks.batched(), *spec.arguments, wanted)  # type: ignore[no-untyped-call]
+        grads = ProjectedBackward.apply(*networks.batched(), *spec, wanted)  # type: ignore[no-untyped-call]
         return networks.split_gradients(PROJECTED_GRADIENTS, grads, wanted)

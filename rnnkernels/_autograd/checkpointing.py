@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func, is_batched
-from rnnkernels._checks import autocasts
+from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
 
 # The tensors of which all segments add up their gradients.

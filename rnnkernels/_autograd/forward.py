@@ -35,11 +35,11 @@ def recurrence(tensors: RecurrenceTensors | ProjectedTensors, spec: RecurrenceSp
     projected = isinstance(tensors, ProjectedTensors)
     if in_torch_func() or in_forward_mode(tensors):
         function = ProjectedRecurrence if projected else Recurrence
-        output, h_n, _ = function.apply(*tensors, *spec.arguments, True)  # type: ignore[no-untyped-call]
+        output, h_n, _ = function.apply(*tensors, *spec, True)  # type: ignore[no-untyped-call]
         return output, h_n
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     operator = _ops.projected_recurrence if projected else _ops.leaky_recurrence
-    output, h_n, _ = operator(*tensors, *spec.arguments, save)
+    output, h_n, _ = operator(*tensors, *spec, save)
     return output, h_n
 
 
@@ -160,4 +160,4 @@ def _call(
     """Call a Function if another transform surrounds this one, else its operator, which is faster."""
     transformed = in_torch_func() or in_forward_mode(tensors)
     call = function.apply if transformed else function.forward
-    return call(*tensors, *spec.arguments, save)
+    return call(*tensors, *spec, save)

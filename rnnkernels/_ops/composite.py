@@ -10,16 +10,14 @@ being dropped. With the number 0 it is dropped.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rnnkernels import _ops
-from rnnkernels._checks import autocasts
+from rnnkernels._devices import warn_without_kernels, without_autocast
 from rnnkernels._ops.nonlinearities import NONLINEARITIES
 from rnnkernels._ops.spec import RecurrenceSpec, RecurrenceTensors
 
@@ -30,7 +28,7 @@ def leaky_recurrence(
     """``(output, h_n)``, also for G networks. ``decay`` is ``tensors.decay``, or the number that it holds."""
     _check(tensors, spec)
     pre, h0, weight, _, batch_sizes = tensors
-    _warn_once(pre.device)
+    warn_without_kernels(pre.device)
     wide = torch.promote_types(pre.dtype, torch.float32)
     if batch_sizes is None:
         steps: Sequence[Tensor] = pre.to(wide).unbind(-3)
@@ -44,9 +42,7 @@ def leaky_recurrence(
     if isinstance(decay, Tensor):
         decay = decay.to(wide)
         decay = decay.unsqueeze(-2) if decay.dim() == 2 else decay  # [G, 1, H]
-    with (
-        torch.autocast(pre.device.type, enabled=False) if autocasts(pre.device) else contextlib.nullcontext()
-    ):
+    with without_autocast(pre):
         for p in reversed(steps) if spec.reverse else steps:
             rows, others = p.shape[-2], h.shape[-2] - p.shape[-2]
             after = step(h.narrow(-2, 0, rows), p, weight, decay, spec)
@@ -73,7 +69,7 @@ def _check(tensors: RecurrenceTensors, spec: RecurrenceSpec) -> None:
         if x is not None and x.device != device:
             raise ValueError(f"{name} must be on the device of pre, {device}, got {x.device}")
     shapes = (None if x is None else torch.empty(x.shape, dtype=x.dtype, device="meta") for x in tensors)
-    _ops.leaky_recurrence(*shapes, *spec.arguments, False)
+    _ops.leaky_recurrence(*shapes, *spec, False)
 
 
 def _rows(batch_sizes: Tensor, pre: Tensor, h0: Tensor) -> list[int]:
@@ -89,26 +85,3 @@ def _rows(batch_sizes: Tensor, pre: Tensor, h0: Tensor) -> list[int]:
     if sum(sizes) != rows:
         raise ValueError(f"pre must have sum(batch_sizes) rows, got {rows} rows")
     return sizes
-
-
-_warned: list[torch.device] = []
-
-
-def _warn_once(device: torch.device) -> None:
-    if not _warned:
-        _warned.append(device)
-        warnings.warn(warning(device), stacklevel=4)
-
-
-# Dynamo evaluates this function while tracing. torch.compiler.assume_constant_result sets the same attribute,
-# but imports all of Dynamo.
-_warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def warning(device: torch.device, what: str = "a loop of torch operations, many times slower") -> str:
-    """The message that says what replaces the kernels, and how to get them."""
-    slow = f"tensors on {device} take {what}"
-    if device.type == "cuda" and not torch.version.hip:
-        how = "where nvcc is found (RNNKERNELS_CUDA=1 pip install --no-build-isolation .)"
-        return f"rnnkernels was built without CUDA kernels: {slow}; build it {how}"
-    return f"rnnkernels has kernels for the CPU and for CUDA: {slow}"

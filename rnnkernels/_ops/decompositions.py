@@ -73,4 +73,4 @@ def _projected_recurrence(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     if x.drive is not None:
         pre = pre + x.drive
     tensors = RecurrenceTensors(pre, x.h0, x.weight_hh, x.decay, x.batch_sizes)
-    return _leaky_recurrence(*tensors, *spec.arguments, save)
+    return _leaky_recurrence(*tensors, *spec, save)

@@ -3,7 +3,7 @@
 A call of an operator is a tuple of tensors, one :class:`RecurrenceSpec`, and a last argument of its own
 (``save`` of a forward operator, ``wanted`` of a backward one):
 
-    operator(*tensors, *spec.arguments, last)
+    operator(*tensors, *spec, last)
 
 Functions pass the tuple and the spec on whole. Only the operators' schemas (csrc/binding/operators.cpp) and
 the autograd Functions, which have the operators' signatures, are flat; :func:`split_arguments` undoes that.
@@ -14,27 +14,21 @@ tuples below and its role for vmap to ``ROLES``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class RecurrenceSpec:
+class RecurrenceSpec(NamedTuple):
     """Which recurrence is computed: all arguments of a call that are not tensors.
 
-    The values are checked where the operators receive them (csrc/binding/arguments.cpp).
+    The fields are in the order of the operators' schemas. The operators check the values
+    (csrc/binding/arguments.cpp).
     """
 
     nonlinearity: str = "relu"
     form: str = "rate"
     reverse: bool = False
-
-    @property
-    def arguments(self) -> tuple[str, str, bool]:
-        """The values in the order of the operators' schemas."""
-        return self.nonlinearity, self.form, self.reverse
 
 
 class RecurrenceTensors(NamedTuple):
@@ -62,7 +56,7 @@ class ProjectedTensors(NamedTuple):
     weight_hh: Tensor
     bias: Tensor | None  # [H]
     drive: Tensor | None  # shaped like the output
-    decay: Any  # a tensor for the operator; may be a number until it is called
+    decay: Any  # a tensor; may be a number on a device without kernels
     batch_sizes: Tensor | None
 
     def for_backward(self, output: Tensor, saved: Tensor) -> ProjectedBackwardTensors:

@@ -1,4 +1,4 @@
-"""The layers: :class:`LeakyRNN` over whole sequences, :class:`LeakyRNNCell` one step at a time."""
+"""The modules: :class:`LeakyRNN` runs over whole sequences, :class:`LeakyRNNCell` takes one step."""
 
 from rnnkernels.nn.cell import LeakyRNNCell
 from rnnkernels.nn.rnn import LeakyRNN

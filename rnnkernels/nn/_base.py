@@ -1,4 +1,4 @@
-"""What the layer and the cell share: the decay, fixed or learned, and drawing and loading parameters."""
+"""Base class of the layer and the cell: the decay, fixed or learned, initialization and loading."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 Decay = float | Tensor | list[float | Tensor] | tuple[float | Tensor, ...]
 
-# sigmoid has no gradient to speak of at 0 or 1, so a decay that is learned starts no lower than this.
+# A learned decay starts at this value or above, because the gradient of sigmoid vanishes near 0.
 LEAST_LEARNED_DECAY = 1e-3
 
 
@@ -22,43 +22,44 @@ class LeakyModule(nn.Module):
     learn_decay: bool
     decay_logit: nn.Parameter
 
-    # What a state dict of torch.nn's modules does not have, and need not have.
+    # Entries that state dicts of torch.nn's modules do not have. They may be missing when loading.
     _own_entries = ("decay", "decay_logit", "h0")
 
     @property
     def decay(self) -> float | tuple[float, ...] | Tensor:
-        """The share of the previous state that is kept, as it was given or as it has been learned.
+        """The fraction of the previous state that is kept, ``d``, as given or as learned so far.
 
-        A number; a number for each layer; a buffer ``[H]`` or ``[N, H]``; or, with ``learn_decay``,
-        ``sigmoid(decay_logit)``, which carries the gradient and is below 1 whatever the logit is.
+        It is a float; a tuple with a float for each layer; or a buffer ``[H]`` or ``[N, H]``. With
+        ``learn_decay`` it is ``sigmoid(decay_logit)``, which carries the gradient and is always below 1.
         """
         if self.learn_decay:
-            # Large logits round to 1, which is no decay any more.
+            # The sigmoid of a large logit rounds to 1, which is not a valid decay.
             largest = 1 - torch.finfo(self.decay_logit.dtype).eps / 2
             return torch.sigmoid(self.decay_logit).clamp(max=largest)
         buffer = self._buffers.get("decay")
         return self._given_decay if buffer is None else buffer
 
     def _set_decay(self, decay: Decay, learn_decay: bool, shape: tuple[int, ...], like: Tensor) -> None:
-        """Keep the decay: a setting if it is numbers, a buffer if not, a parameter if it is learned.
+        """Check and store the decay: as a parameter if it is learned, else as floats or as a buffer.
 
         Args:
-            decay: As the user gave it.
-            learn_decay: Whether it is a parameter.
-            shape: Of a value for each unit of every layer and direction, ``[N, H]``; of a cell ``[H]``.
-            like: Has the dtype and the device.
+            decay: The user's argument.
+            learn_decay: Whether the decay is a parameter.
+            shape: Shape of the decays of all units: ``[N, H]`` for a layer, ``[H]`` for a cell.
+            like: Tensor with the dtype and device of the parameters.
         """
         self.learn_decay = learn_decay
         self._given_decay = given = self._checked_decay(decay, shape, like.dtype)
         if learn_decay:
             self.decay_logit = nn.Parameter(like.new_empty(shape))
         elif isinstance(given, Tensor):
-            # Not register_buffer, which takes the property of the same name for another attribute.
+            # register_buffer would refuse the name, because there is a property of the same name.
             self._buffers["decay"] = torch.empty_like(given, dtype=like.dtype, device=like.device)
 
     def _checked_decay(
         self, decay: Decay, shape: tuple[int, ...], dtype: torch.dtype
     ) -> float | tuple[float, ...] | Tensor:
+        """Return a float, a tuple of floats, or a Tensor ``[H]`` or ``shape``, with values in [0, 1)."""
         if isinstance(decay, (list, tuple)):
             if len(decay) != self.num_layers:
                 raise ValueError(
@@ -85,16 +86,17 @@ class LeakyModule(nn.Module):
                 names += f" or [num_layers * directions, H] = {list(shape)}"
             raise ValueError(f"decay must be {names}, got {list(values.shape)}")
         if not values.is_meta:
-            # As the kernel will see it: a number just below 1 may round to 1. Numbers are float32 there
-            # where everything else is in half precision.
+            # Check the values as rounded for the kernel, since a value just below 1 may round to 1. With
+            # parameters in half precision, the kernel takes a scalar decay in float32.
             half = dtype in (torch.bfloat16, torch.float16)
             rounded = values.to(torch.float32 if half and values.dim() == 0 else dtype)
             if not bool(((rounded >= 0) & (rounded < 1)).all()):
                 raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        # A number stays one, so that it is not rounded before .to(float64).
+        # A float is kept as it is, so that it is not rounded before a later .to(float64).
         return float(values) if values.dim() == 0 else values.detach().clone()
 
     def _reset_decay(self) -> None:
+        """Set the parameter or the buffer to the values that were given to the constructor."""
         given = self._given_decay
         with torch.no_grad():
             if self.learn_decay:
@@ -108,9 +110,11 @@ class LeakyModule(nn.Module):
                 self.decay.copy_(given)  # type: ignore[union-attr]
 
     def reset_parameters(self) -> None:
-        """Draw weights and biases from U(-1/sqrt(H), 1/sqrt(H)); decay and ``h0`` as they were made.
+        """Initialize all parameters again.
 
-        The draws are those of ``torch.nn.RNN`` and its cell: the same seed gives the same weights.
+        Weights and biases are drawn from the uniform distribution on ``[-1/sqrt(H), 1/sqrt(H)]``, in the
+        order of ``torch.nn.RNN`` and ``torch.nn.RNNCell``: the same seed gives the same weights. The decay
+        gets the values given to the constructor, and ``h0`` is set to zero.
         """
         bound = 1 / math.sqrt(self.hidden_size)
         for name, parameter in self.named_parameters():
@@ -124,14 +128,14 @@ class LeakyModule(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
         missing_keys: list[str], *others: Any,
     ) -> None:  # fmt: skip
-        """As in any module, but what ``torch.nn``'s state dicts lack may be missing: the own stays."""
+        """Load as any module does; missing keys in ``_own_entries`` keep their current values."""
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *others)
         for name in self._own_entries:
             if prefix + name in missing_keys:
                 missing_keys.remove(prefix + name)
 
     def _decay_repr(self) -> list[str]:
-        """For extra_repr."""
+        """Return the part of ``extra_repr`` that describes the decay."""
         if self.learn_decay:
             return ["learn_decay=True"]
         decay = self.decay

@@ -1,49 +1,56 @@
-"""One step of the layer at a time: ``torch.nn.RNNCell``'s interface over the fused recurrence."""
+"""The cell: one step of the leaky recurrence, with the interface of ``torch.nn.RNNCell``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._checks import autocasts, check_flags, check_like_input, check_sizes, check_spec, check_tensor
+from rnnkernels._checks import check_flags, check_like_input, check_sizes, check_spec, check_tensor
+from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
-from rnnkernels.functional import run_projected
+from rnnkernels.functional import decay_operand, run_projected
 from rnnkernels.nn._base import LeakyModule
 
 __all__ = ["LeakyRNNCell"]
 
 
 class LeakyRNNCell(LeakyModule):
-    r"""One step of a layer of leaky units; with ``decay=0``, ``torch.nn.RNNCell``.
+    r"""One step of a layer of leaky units. With ``decay=0`` it computes ``torch.nn.RNNCell``.
 
     .. math::
         p &= W_{ih} x + b_{ih} + b_{hh} \;(+\, \text{drive}) \\
         \text{rate:}\quad    h' &= d\, h + (1-d)\, f(p + W_{hh} h) \\
         \text{current:}\quad h' &= d\, h + (1-d)\, (p + W_{hh} f(h))
 
-    For loops in which the next input depends on the last state. Where all inputs are known before,
-    :class:`LeakyRNN` computes the same, all steps in one call. The rate form is that of Bengio,
-    Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
+    Use the cell in loops whose next input depends on the last state. If all inputs are known in advance,
+    :class:`LeakyRNN` computes the same in one call for all steps, which is faster.
 
-    Parameters are those of ``torch.nn.RNNCell``: ``weight_ih [H, I]``, ``weight_hh [H, H]``,
-    ``bias_ih [H]``, ``bias_hh [H]``; state dicts load in both directions. A decay for each unit is a
-    buffer, ``decay [H]``; a learned one a parameter, ``decay_logit [H]``, and ``decay`` its sigmoid.
+        cell = rnnkernels.LeakyRNNCell(88, 200, decay=0.8)
+        for x in inputs:  # each [B, 88]
+            h = cell(x, h)  # [B, 200]
+
+    The parameters are those of ``torch.nn.RNNCell``: ``weight_ih [H, I]``, ``weight_hh [H, H]``,
+    ``bias_ih [H]`` and ``bias_hh [H]``; state dicts load in both directions. A decay per unit is a buffer,
+    ``decay [H]``. A learned decay is the sigmoid of a parameter, ``decay_logit [H]``. Both may be missing in
+    a state dict that is loaded; missing keys keep their current values.
 
     Args:
-        input_size: ``I``.
-        hidden_size: ``H``.
-        bias: Whether there are ``b_ih`` and ``b_hh``.
+        input_size: ``I``, the number of features of the input.
+        hidden_size: ``H``, the number of units.
+        bias: Whether the cell has the biases ``b_ih`` and ``b_hh``.
         nonlinearity: ``f``: ``"relu"`` (default; ``nn.RNNCell``'s is tanh), ``"tanh"``, ``"sigmoid"`` or
             ``"softplus"``.
-        decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number, or one
-            value for each unit, ``[H]``.
-        learn_decay: Train the decay of each unit; see :class:`LeakyRNN`.
+        decay: ``d``, the fraction of the previous state that is kept, in ``[0, 1)``: a number, or one
+            value per unit, ``[H]``.
+        learn_decay: Whether to train the decay of each unit; see :class:`LeakyRNN`.
         form: ``"rate"`` or ``"current"``.
-        device, dtype: Of the parameters: any device, but only those with kernels are fast (see
-            :func:`rnnkernels.functional.leaky_recurrence`); float32, float64, bfloat16 or float16.
+        device, dtype: Device and dtype of the parameters: float32, float64, bfloat16 or float16. Any device
+            works, but only devices with kernels are fast; see :func:`rnnkernels.functional.leaky_recurrence`.
 
     Raises:
-        ValueError, TypeError: An argument is out of its range or of the wrong type.
+        ValueError, TypeError: An argument is out of range or has the wrong type; the message names it.
+
+    Source: Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901) for the rate form.
     """
 
     weight_ih: nn.Parameter
@@ -88,17 +95,17 @@ class LeakyRNNCell(LeakyModule):
         """Take one step.
 
         Args:
-            input: ``[B, I]``, or ``[I]`` unbatched.
-            hx: The state before the step, ``[B, H]`` or ``[H]``; zero if None.
-            drive: Added to the pre-activation: shaped like the state.
+            input: ``x``, ``[B, I]``, or ``[I]`` unbatched, in the dtype of the parameters.
+            hx: ``h``, the state before the step, ``[B, H]`` or ``[H]``; None for zero.
+            drive: Added to the pre-activation ``p``; ``[B, H]`` or ``[H]``.
 
         Returns:
-            The state after the step, ``[B, H]`` or ``[H]``.
+            ``h'``, the state after the step, ``[B, H]`` or ``[H]``.
 
         Raises:
             ValueError, RuntimeError: A tensor has the wrong shape, dtype or device; the message names
-                it. The types are those of ``nn.RNNCell``.
-            TypeError: An argument is no Tensor.
+                it. The error has the same type as in ``nn.RNNCell``.
+            TypeError: An argument is not a Tensor.
         """
         weight_ih = self.weight_ih
         self._check_input(input, weight_ih)
@@ -115,14 +122,15 @@ class LeakyRNNCell(LeakyModule):
                 )
             check_like_input(name, value, input)
         lead = (None, None) if input.dim() == 1 else (None,)  # one step, and one row if unbatched
+        weight_hh = self.weight_hh  # read once: behind a parametrization each access computes it
         tensors = ProjectedTensors(
             input[lead],
             hx if hx is None or input.dim() == 2 else hx.unsqueeze(0),
             weight_ih,
-            self.weight_hh,
+            weight_hh,
             None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh,
             None if drive is None else drive[lead],
-            self.decay,
+            decay_operand(self.decay, weight_hh),
             None,
         )
         _, h_n = run_projected(tensors, RecurrenceSpec(self.nonlinearity, self.form))
@@ -144,7 +152,7 @@ class LeakyRNNCell(LeakyModule):
             )
 
     def extra_repr(self) -> str:
-        """The arguments that differ from the defaults."""
+        """Return the sizes and the arguments that differ from the defaults."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
         for name, default in (("nonlinearity", "relu"), ("bias", True), ("form", "rate")):
             if getattr(self, name) != default:

@@ -1,4 +1,4 @@
-"""The layer: ``torch.nn.RNN``'s interface over the fused recurrence."""
+"""The layer: the leaky recurrence over whole sequences, with the interface of ``torch.nn.RNN``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._checks import (
-    autocasts,
     check_dropout,
     check_flags,
     check_like_input,
@@ -17,8 +16,9 @@ from rnnkernels._checks import (
     check_spec,
     check_tensor,
 )
+from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
-from rnnkernels.functional import run_projected
+from rnnkernels.functional import decay_operand, run_projected
 from rnnkernels.nn._base import Decay, LeakyModule
 
 __all__ = ["LeakyRNN"]
@@ -28,7 +28,7 @@ _Weights = tuple[Tensor, Tensor, Tensor | None]  # W_ih, W_hh, b_ih + b_hh
 
 
 class LeakyRNN(LeakyModule):
-    r"""Recurrent layers of leaky units; with ``decay=0``, ``torch.nn.RNN``.
+    r"""Recurrent layers of leaky units. With ``decay=0`` they compute ``torch.nn.RNN``.
 
     .. math::
         p_t &= W_{ih} x_t + b_{ih} + b_{hh} \;(+\, \text{drive}_t) \\
@@ -37,45 +37,52 @@ class LeakyRNN(LeakyModule):
 
     The rate form is that of Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901), where
     ``d`` is called alpha; the current form is that of most rate networks in neuroscience. The output
-    is the state ``h_t`` in both: apply ``f`` to it for rates in the current form.
+    is the state ``h_t`` in both. In the current form, apply ``f`` to the output to get the rates.
 
-    Parameters, their names, shapes, order and initialisation are those of ``torch.nn.RNN``
+        rnn = rnnkernels.LeakyRNN(88, 200, decay=0.8)
+        output, h_n = rnn(torch.randn(100, 16, 88))  # [100, 16, 200], [1, 16, 200]
+
+    The parameters have the names, shapes, order and initialization of ``torch.nn.RNN``
     (``weight_ih_l0 [H, I]``, ``weight_hh_l0 [H, H]``, ``bias_ih_l0 [H]``, ``bias_hh_l0 [H]``, and so
     on for ``l0_reverse``, ``l1``, ...), so state dicts load in both directions. In the shapes, ``D`` is
-    2 if bidirectional and else 1, and ``N = num_layers * D`` in the order of ``h_n``: first layer
-    forward, first layer backward, second layer forward, ...
+    2 if the layer is bidirectional, otherwise 1, and ``N = num_layers * D`` in the order of ``h_n``: first
+    layer forward, first layer backward, second layer forward, ...
 
-    A decay of numbers is a setting and not in the state dict; a decay for each unit is a buffer,
-    ``decay``; a learned one is a parameter, ``decay_logit [N, H]``, and ``decay`` its sigmoid. A learned
-    initial state is a parameter, ``h0 [N, H]``. None of the three need be in a dict that is loaded.
+    A decay that consists of numbers is a setting, and not in the state dict. A decay per unit is a buffer,
+    ``decay``. A learned decay is the sigmoid of a parameter, ``decay_logit [N, H]``. A learned initial state
+    is a parameter, ``h0 [N, H]``. All three may be missing in a state dict that is loaded; missing keys keep
+    their current values.
 
     Args:
-        input_size: ``I``.
-        hidden_size: ``H``.
-        num_layers: Layers, each with its predecessor's output for input.
+        input_size: ``I``, the number of features of the input.
+        hidden_size: ``H``, the number of units per layer and direction.
+        num_layers: Number of layers; the input of each is the output of the one before.
         nonlinearity: ``f``: ``"relu"`` (default; ``nn.RNN``'s is tanh), ``"tanh"``, ``"sigmoid"`` or
             ``"softplus"``.
-        bias: Whether there are ``b_ih`` and ``b_hh``.
-        batch_first: Input, output and drive are ``[B, T, ...]`` instead of ``[T, B, ...]``. No effect on
-            unbatched and packed input, nor on ``hx`` and ``h_n``.
-        dropout: Probability with which each output of every layer but the last is zeroed in training.
-        bidirectional: A second walk in each layer, from the last step to the first, with weights of its
-            own; the outputs of the two stand side by side.
-        decay: ``d``, the share of the previous state that is kept, in ``[0, 1)``: a number; one value
-            for each unit of every layer, ``[H]``; a list or tuple of one number or ``[H]`` for each
+        bias: Whether the layers have the biases ``b_ih`` and ``b_hh``.
+        batch_first: If True, input, output and drive are ``[B, T, ...]`` instead of ``[T, B, ...]``. This has
+            no effect on unbatched and packed input, nor on ``hx`` and ``h_n``.
+        dropout: Probability of setting an output to zero in training, for all layers except the last.
+        bidirectional: If True, each layer also runs from the last step to the first, with weights of its
+            own, and the outputs of both directions are concatenated.
+        decay: ``d``, the fraction of the previous state that is kept, in ``[0, 1)``: a number; one value per
+            unit, ``[H]``, for every layer and direction; a list or tuple with a number or ``[H]`` for each
             layer; or ``[N, H]``. See :func:`rnnkernels.decay_from_tau` and :func:`rnnkernels.draw_decay`.
-        learn_decay: Train the decay, one for each unit of every layer and direction, from the values
-            given (0.001 where they are lower). It stays in ``[0, 1)`` whatever the optimizer does.
-            Weight decay on ``decay_logit`` would draw it to 0.5.
-        learn_h0: Train the state before the first step, used where ``hx`` is None; from zero.
+        learn_decay: Whether to train the decay of each unit of every layer and direction. Training starts at
+            the values given, but at 0.001 or above. The decay stays in ``[0, 1)`` for any logit. Weight decay
+            on ``decay_logit`` would pull the decay towards 0.5.
+        learn_h0: Whether to train the state before the first step, which is used if ``hx`` is None. It is
+            initialized to zero.
         form: ``"rate"`` or ``"current"``.
-        checkpoint_every: ``k``: backward keeps every k-th state and recomputes the steps between; see
-            :func:`rnnkernels.projected_recurrence`. None keeps what backward needs of every step.
-        device, dtype: Of the parameters: any device, but only those with kernels are fast (see
-            :func:`rnnkernels.functional.leaky_recurrence`); float32, float64, bfloat16 or float16.
+        checkpoint_every: ``k``; backward keeps every k-th state and recomputes the steps between them, see
+            :func:`rnnkernels.projected_recurrence`. None keeps everything that backward needs.
+        device, dtype: Device and dtype of the parameters: float32, float64, bfloat16 or float16. Any device
+            works, but only devices with kernels are fast; see :func:`rnnkernels.functional.leaky_recurrence`.
 
     Raises:
-        ValueError, TypeError: An argument is out of its range or of the wrong type.
+        ValueError, TypeError: An argument is out of range or has the wrong type; the message names it.
+
+    Source: Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901) for the rate form.
     """
 
     h0: nn.Parameter | None
@@ -120,7 +127,7 @@ class LeakyRNN(LeakyModule):
         self.checkpoint_every = checkpoint_every
 
         directions = 2 if bidirectional else 1
-        self._parameter_names: list[list[str]] = []  # of each layer and direction
+        self._parameter_names: list[list[str]] = []  # for each layer and direction
         for layer in range(num_layers):
             inputs = input_size if layer == 0 else hidden_size * directions
             shapes = {"weight_ih": (hidden_size, inputs), "weight_hh": (hidden_size, hidden_size)}
@@ -138,26 +145,28 @@ class LeakyRNN(LeakyModule):
 
     @classmethod
     def from_rnn(cls: type[_Layer], rnn: nn.RNN, *, decay: Decay = 0.0, **options: Any) -> _Layer:
-        """A leaky layer with a copy of the parameters of an ``nn.RNN``, and all of its settings.
+        """Return a leaky layer with the settings of an ``nn.RNN`` and a copy of its parameters.
+
+            layer = LeakyRNN.from_rnn(nn.RNN(88, 200), decay=0.8)
 
         Args:
             rnn: The ``nn.RNN``.
-            decay: As for the layer; with 0 it computes the same.
-            options: Further arguments of the layer that ``nn.RNN`` does not have.
+            decay: ``d``, as for :class:`LeakyRNN`. With 0 the layer computes the same as ``rnn``.
+            options: Arguments of :class:`LeakyRNN` that ``nn.RNN`` does not have, such as ``form``.
 
         Returns:
-            The layer, on the device of ``rnn``'s weights and in their dtype; training, and its
-            parameters trained, as in ``rnn``.
+            The layer, with the device and dtype of ``rnn``'s weights, in training mode if ``rnn`` is. Its
+            parameters require gradients where those of ``rnn`` do.
 
         Raises:
-            TypeError: ``rnn`` is no ``nn.RNN``.
+            TypeError: ``rnn`` is not an ``nn.RNN``.
         """
         if not isinstance(rnn, nn.RNN):
             raise TypeError(f"rnn must be a torch.nn.RNN, got {type(rnn).__name__}")
         names = ("input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout")
         settings = {name: getattr(rnn, name) for name in names} | {"bidirectional": bool(rnn.bidirectional)}
         if settings["num_layers"] == 1:
-            settings["dropout"] = 0.0  # without effect, and warned of once already
+            settings["dropout"] = 0.0  # has no effect, and nn.RNN has already warned of it
         like = cast(Tensor, rnn.weight_hh_l0)
         layer = cls(**settings, decay=decay, device=like.device, dtype=like.dtype, **options)
         with torch.no_grad():
@@ -169,11 +178,11 @@ class LeakyRNN(LeakyModule):
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
-        """The weights and biases of each layer and direction, in ``nn.RNN``'s order."""
+        """The weights and biases of each layer and direction, in the order of ``nn.RNN``."""
         return [[getattr(self, name) for name in names] for names in self._parameter_names]
 
     def flatten_parameters(self) -> None:
-        """Do nothing: there is no cuDNN buffer to flatten into. Here for code written for nn.RNN."""
+        """Do nothing. The method exists for code that was written for ``nn.RNN``."""
 
     @overload
     def forward(
@@ -197,23 +206,23 @@ class LeakyRNN(LeakyModule):
         """Run the layer over a batch of sequences.
 
         Args:
-            input: ``[T, B, I]``; ``[B, T, I]`` with ``batch_first``; ``[T, I]`` unbatched; or a
-                ``PackedSequence`` of ``[T_b, I]``, which stays packed all the way.
-            hx: State before the first step of the walk, ``[N, B, H]``, or ``[N, H]`` unbatched. Zero if
-                None, or ``h0`` with ``learn_h0``.
-            drive: Added to the pre-activation of the first layer, each half of the last dimension to one
-                direction if there are two: ``[T, B, D H]``, shaped like the output. For a packed input a
-                ``PackedSequence`` of the same lengths, or its data, ``[sum(T_b), D H]``.
+            input: ``x``, in the dtype of the parameters: ``[T, B, I]``; ``[B, T, I]`` with ``batch_first``;
+                ``[T, I]`` unbatched; or a ``PackedSequence`` of ``[T_b, I]``, which is never padded.
+            hx: State before the first step of each direction's time loop, ``[N, B, H]``, or ``[N, H]``
+                unbatched. None for zero, or for ``h0`` with ``learn_h0``.
+            drive: Added to the pre-activation of the first layer, ``[T, B, D H]``, shaped like the output. If
+                bidirectional, the first half of the last dimension belongs to the forward direction. For
+                packed input, a ``PackedSequence`` of the same lengths, or its data, ``[sum(T_b), D H]``.
 
         Returns:
-            ``output``: ``h_t`` of every step of the last layer, ``[T, B, D H]`` (or ``[B, T, D H]``,
-            ``[T, D H]``, or a ``PackedSequence``); and ``h_n``: the last states of every layer and
-            direction, ``[N, B, H]`` (or ``[N, H]``).
+            ``output``, the states ``h_t`` of the last layer at every step, ``[T, B, D H]`` (or
+            ``[B, T, D H]``, ``[T, D H]``, or a ``PackedSequence``); and ``h_n``, the last states of every
+            layer and direction, ``[N, B, H]`` (or ``[N, H]``).
 
         Raises:
             ValueError, RuntimeError: A tensor has the wrong shape, dtype or device; the message names
-                it. The types are those of ``nn.RNN``.
-            TypeError: An argument is no Tensor.
+                it. The error has the same type as in ``nn.RNN``.
+            TypeError: An argument is not a Tensor.
         """
         weights = [self._weights(k) for k in range(len(self._parameter_names))]
         if isinstance(input, PackedSequence):
@@ -236,7 +245,7 @@ class LeakyRNN(LeakyModule):
             if batch_sizes is None:
                 batch = sequence.shape[0 if batch_first else 1]
             elif torch.compiler.is_compiling() and isinstance(hx, Tensor) and hx.dim() == 3:
-                batch = hx.shape[1]  # a traced value cannot be compared; the operator checks when it runs
+                batch = hx.shape[1]  # a traced value cannot be read; the operator checks it when it runs
             else:
                 batch = int(batch_sizes[0])
             states = self._initial_states(hx, sequence, batch, unbatched, order)
@@ -257,12 +266,11 @@ class LeakyRNN(LeakyModule):
         batch_sizes: Tensor | None,
         batch_first: bool,
     ) -> tuple[Tensor, Tensor]:
-        """All layers over a batch: ``[T, B, I]``, ``[B, T, I]`` or packed rows; ``h_n`` is ``[N, B, H]``."""
+        """Run all layers over ``[T, B, I]``, ``[B, T, I]`` or packed rows; ``h_n`` is ``[N, B, H]``."""
         if batch_first:
             sequence = sequence.transpose(0, 1)
             drive = None if drive is None else drive.transpose(0, 1)
         directions = 2 if self.bidirectional else 1
-        specs = [RecurrenceSpec(self.nonlinearity, self.form, reverse) for reverse in (False, True)]
         drives = (drive,) * directions if drive is None else drive.chunk(directions, -1)
         decays = self._decays()
         finals = []
@@ -271,10 +279,10 @@ class LeakyRNN(LeakyModule):
             for direction in range(directions):
                 k = layer * directions + direction
                 layer_drive = drives[direction] if layer == 0 else None
-                tensors = ProjectedTensors(
-                    sequence, states[k], *weights[k], layer_drive, decays[k], batch_sizes
-                )
-                output, h_n = run_projected(tensors, specs[direction], self.checkpoint_every)
+                decay = decay_operand(decays[k], weights[k][1])
+                tensors = ProjectedTensors(sequence, states[k], *weights[k], layer_drive, decay, batch_sizes)
+                spec = RecurrenceSpec(self.nonlinearity, self.form, reverse=direction == 1)
+                output, h_n = run_projected(tensors, spec, self.checkpoint_every)
                 outputs.append(output)
                 finals.append(h_n)
             sequence = outputs[0] if directions == 1 else torch.cat(outputs, -1)
@@ -285,13 +293,13 @@ class LeakyRNN(LeakyModule):
         return sequence, finals[0].unsqueeze(0) if len(finals) == 1 else torch.stack(finals)
 
     def _weights(self, k: int) -> _Weights:
-        # Each name is read once: behind a parametrization it is computed at every reading.
+        # Read each name once, because a parametrization computes the weight at every access.
         names = self._parameter_names[k]
         bias = getattr(self, names[2]) + getattr(self, names[3]) if self.bias else None
         return getattr(self, names[0]), getattr(self, names[1]), bias
 
     def _decays(self) -> tuple[float | Tensor, ...]:
-        """For each layer and direction, a number or ``[H]``."""
+        """Return the decay of each layer and direction: a float, a scalar tensor or ``[H]``."""
         decay, rows = self.decay, len(self._parameter_names)
         if isinstance(decay, tuple):
             return tuple(decay[k * self.num_layers // rows] for k in range(rows))
@@ -302,7 +310,7 @@ class LeakyRNN(LeakyModule):
     def _initial_states(
         self, hx: Tensor | None, sequence: Tensor, batch: int, unbatched: bool, order: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """For each layer and direction, ``[B, H]`` in the order of the rows."""
+        """Return the initial state of each layer and direction, ``[B, H]``, with rows in packed order."""
         rows = len(self._parameter_names)
         if hx is None:
             return tuple(h0.expand(batch, -1) for h0 in cast(Tensor, self.h0).unbind())
@@ -340,7 +348,7 @@ class LeakyRNN(LeakyModule):
             )
 
     def _checked_drive(self, drive: Tensor | PackedSequence, input: Tensor | PackedSequence) -> Tensor:
-        """``drive`` as a tensor shaped like the first layer's output."""
+        """Return ``drive`` as a tensor shaped like the output of the first layer."""
         if isinstance(drive, PackedSequence):
             if not isinstance(input, PackedSequence) or not _same_packing(drive, input):
                 raise RuntimeError(
@@ -358,7 +366,7 @@ class LeakyRNN(LeakyModule):
         return drive
 
     def extra_repr(self) -> str:
-        """The arguments that differ from the defaults."""
+        """Return the sizes and the arguments that differ from the defaults."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
         for name, default in (
             ("num_layers", 1),

@@ -22,7 +22,7 @@ from torch.nn import Parameter
 from torch.optim import optimizer as torch_optimizer
 
 from rnnkernels import _ops
-from rnnkernels._checks import has_kernels
+from rnnkernels._devices import OPTIMIZER_STEP, has_kernels, warn_without_kernels
 from rnnkernels.optim._arguments import check_bool, check_param, check_setting, compute_dtype
 from rnnkernels.optim._decision import NORM, RAISES, RECORD_FIELDS, SKIPPED, TAKEN, check_nonfinite
 from rnnkernels.optim._loading import check_saved_states, loaded_state
@@ -36,7 +36,7 @@ def _operators_for(device: torch.device) -> Any:
         return _ops
     from rnnkernels.optim import _composite
 
-    _composite.warn_once(device)
+    warn_without_kernels(device, OPTIMIZER_STEP, stacklevel=8)  # at the line that makes the optimizer
     return _composite
 
 

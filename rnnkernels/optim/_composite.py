@@ -8,14 +8,12 @@ results up to rounding. A step reads the norm on the host, so it synchronizes; t
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rnnkernels._ops.composite import warning
 from rnnkernels.optim._arguments import check_dense, compute_dtype
 from rnnkernels.optim._decision import check_nonfinite, clip_coefficient, decide, norm_over
 
@@ -254,14 +252,3 @@ def _copy_back(params: Tensors, theta: Tensors, indices: list[int]) -> None:
     if others:
         to, values = (list(tensors) for tensors in zip(*others, strict=True))
         torch._foreach_copy_(to, values)
-
-
-_warned: list[torch.device] = []
-
-
-def warn_once(device: torch.device) -> None:
-    """Warn that a device has no kernels."""
-    if not _warned:
-        _warned.append(device)
-        what = "a list of torch operations for a step of an optimizer, in place of one call"
-        warnings.warn(warning(device, what), stacklevel=8)  # the line that makes the optimizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels._autograd.modes import in_torch_func
-from rnnkernels._checks import autocasts, check_sizes, check_tensor
+from rnnkernels._checks import check_sizes, check_tensor
+from rnnkernels._devices import autocasts
 
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -145,12 +145,6 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 def wide(x: Tensor) -> Tensor:
     """Return ``x`` in float32 or float64."""
     return x.to(wide_dtype(x))
-
-
-def without_autocast(like: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which autocast is off on the device of ``like``."""
-    on = autocasts(like.device)
-    return torch.autocast(like.device.type, enabled=False) if on else contextlib.nullcontext()
 
 
 def uniform_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

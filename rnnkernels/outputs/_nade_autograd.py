@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rnnkernels import _ops
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
-from rnnkernels._checks import autocasts, check_generator, has_kernels
-from rnnkernels._ops import composite
+from rnnkernels._checks import check_generator
+from rnnkernels._devices import autocasts, has_kernels, warn_without_kernels
 from rnnkernels.outputs import _nade_composite
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # visible_bias, hidden_bias, encoder, decoder
@@ -27,7 +27,7 @@ def log_prob(v: Tensor, *given: Tensor) -> Tensor:
     _check_rows("v", v, *tensors[:2])
     has_kernel = has_kernels(v.device, "nade")
     if not has_kernel:
-        composite._warn_once(v.device)
+        warn_without_kernels(v.device)
     if not has_kernel or in_torch_func() or in_forward_mode(tensors):
         _check_for_composite(v, *tensors)
         return _nade_composite.nade(v, *tensors)[0]
@@ -46,7 +46,7 @@ def sample(generator: torch.Generator | None, *given: Tensor) -> tuple[Tensor, T
     _check_rows("uniform", uniform, b, c)
     has_kernel = has_kernels(b.device, "nade_sample")
     if not has_kernel:
-        composite._warn_once(b.device)
+        warn_without_kernels(b.device)
     if not has_kernel or in_torch_func():
         _check_for_composite(uniform, *tensors)
         return _nade_composite.nade_sample(uniform, *tensors)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rnnkernels.outputs._base import wide_dtype, without_autocast
+from rnnkernels._devices import without_autocast
+from rnnkernels.outputs._base import wide_dtype
 
 
 def nade(

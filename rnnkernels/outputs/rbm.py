@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels._checks import check_generator, check_sizes
+from rnnkernels._devices import without_autocast
 from rnnkernels.outputs import _rbm
 from rnnkernels.outputs._base import (
     ConditionalModel,
@@ -17,7 +18,6 @@ from rnnkernels.outputs._base import (
     check_binary,
     split_samples,
     wide,
-    without_autocast,
 )
 from rnnkernels.outputs.ais import estimate_log_partition
 

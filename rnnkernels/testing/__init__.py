@@ -1,8 +1,8 @@
 """The mathematics in plain NumPy, float64, to read beside the kernels and to test them against.
 
-:mod:`rnnkernels.testing.recurrence` is the leaky recurrence, forward and backward;
-:mod:`rnnkernels.testing.optimizers` has the steps of the optimizers;
-:mod:`rnnkernels.testing.outputs` has NADE and the RBM.
+:mod:`rnnkernels.testing.recurrence` has the leaky recurrence, forward and backward,
+:mod:`rnnkernels.testing.optimizers` the steps of the optimizers, and :mod:`rnnkernels.testing.outputs` NADE
+and the RBM.
 """
 
 from rnnkernels.testing.optimizers import adamw_step, clip_coefficient, nesterov_step

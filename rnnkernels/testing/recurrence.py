@@ -1,9 +1,10 @@
-"""The mathematics in plain NumPy, float64, to read beside the paper. Everything is tested against it.
+"""The leaky recurrence in plain NumPy, float64, forward and backward. The kernels are tested against it.
 
     rate:     h_t = d h_{t-1} + (1-d) f(z_t),             z_t = p_t + W h_{t-1}
     current:  h_t = d h_{t-1} + (1-d) (p_t + W f(h_{t-1}))
 
-Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901), section 3.2; ``d`` is their alpha.
+Source: Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901), section 3.2, where ``d`` is called
+alpha.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Nonlinearity(NamedTuple):
     slope: Function
 
 
-# One line each, under the name that the C++ list gives it. ReLU has slope 0 at 0, as in torch.
+# The keys are the names in the C++ list. ReLU has slope 0 at 0, as in torch.
 NONLINEARITIES: dict[str, Nonlinearity] = {
     "relu": Nonlinearity(lambda z: np.maximum(z, 0), lambda z: np.asarray(z > 0, np.float64)),
     "tanh": Nonlinearity(np.tanh, lambda z: 1 - np.tanh(z) ** 2),
@@ -39,20 +40,20 @@ NONLINEARITIES: dict[str, Nonlinearity] = {
 class Gradients(NamedTuple):
     """Derivatives of ``sum(grad_output * output) + sum(grad_h_n * h_n)``."""
 
-    pre: Array
-    h0: Array
-    weight_hh: Array
-    decay: Array
+    pre: Array  # shaped like pre
+    h0: Array  # [B, H]
+    weight_hh: Array  # [H, H]
+    decay: Array  # [H]
 
 
 class _Step(NamedTuple):
     t: int
-    rows: slice  # where the step's rows lie in a packed array
-    batch: int  # how many there are: the first ones of the batch
+    rows: slice  # the step's rows in a packed array
+    batch: int  # the number of rows; they are the first ones of the batch
 
 
-def _walk(batch_sizes: Any, reverse: bool) -> list[_Step]:
-    """The steps in the order of the forward walk."""
+def _time_loop(batch_sizes: Any, reverse: bool) -> list[_Step]:
+    """Return the steps in the order of the forward time loop."""
     sizes = [int(n) for n in batch_sizes]
     ends = np.cumsum(sizes)
     steps = [
@@ -62,14 +63,16 @@ def _walk(batch_sizes: Any, reverse: bool) -> list[_Step]:
 
 
 class _Problem(NamedTuple):
+    """Checked arguments."""
+
     pre: Array  # [rows, H]
     h0: Array  # [B, H]
-    weight: Array
+    weight: Array  # [H, H]
     decay: Array  # [H]
     f: Nonlinearity
     current: bool
     steps: list[_Step]
-    shape: tuple[int, ...]  # of the caller's pre
+    shape: tuple[int, ...]  # shape of the caller's pre
 
 
 def _problem(
@@ -100,15 +103,18 @@ def _problem(
         d,
         NONLINEARITIES[nonlinearity],
         form == "current",
-        _walk(batch_sizes, reverse),
+        _time_loop(batch_sizes, reverse),
         p.shape,
     )
 
 
 def _states(problem: _Problem) -> Iterator[tuple[_Step, Array, Array, Array]]:
-    """For each step of the walk: the step, h_{t-1}, z_t (what the cell adds up) and h_t."""
+    """Yield ``(step, h_{t-1}, z_t, h_t)`` in the order of the time loop.
+
+    ``z_t`` is ``p_t + W h_{t-1}`` in the rate form and ``p_t + W f(h_{t-1})`` in the current form.
+    """
     p, h0, weight, d, f, current, steps, _ = problem
-    state = h0.copy()  # [B, H]; a row that has ended, or not begun, keeps its state
+    state = h0.copy()  # [B, H]; rows that have ended (in reverse: not started) keep their state
     for step in steps:
         before = state[: step.batch].copy()
         if current:
@@ -132,7 +138,25 @@ def leaky_recurrence(
     batch_sizes: Any = None,
     reverse: bool = False,
 ) -> tuple[Array, Array]:
-    """The forward walk; arguments and results as :func:`rnnkernels.functional.leaky_recurrence`."""
+    """Return ``(output, h_n)``; arguments are those of :func:`rnnkernels.functional.leaky_recurrence`.
+
+    Args:
+        pre: ``p``, ``[T, B, H]``, or ``[sum(batch_sizes), H]`` with ``batch_sizes``.
+        h0: State before the first step, ``[B, H]``; None for zero.
+        weight_hh: ``W``, ``[H, H]``.
+        decay: ``d``, a number or ``[H]``.
+        nonlinearity: ``f``, a key of ``NONLINEARITIES``.
+        form: ``"rate"`` or ``"current"``.
+        batch_sizes: Rows of each step of a packed batch.
+        reverse: Run from the last step to the first.
+
+    Returns:
+        ``output``, every ``h_t``, shaped like ``pre``; and ``h_n``, ``[B, H]``, the last state of each row.
+
+    Raises:
+        ValueError: ``form`` is unknown.
+        KeyError: ``nonlinearity`` is unknown.
+    """
     problem = _problem(pre, h0, weight_hh, decay, nonlinearity, form, batch_sizes, reverse)
     output = np.empty_like(problem.pre)
     h_n = problem.h0.copy()
@@ -155,18 +179,31 @@ def leaky_recurrence_backward(
     batch_sizes: Any = None,
     reverse: bool = False,
 ) -> Gradients:
-    """The backward walk, derived by hand.
+    """Return the gradients with respect to ``pre``, ``h0``, ``weight_hh`` and ``decay``.
 
-    With ``g_t`` the gradient that reaches ``h_t`` from outside, ``c_t`` the one that step t+1 carries
-    down, and ``delta_t = g_t + c_t``:
+    Let ``g_t`` be the gradient with respect to ``h_t`` from outside, ``c_t`` the one from step t+1, and
+    ``delta_t = g_t + c_t``. Then
 
         rate:     u_t = (1-d) f'(z_t) delta_t    c_{t-1} = d delta_t + W^T u_t
         current:  u_t = (1-d) delta_t            c_{t-1} = d delta_t + f'(h_{t-1}) W^T u_t
 
         dp_t = u_t    dW = sum_t u_t x_t^T    dd = sum_t delta_t (h_{t-1} - y_t)    dh_0 = c_0
 
-    where ``x_t`` is what W multiplied and ``y_t`` what ``1-d`` multiplied. ``grad_output`` is shaped
-    like ``pre``, ``grad_h_n`` like ``h0``.
+    where ``x_t`` is the vector that ``W`` multiplies and ``y_t`` the one that ``1-d`` multiplies:
+
+        rate:     x_t = h_{t-1},       y_t = f(z_t)
+        current:  x_t = f(h_{t-1}),    y_t = p_t + W f(h_{t-1})
+
+    Args:
+        grad_output: ``g``, shaped like ``pre``.
+        grad_h_n: Gradient of ``h_n``, ``[B, H]``.
+        pre, h0, weight_hh, decay, nonlinearity, form, batch_sizes, reverse: As for :func:`leaky_recurrence`.
+
+    Returns:
+        The :class:`Gradients`.
+
+    Raises:
+        ValueError, KeyError: As :func:`leaky_recurrence`.
     """
     problem = _problem(pre, h0, weight_hh, decay, nonlinearity, form, batch_sizes, reverse)
     _, _, weight, d, f, current, _, shape = problem

@@ -1,4 +1,4 @@
-"""Tools of a training loop: an activity penalty, sparsity of activity and gradients, truncated BPTT."""
+"""Tools for training loops: activity penalty, sparsity of activity and gradients, and truncated BPTT."""
 
 from rnnkernels.training.penalty import activity_penalty
 from rnnkernels.training.sparsity import sparsity

@@ -117,7 +117,7 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Write the gradient piece by piece; at once where it is to be differentiated again."""
+        """Compute the gradient piece by piece, or at once if it is to be differentiated again."""
         (output,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _gradient(ctx.cost, output, grad, create_graph=True), None

@@ -22,8 +22,8 @@ __all__ = ["Sparsity", "sparsity"]
 class Sparsity(NamedTuple):
     """Fractions from 0 to 1; NaN if there are no values."""
 
-    active: float  # of the output's values, those greater than zero
-    gradient: float  # of the gradients' entries, those not zero
+    active: float  # the fraction of the output's values that are greater than zero
+    gradient: float  # the fraction of the gradients' entries that are not zero
 
 
 def sparsity(output: Tensor | PackedSequence, gradients: Tensor | Iterable[Tensor] = ()) -> Sparsity:

@@ -1,7 +1,4 @@
-"""Truncated backpropagation through time: the state is passed on between pieces, its gradient is not.
-
-(Williams and Peng 1990, doi 10.1162/neco.1990.2.4.490, with one update per truncated sequence.)
-"""
+"""Truncated backpropagation through time: the state is passed on between pieces, its gradient is not."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ def truncated_bptt(
             steps or rows than ``input``.
         TypeError: ``input`` is not a Tensor (a ``PackedSequence``, for example), or ``steps`` is not an int.
 
-    Source: Williams and Peng 1990 (doi 10.1162/neco.1990.2.4.490).
+    Source: Williams and Peng 1990 (doi 10.1162/neco.1990.2.4.490), with one update per piece.
     """
     check_sizes(steps=steps)
     check_tensor("input", input)

@@ -1,4 +1,4 @@
-"""The recurrence as a differentiable function: what autograd, torch.func and torch.compile make of it."""
+"""The recurrence under autograd, torch.func and torch.compile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def call(problem: Problem, **tensors: Any) -> tuple[Tensor, Tensor]:
 
 
 def loss(problem: Problem, **tensors: Any) -> Tensor:
-    """A number to which every state contributes differently."""
+    """Return a scalar to which every state contributes differently."""
     output, h_n = call(problem, **tensors)
     weights = torch.linspace(-1, 1, h_n.numel(), dtype=h_n.dtype).view(h_n.shape)
     return (output**2).sum() + (h_n * weights).sum()
@@ -43,7 +43,7 @@ def problem():
 @pytest.mark.parametrize("decay", ["scalar", "unit"])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 def test_gradcheck(form, nonlinearity, decay, packed, reverse):
-    # The finite differences must not step over ReLU's kink.
+    # The finite differences must not cross the kink of ReLU.
     problem = clear_problem(
         0, 4, 3, 5, form=form, nonlinearity=nonlinearity, decay=decay, packed=packed, reverse=reverse,
         margin=1e-3,
@@ -60,7 +60,7 @@ SOME = [names for n in range(1, 5) for names in itertools.combinations(NAMES, n)
 
 @pytest.mark.parametrize("wanted", SOME, ids="+".join)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_any_of_the_inputs_may_require_gradients(form, nonlinearity, wanted):
+def test_any_subset_of_the_inputs_may_require_gradients(form, nonlinearity, wanted):
     problem = make_problem(0, form=form, nonlinearity=nonlinearity)
     everything = problem.leaves()
     expected = torch.autograd.grad(loss(everything), list(everything.tensors.values()))
@@ -87,7 +87,7 @@ def test_the_gradient_of_one_result_is_that_with_zeros_for_the_other(problem, us
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_few_steps_hand_the_gradient_of_h_n_down_to_h0(steps):
+def test_few_steps_pass_the_gradient_of_h_n_to_h0(steps):
     problem = make_problem(0, steps, nonlinearity="tanh").leaves()
     _, h_n = problem.run()
     found = torch.autograd.grad(h_n.sum(), list(problem.tensors.values()))
@@ -141,7 +141,7 @@ def test_an_output_that_was_changed_before_backward_raises(problem):
         output.relu_().sum().backward()
 
 
-def test_what_backward_does_not_need_may_be_changed(problem):
+def test_tensors_that_backward_does_not_need_may_be_changed(problem):
     leaves = problem.leaves()
     expected = torch.autograd.grad(loss(leaves), list(leaves.tensors.values()))
     pre = leaves.pre * 1
@@ -152,7 +152,7 @@ def test_what_backward_does_not_need_may_be_changed(problem):
         assert torch.equal(a, b)
 
 
-def test_no_gradients_where_none_are_asked_for(problem):
+def test_no_gradients_are_computed_unless_requested(problem):
     leaves = problem.leaves()
     expected = problem.run()
     assert not any(x.requires_grad for x in expected)
@@ -164,7 +164,7 @@ def test_no_gradients_where_none_are_asked_for(problem):
             assert torch.equal(a, b)
 
 
-def test_saved_tensors_may_be_moved_away_and_back(problem):
+def test_saved_tensors_hooks_may_move_tensors(problem):
     leaves = problem.leaves()
     expected = torch.autograd.grad(loss(leaves), list(leaves.tensors.values()))
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x.clone()):
@@ -181,7 +181,7 @@ def test_checkpointing_gives_the_same_gradients(problem):
         assert torch.equal(a, b)
 
 
-def test_the_raw_operator_without_save_says_that_it_has_no_backward(problem):
+def test_the_raw_operator_without_save_has_no_backward(problem):
     leaves = problem.leaves()
     output, _, _ = torch.ops.rnnkernels.leaky_recurrence(
         *leaves.tensors.values(), None, "tanh", "rate", False, False
@@ -194,7 +194,7 @@ def test_the_raw_operator_without_save_says_that_it_has_no_backward(problem):
 
 
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_torch_func_grad_is_autograd(form, nonlinearity):
+def test_torch_func_grad_equals_autograd(form, nonlinearity):
     problem = make_problem(0, form=form, nonlinearity=nonlinearity)
     leaves = problem.leaves()
     expected = torch.autograd.grad(loss(leaves), list(leaves.tensors.values()))
@@ -203,7 +203,7 @@ def test_torch_func_grad_is_autograd(form, nonlinearity):
         assert torch.equal(found[name], value), name
 
 
-def test_torch_func_vjp_and_jacrev_are_autograd(problem):
+def test_torch_func_vjp_and_jacrev_equal_autograd(problem):
     (output, _), vjp = torch.func.vjp(lambda pre: call(problem, pre=pre), problem.pre)
     grads = normal_like(output, 1), torch.zeros_like(problem.h0)
     leaf = problem.pre.clone().requires_grad_()
@@ -225,7 +225,7 @@ def test_torch_func_functional_call_of_the_layer():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_vmap_over_any_argument_is_a_loop(problem, name):
+def test_vmap_over_any_argument_equals_a_loop(problem, name):
     many = torch.stack([problem.tensors[name] * scale for scale in (1, 0.5, 0.25)])
     output, h_n = torch.func.vmap(lambda x: call(problem, **{name: x}))(many)
     for i, x in enumerate(many):
@@ -234,7 +234,7 @@ def test_vmap_over_any_argument_is_a_loop(problem, name):
         assert torch.equal(h_n[i], expected_h_n)
 
 
-def test_autograd_through_vmap_and_batched_gradients_are_loops(problem):
+def test_autograd_through_vmap_and_batched_gradients_equal_loops(problem):
     weight_hh = problem.weight_hh.clone().requires_grad_()
     output, _ = call(problem, weight_hh=weight_hh)
     grads = torch.stack([normal_like(output.detach(), seed) for seed in range(3)])
@@ -260,8 +260,8 @@ def test_an_output_that_was_changed_under_torch_func_raises(problem):
         torch.func.grad(changed)(problem.pre)
 
 
-def test_vmap_of_grad_is_a_loop(problem):
-    # Gradients for each example: one of the main uses of torch.func.
+def test_vmap_of_grad_equals_a_loop(problem):
+    # Gradients per example are one of the main uses of torch.func.
     many = torch.stack([problem.pre * scale for scale in (1, 0.5, 0.25)])
 
     def gradient(pre: Tensor) -> Tensor:
@@ -281,7 +281,7 @@ def compiled(function, backend="aot_eager", **options):
 
 
 def trained(function, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """Outputs and gradients."""
+    """Return outputs and gradients."""
     leaves = [x.detach().requires_grad_() for x in tensors.values()]
     outputs = function(*leaves)
     return (*outputs, *torch.autograd.grad([x.sum() for x in outputs], leaves))
@@ -289,7 +289,7 @@ def trained(function, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_compiled_is_eager_forward_and_backward(form, nonlinearity, packed):
+def test_compiled_equals_eager_forward_and_backward(form, nonlinearity, packed):
     problem = make_problem(0, form=form, nonlinearity=nonlinearity, packed=packed)
 
     def function(pre, h0, weight_hh, decay):
@@ -312,7 +312,7 @@ def test_compiled_without_h0_and_with_a_number_for_decay():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_compiled_layer_follows_changing_shapes(dtype):
+def test_a_compiled_layer_accepts_changing_shapes(dtype):
     layer = LeakyRNN(3, 5, decay=torch.linspace(0, 0.9, 5), dtype=dtype)
     counter = CompileCounterWithBackend("aot_eager")
     function, counts = compiled(layer, counter, dynamic=True), []
@@ -320,11 +320,12 @@ def test_a_compiled_layer_follows_changing_shapes(dtype):
         x = torch.randn(steps, batch, 3, dtype=dtype)
         for a, b in zip(trained(function, {"x": x}), trained(layer, {"x": x}), strict=True):
             assert torch.equal(a, b)
-        counts.append(counter.frame_count)  # numbers of the layer make Dynamo trace the first call twice
+        # The float attributes of the layer make Dynamo trace the first call twice.
+        counts.append(counter.frame_count)
     assert len(set(counts)) == 1
 
 
-def test_the_compiled_errors_are_still_errors(problem):
+def test_compiled_calls_raise_the_same_errors(problem):
     function = compiled(lambda pre, weight: functional.leaky_recurrence(pre, None, weight, 0.5))
     with pytest.raises(Exception, match="weight_hh must be"):
         function(problem.pre, torch.zeros(5, 5, dtype=torch.float64))

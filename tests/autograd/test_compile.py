@@ -75,12 +75,12 @@ def test_a_packed_batch_compiles_without_a_graph_break(arguments, enforce_sorted
     drive = torch.randn(7, 10 if layer.bidirectional else 5)
     check_same(layer, packed, hx, drive=drive)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    with pytest.raises((RuntimeError, ValueError)):  # when it runs: a graph does not know the rows
+    with pytest.raises((RuntimeError, ValueError)):  # raised when it runs: tracing does not know the rows
         compiled(packed, hx[:, :2])
 
 
 @pytest.mark.parametrize("capture", [False, True])
-def test_without_fullgraph_a_packed_batch_is_one_graph_only_if_dynamo_may_capture_numbers(capture):
+def test_without_fullgraph_a_packed_batch_is_one_graph_only_with_capture_scalar_outputs(capture):
     layer, packed = LeakyRNN(3, 5), pack_sequence([torch.randn(n, 3) for n in (4, 2, 1)])
     counter = CompileCounterWithBackend("aot_eager")
     with torch._dynamo.config.patch(capture_scalar_outputs=capture):
@@ -106,7 +106,7 @@ def test_inductor_compiles_the_layer():
 
 
 @pytest.mark.parametrize("name", ["plain", "both ways", "learned"])
-def test_other_lengths_and_batches_do_not_compile_again(name):
+def test_other_lengths_and_batch_sizes_do_not_recompile(name):
     layer = LeakyRNN(3, 5, **VARIANTS[name])
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
@@ -117,8 +117,7 @@ def test_other_lengths_and_batches_do_not_compile_again(name):
         found.sum().backward()
         assert distance(found, layer(x)[0]) < 1e-6
         counts.append(counter.frame_count)
-    # A decay that is a number makes Dynamo trace the first call twice, before and after it has made the
-    # number a constant.
+    # If the decay is a float, Dynamo traces the first call twice: before and after it makes it a constant.
     assert len(set(counts)) == 1
 
 

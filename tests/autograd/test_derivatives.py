@@ -1,4 +1,4 @@
-"""Second derivatives and forward mode, against differences and against each other, in every nesting."""
+"""Second derivatives and forward mode in every nesting, compared with differences and with each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rnnkernels._autograd.derivatives import LinearRecurrence
 from rnnkernels._autograd.time_shift import TimeShift
 from rnnkernels._ops.nonlinearities import NONLINEARITIES as TORCH_NONLINEARITIES
 
-# Differences of a step across ReLU's kink are no derivative, so such problems are not drawn.
+# A difference across the kink of ReLU is not a derivative, so such problems are not drawn.
 MARGIN = 1e-4
 LAYOUTS = tuple(itertools.product([False, True], [False, True]))  # packed, reverse
 
@@ -38,7 +38,7 @@ def drawn(form: str, nonlinearity: str, packed: bool, reverse: bool, **options):
 
 
 def function(problem):
-    """As a function of the tensors, in the order of their names."""
+    """Return the problem as a function of its tensors, in the order of their names."""
     names = list(problem.tensors)
 
     def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,7 @@ def test_forward_mode_and_a_gradient_penalty_through_the_layer():
 
 @pytest.mark.parametrize("coefficients", [False, True])
 @pytest.mark.parametrize(("packed", "reverse"), LAYOUTS)
-def test_the_linear_walk_is_its_equation_and_has_derivatives(packed, reverse, coefficients):
+def test_the_linear_scan_equals_its_equation_and_has_derivatives(packed, reverse, coefficients):
     problem = make_problem(0, 4, 3, 4, packed=packed, reverse=reverse)
     alpha, beta = (normal_like(problem.pre, seed) if coefficients else None for seed in (1, 2))
 
@@ -188,11 +188,11 @@ def test_the_linear_walk_is_its_equation_and_has_derivatives(packed, reverse, co
         )
 
     inputs = (*problem.tensors.values(), *((alpha, beta) if coefficients else ()))
-    # With W and f(z) = z, alpha = 1 and beta = 1 it is the current form, driven by (1-d) pre.
+    # With f(z) = z, alpha = 1 and beta = 1, it is the current form, driven by (1-d) pre.
     if not coefficients:
         y = run((1 - problem.decay) * problem.pre, problem.h0, problem.weight_hh, problem.decay)
-        share = torch.diag(1 / (1 - problem.decay))
-        y_equal = run((1 - problem.decay) * problem.pre, problem.h0, share @ ((1 - problem.decay)[:, None]
+        inverse = torch.diag(1 / (1 - problem.decay))
+        y_equal = run((1 - problem.decay) * problem.pre, problem.h0, inverse @ ((1 - problem.decay)[:, None]
                       * problem.weight_hh), problem.decay)  # fmt: skip
         assert distance(y, y_equal) < 1e-13
     leaves = tuple(x.detach().requires_grad_() for x in inputs)
@@ -201,7 +201,7 @@ def test_the_linear_walk_is_its_equation_and_has_derivatives(packed, reverse, co
 
 
 @pytest.mark.parametrize("name", NONLINEARITIES)
-def test_the_torch_functions_are_the_kernels(name):
+def test_the_torch_functions_equal_the_kernels(name):
     z = torch.linspace(-8, 8, 401, dtype=torch.float64)
     values, _ = functional.leaky_recurrence(
         z[None, None], None, torch.zeros(401, 401, dtype=z.dtype), 0.0, nonlinearity=name
@@ -214,7 +214,7 @@ def test_the_torch_functions_are_the_kernels(name):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_shifts_of_packed_rows_stay_on_their_device(reverse):
+def test_time_shifts_of_packed_rows_stay_on_their_device(reverse):
     with FakeTensorMode(), torch.no_grad():
         rows, state = torch.empty(6, 4, device="cuda"), torch.empty(3, 4, device="cuda")
         steps = TimeShift(rows, state, torch.tensor([3, 2, 1]), reverse)

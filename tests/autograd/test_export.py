@@ -1,4 +1,4 @@
-"""Programs that leave Python: decomposed into standard operators, as ONNX, and compiled ahead of time."""
+"""Exported programs: decomposed into standard operators, as ONNX, and compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def assert_same(found, expected) -> None:
 
 
 class Reader(nn.Module):
-    """A layer between other modules, and the whole state of its last step."""
+    """A layer between other modules, which also returns the state of the last step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def test_a_decomposed_program_runs_at_any_size(name):
 
 @pytest.mark.every(3)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_every_kind_with_a_state_and_a_drive(form, nonlinearity):
+def test_every_form_and_nonlinearity_with_a_state_and_a_drive(form, nonlinearity):
     layer = LeakyRNN(3, 5, nonlinearity=nonlinearity, form=form, decay=0.7)
 
     class Driven(nn.Module):
@@ -90,15 +90,15 @@ def test_the_steps_are_not_unrolled():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_is_widened_in_between(dtype):
+def test_half_precision_is_computed_in_float32(dtype):
     layer, x = LeakyRNN(3, 50, decay=0.9, dtype=dtype), torch.randn(100, 2, 3, dtype=dtype)
     found, expected = decomposed(layer, x).module()(x)[0], layer(x)[0]
     assert found.dtype == dtype
-    once = torch.finfo(dtype).eps / 2  # rounded once, not at each of 100 steps
+    once = torch.finfo(dtype).eps / 2  # one rounding in all, not one at each of the 100 steps
     assert distance(found, expected) <= (3 * once if rounds_factors(dtype) else once)
 
 
-def test_what_cannot_be_decomposed_says_so():
+def test_packed_sequences_cannot_be_decomposed():
     class Packed(nn.Module):
         def forward(self, pre, h0, weight, batch_sizes):
             return functional.leaky_recurrence(pre, h0, weight, 0.5, batch_sizes=batch_sizes)
@@ -140,7 +140,7 @@ def test_an_onnx_model_runs_at_any_size(name, tmp_path):
 @pytest.mark.every(3)
 @needs_onnx
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_every_kind_as_onnx_with_a_state(form, nonlinearity, tmp_path):
+def test_every_form_and_nonlinearity_as_onnx_with_a_state(form, nonlinearity, tmp_path):
     layer = LeakyRNN(3, 5, nonlinearity=nonlinearity, form=form, decay=0.7)
     inputs = (torch.randn(6, 2, 3), torch.randn(1, 2, 5))
     run = onnx_session(decomposed(layer, *inputs), str(tmp_path / "model.onnx"))

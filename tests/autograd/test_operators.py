@@ -1,4 +1,4 @@
-"""The operators themselves: their registration, the grouped form, and the shapes that tracing sees."""
+"""The operators: registration, calls with groups of networks, results on meta tensors, and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def forward_arguments(problem: Problem, save: bool = True) -> Arguments:
 def backward_arguments(
     forward: Arguments, wanted: tuple[bool, ...] = (True,) * 4, missing: str | None = None
 ) -> Arguments:
-    """From a forward call's arguments, its results and random gradients."""
+    """Return arguments of backward, from those of forward, its results and random gradients."""
     _, *shared, _ = forward
     output, h_n, saved = FORWARD(*forward)
     grads = {"grad_output": normal_like(output, 1), "grad_h_n": normal_like(h_n, 2)}
@@ -41,7 +41,7 @@ def backward_arguments(
 def grouped_arguments(
     groups: int = 3, decay: str = "group", h0: bool = True, save: bool = True, **options: Any
 ) -> Arguments:
-    """`groups` problems stacked; `decay` is one number, one for each unit, or for each group's units."""
+    """Return `groups` stacked problems; `decay` is a scalar, one per unit, or one per group and unit."""
     singles = [forward_arguments(make_problem(seed, h0=h0, **options), save) for seed in range(groups)]
     stacked = [torch.stack(x) if isinstance(x[0], Tensor) else x[0] for x in zip(*singles, strict=True)]
     stacked[3] = {"number": stacked[3][0, 0], "unit": stacked[3][0], "group": stacked[3]}[decay].clone()
@@ -60,7 +60,7 @@ def on_meta(arguments: Arguments) -> Arguments:
     return tuple(x.to("meta") if isinstance(x, Tensor) else x for x in arguments)
 
 
-# Every option in both of its states with every form and nonlinearity, though not all at once.
+# Each option is on and off with every form and nonlinearity, but not in all combinations.
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "float32": {"dtype": torch.float32},
@@ -115,7 +115,7 @@ def test_opcheck_backward_of_a_part(missing):
     torch.library.opcheck(BACKWARD, backward_arguments(arguments, (True, False, True, False), missing))
 
 
-def test_schemas_say_that_nothing_is_written_or_aliased():
+def test_schemas_have_no_mutation_or_aliasing():
     for operator in (FORWARD, BACKWARD):
         assert not operator._schema.is_mutable
         assert all(x.alias_info is None for x in (*operator._schema.arguments, *operator._schema.returns))
@@ -125,7 +125,7 @@ def test_schemas_say_that_nothing_is_written_or_aliased():
 
 
 def grouped_packed(arguments: Arguments) -> Arguments:
-    """The grouped problem with its steps flattened to rows, of which later ones have fewer."""
+    """Return the grouped problem as a packed one, whose later steps have fewer rows."""
     pre, *rest = arguments
     steps, batch = pre.shape[1:3]
     sizes = torch.tensor([max(1, batch - t // 2) for t in range(steps)])
@@ -134,7 +134,7 @@ def grouped_packed(arguments: Arguments) -> Arguments:
 
 
 def single(arguments: Arguments, group: int) -> Arguments:
-    """The arguments of one group alone."""
+    """Return the arguments of one group."""
     pre, h0, weight_hh, decay, *rest = arguments
     d = decay[group] if decay.dim() == 2 else decay
     return (pre[group], None if h0 is None else h0[group], weight_hh[group], d, *rest)
@@ -145,7 +145,7 @@ def single(arguments: Arguments, group: int) -> Arguments:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("decay", ["number", "unit", "group"])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_grouped_is_each_group_alone(form, nonlinearity, decay, reverse, packed, dtype):
+def test_a_grouped_call_equals_one_call_per_group(form, nonlinearity, decay, reverse, packed, dtype):
     arguments = grouped_arguments(
         decay=decay, form=form, nonlinearity=nonlinearity, reverse=reverse, dtype=dtype, hidden=37
     )
@@ -169,10 +169,10 @@ def test_grouped_is_each_group_alone(form, nonlinearity, decay, reverse, packed,
         d_decay += expected[3]
     if decay != "group":
         assert found[3].shape == arguments[3].shape
-        assert distance(found[3], d_decay) < 10 * TOLERANCE[dtype]  # terms of either sign
+        assert distance(found[3], d_decay) < 10 * TOLERANCE[dtype]  # the terms have both signs
 
 
-def test_grouped_without_h0_is_grouped_with_zeros():
+def test_grouped_without_h0_equals_grouped_with_zeros():
     arguments = grouped_arguments(h0=False)
     zeros = torch.zeros(3, 3, 4, dtype=torch.float64)
     for a, b in zip(FORWARD(*arguments), FORWARD(arguments[0], zeros, *arguments[2:]), strict=True):
@@ -180,7 +180,7 @@ def test_grouped_without_h0_is_grouped_with_zeros():
 
 
 @pytest.mark.parametrize("groups", [2, 3, 5])
-def test_groups_shared_among_threads_are_bitwise_the_same(groups):
+def test_groups_split_among_threads_are_bitwise_the_same(groups):
     arguments = grouped_arguments(groups, steps=6, batch=9, hidden=160, dtype=torch.float32)
     results = []
     for threads in (1, 2, 3, 4):
@@ -192,7 +192,7 @@ def test_groups_shared_among_threads_are_bitwise_the_same(groups):
             assert torch.equal(a, b)
 
 
-def test_no_groups_is_an_empty_result():
+def test_no_groups_give_an_empty_result():
     arguments = tuple(x[:0] if isinstance(x, Tensor) else x for x in grouped_arguments())
     output, h_n, _ = FORWARD(*arguments)
     assert (output.shape, h_n.shape) == ((0, 5, 3, 4), (0, 3, 4))
@@ -201,23 +201,23 @@ def test_no_groups_is_an_empty_result():
     ]  # fmt: skip
 
 
-# --- What comes back ---------------------------------------------------------------------------------
+# --- Results -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_saved_is_what_the_kind_needs_and_nothing_without_save(form, nonlinearity):
+def test_saved_has_the_expected_shape_and_is_empty_without_save(form, nonlinearity):
     problem = make_problem(0, hidden=70, form=form, nonlinearity=nonlinearity, dtype=torch.float32)
     saved = FORWARD(*forward_arguments(problem))[2]
     expected = ((5, 3, 70), torch.float32)
     if form == "current":
         expected = ((0,), torch.float32)
     elif nonlinearity == "relu":
-        expected = ((5, 3, 3), torch.int32)  # one bit for each of 70 units
+        expected = ((5, 3, 3), torch.int32)  # one bit for each of the 70 units
     assert (saved.shape, saved.dtype) == expected
     assert FORWARD(*forward_arguments(problem, save=False))[2].shape == (0,)
 
 
-def test_the_saved_bits_say_which_units_are_on():
+def test_the_saved_bits_mark_the_active_units():
     problem = make_problem(0, hidden=70, decay="scalar", dtype=torch.float32)
     problem.decay = torch.zeros(())
     output, _, saved = FORWARD(*forward_arguments(problem))
@@ -228,11 +228,11 @@ def test_the_saved_bits_say_which_units_are_on():
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=4)), ids=str)
-def test_only_wanted_gradients_are_made(wanted):
+def test_only_wanted_gradients_are_computed(wanted):
     arguments = forward_arguments(make_problem(0, nonlinearity="tanh"))
     everything = BACKWARD(*backward_arguments(arguments))
     some = BACKWARD(*backward_arguments(arguments, wanted))
-    assert torch.equal(some[0], everything[0])  # always made, because the others come from it
+    assert torch.equal(some[0], everything[0])  # always computed, because the others need it
     for want, a, b in zip(wanted[1:], some[1:], everything[1:], strict=True):
         assert a.shape == (b.shape if want else (0,))
         assert not want or torch.equal(a, b)
@@ -240,7 +240,7 @@ def test_only_wanted_gradients_are_made(wanted):
 
 @pytest.mark.parametrize("missing", ["grad_output", "grad_h_n"])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_a_missing_gradient_is_zeros(form, nonlinearity, missing):
+def test_a_missing_gradient_equals_zeros(form, nonlinearity, missing):
     arguments = backward_arguments(forward_arguments(make_problem(0, form=form, nonlinearity=nonlinearity)))
     at = ("grad_output", "grad_h_n").index(missing)
     without, zeros = list(arguments), list(arguments)
@@ -249,7 +249,7 @@ def test_a_missing_gradient_is_zeros(form, nonlinearity, missing):
         assert torch.equal(a, b)
 
 
-def test_no_gradients_at_all_are_zeros():
+def test_no_gradients_equal_zeros():
     arguments = backward_arguments(forward_arguments(make_problem(0)))
     assert not any(x.any() for x in BACKWARD(None, None, *arguments[2:]))
 
@@ -261,7 +261,7 @@ def layout(tensors: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_meta_gives_the_shapes_dtypes_and_strides_of_the_real_ones(form, nonlinearity, options, grouped):
+def test_meta_tensors_give_the_shapes_dtypes_and_strides_of_real_ones(form, nonlinearity, options, grouped):
     options = OPTIONS[options] | {"form": form, "nonlinearity": nonlinearity}
     if grouped and options.get("packed"):
         arguments = grouped_packed(grouped_arguments(**(options | {"packed": False})))
@@ -269,7 +269,7 @@ def test_meta_gives_the_shapes_dtypes_and_strides_of_the_real_ones(form, nonline
         arguments = grouped_arguments(**(options | {"decay": "group"}))
     else:
         arguments = forward_arguments(make_problem(0, **options))
-    # Other strides than the results have.
+    # Strides that differ from those of the results.
     arguments = (arguments[0].transpose(0, 1).contiguous().transpose(0, 1), *arguments[1:])
     for save in (False, True):
         forward = (*arguments[:-1], save)
@@ -303,20 +303,20 @@ GOOD_BACKWARD = {
 GROUPED = {"pre": zeros(2, 5, 3, 4), "h0": zeros(2, 3, 4), "weight_hh": zeros(2, 4, 4)}
 PACKED = {"pre": zeros(5, 4), "batch_sizes": torch.tensor([3, 2])}
 
-# Which argument the sentence must name, and what is wrong.
+# The argument that the message must name, and the wrong arguments.
 WRONG = [
     ("pre", {"pre": zeros(5, 4)}),
     ("pre", {"pre": zeros(5, 3, 0)}),
     ("weight_hh must have the dtype of pre, Half", {"pre": zeros(5, 3, 4, dtype=torch.float16)}),
     ("pre", {"pre": zeros(5, 3, 4, dtype=torch.int64)}),
-    ("weight_hh", {"pre": zeros(5, 3, 5)}),  # pre says what H is
+    ("weight_hh", {"pre": zeros(5, 3, 5)}),  # pre determines H
     ("weight_hh", {"pre": zeros(5, 3, 4, dtype=torch.float64)}),
     ("h0", {"h0": zeros(4, 4)}),
     ("h0", {"h0": zeros(1, 3, 4)}),
     ("h0", {"h0": zeros(3, 4, dtype=torch.float64)}),
     ("weight_hh", {"weight_hh": zeros(4)}),
     ("weight_hh", {"weight_hh": zeros(4, 5)}),
-    ("pre", {"weight_hh": zeros(1, 4, 4)}),  # a third dimension asks for groups
+    ("pre", {"weight_hh": zeros(1, 4, 4)}),  # a third dimension means groups
     ("weight_hh", {"weight_hh": zeros(4, 4, dtype=torch.float64)}),
     ("decay", {"decay": zeros(3)}),
     ("decay", {"decay": zeros(1, 4)}),
@@ -368,21 +368,21 @@ def shown(wrong: Any) -> str:
 
 
 @pytest.mark.parametrize(("name", "wrong"), WRONG, ids=shown)
-def test_forward_errors_are_the_same_sentence_for_real_and_for_meta_tensors(name, wrong):
+def test_forward_errors_have_the_same_message_for_real_and_for_meta_tensors(name, wrong):
     messages = [message_of(FORWARD, GOOD | wrong, meta) for meta in (False, True)]
     assert messages[0] == messages[1]
     assert messages[0].startswith(name)
 
 
 @pytest.mark.parametrize(("name", "wrong"), WRONG_BACKWARD, ids=shown)
-def test_backward_errors_are_the_same_sentence_for_real_and_for_meta_tensors(name, wrong):
+def test_backward_errors_have_the_same_message_for_real_and_for_meta_tensors(name, wrong):
     messages = [message_of(BACKWARD, GOOD_BACKWARD | wrong, meta) for meta in (False, True)]
     assert messages[0] == messages[1]
     assert messages[0].startswith(name)
 
 
-def test_good_arguments_are_accepted():
-    """Else the tests above could pass for another reason than theirs."""
+def test_the_unchanged_arguments_are_accepted():
+    """Otherwise the tests above could pass for the wrong reason."""
     for changed in ({}, GROUPED, PACKED):
         FORWARD(*(GOOD | changed).values())
         FORWARD(*on_meta(tuple((GOOD | changed).values())))
@@ -392,7 +392,7 @@ def test_good_arguments_are_accepted():
 
 @pytest.mark.parametrize("name", ["pre", "h0", "weight_hh", "decay", "batch_sizes"])
 def test_one_meta_tensor_among_real_ones_is_refused(name):
-    # Whichever kernel such a mixture reaches, it must not answer with memory that nobody wrote.
+    # No kernel may return uninitialized memory for such a mixture.
     arguments = GOOD | PACKED
     with pytest.raises(ValueError, match="must be on the"):
         FORWARD(*(arguments | {name: arguments[name].to("meta")}).values())

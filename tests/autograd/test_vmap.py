@@ -1,4 +1,4 @@
-"""torch.vmap: over any argument, alone and together, is a loop; over weights it is one kernel call."""
+"""torch.vmap over any arguments equals a loop; over weights it is one kernel call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rnnkernels import LeakyRNN
 
 COUNT = 3
 NAMES = ("pre", "h0", "weight_hh", "decay")
-# Every way to have examples in some arguments and not in others.
+# All subsets of arguments that may have examples.
 SOME = [names for n in range(1, 5) for names in itertools.combinations(NAMES, n)]
 
 
@@ -35,7 +35,7 @@ class Calls(TorchDispatchMode):
 
 
 def examples(problem, names, dim: int):
-    """Arguments of which those named have COUNT examples along `dim`; and the single problems."""
+    """Return arguments, with COUNT examples along `dim` in those named, and the single problems."""
     many, single = dict(problem.tensors), [dict(problem.tensors) for _ in range(COUNT)]
     for name in names:
         x = problem.tensors[name]
@@ -57,7 +57,7 @@ def loss(problem, tensors: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("dim", [0, 2])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("names", SOME, ids="+".join)
-def test_values_and_gradients_are_those_of_a_loop(names, packed, dim):
+def test_values_and_gradients_equal_a_loop(names, packed, dim):
     for form, decay, reverse in itertools.product(FORMS, ["unit", "scalar"], [False, True]):
         nonlinearity = "relu" if decay == "unit" else "softplus"
         problem = make_problem(
@@ -128,7 +128,7 @@ def test_vmap_is_one_call_forward_and_one_backward(names, packed):
     assert calls.names == ["rnnkernels::leaky_recurrence", "rnnkernels::leaky_recurrence_backward"]
 
 
-def test_an_ensemble_of_layers_trains_as_each_alone():
+def test_an_ensemble_of_layers_trains_as_each_layer_alone():
     layers = [LeakyRNN(3, 5, decay=0.3, dtype=torch.float64) for _ in range(4)]
     weights, buffers = stack_module_state(layers)
     base = copy.deepcopy(layers[0]).to("meta")

@@ -10,7 +10,7 @@ from cuda_helpers import CAN_RUN, DEVICE, HAS_TEAMS, ON_GPU, SEED, poison, same_
 from helpers import DTYPES, distance
 from nade_helpers import TOLERANCE, arguments, by_kernels, by_the_loop
 
-from rnnkernels import _checks
+from rnnkernels import _devices
 from rnnkernels.functional import nade_log_prob, nade_sample
 from rnnkernels.outputs import _nade_composite
 
@@ -46,7 +46,7 @@ def drawn(*shape, ones=0.3, dtype=torch.float32, seed=0):
 
 
 def test_the_kernels_are_used():
-    assert all(_checks.has_kernels(torch.device(DEVICE), name) for name in ("nade", "nade_sample"))
+    assert all(_devices.has_kernels(torch.device(DEVICE), name) for name in ("nade", "nade_sample"))
 
 
 # --- Values ------------------------------------------------------------------------------------------

@@ -332,10 +332,11 @@ def test_a_part_replaces_an_earlier_one_on_the_data_sets_that_it_names():
     assert plan.parts_on("B") == [Part("RNN"), general, control]
 
 
-def test_the_control_has_the_trials_of_all_rungs(file, tmp_path):
+def test_the_control_has_the_trials_and_full_runs_of_all_rungs(file, tmp_path):
     ladder = FULL.parts[0]
     [control] = [part for part in FULL.parts if part.row]
     assert control.trials == ladder.trials * len(ladder.techniques)
+    assert control.finalists == ladder.finalists * len(ladder.techniques)
     assert control.techniques == ("SGD",)
     assert control.row == f"SGD, {control.trials} trials"
     assert control in CONTROL.parts

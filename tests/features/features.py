@@ -1,7 +1,8 @@
-"""What each library does: the list behind README's table and docs/features.md.
+"""The list of features behind the tables in README.md and docs/features.md.
 
-A cell is tried (a check that runs it here) or read (a place in the library's own files). Where a check says
-no, the cell's text begins with "no". Run as a script, it writes both files.
+A cell of the table is either tried, with a check that runs here, or read, with a place in the library's own
+files. If a check returns False, the text of its cell begins with "no". Run as a script, this file writes both
+tables: `PYTHONPATH=tests python tests/features/features.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from helpers import ROOT
 
 LIBRARIES = ("rnnkernels", "`nn.RNN`", "haste", "FlashRNN", "SRU", "JAX")
 
-# What was read, and when it was as it was read.
+# The commits at which the sources were read.
 SOURCES = {
     "haste": "https://github.com/lmnt-com/haste/blob/ceba32ecd3735062f25e56b08ef3143caa086753",
     "FlashRNN": "https://github.com/NX-AI/flashrnn/blob/d73fb52b1b492ce9f9b2c107660b49079add5eb1",
@@ -26,18 +27,25 @@ SOURCES = {
 
 
 class Tried(NamedTuple):
+    """A cell that a test checks: ``check`` returns whether the library has the feature."""
+
     text: str
     check: Callable[[], bool]
 
 
 class Read(NamedTuple):
-    """``place``: a path in the library's repository, with #L and the line, or a name and an address."""
+    """A cell that was read in the library's files.
+
+    ``place`` is a path in its repository, with #L and the line, or a name and an address.
+    """
 
     text: str
     place: str
 
 
 class Feature(NamedTuple):
+    """A row of the table. ``means`` says what the tests check."""
+
     name: str
     means: str
     cells: tuple[Tried | Read, ...]  # in the order of LIBRARIES
@@ -50,22 +58,22 @@ def feature(name: str, means: str, *cells: Tried | Read) -> Feature:
 ELMAN, FLASH = "flashrnn/flashrnn/vanilla/elman.py", "flashrnn/flashrnn/flashrnn.py"
 INDRNN, SRU_LOOP, SRU_CELL = "frameworks/pytorch/indrnn.py", "sru/ops.py", "sru/modules.py"
 FLAX = "flax:flax/linen/recurrent.py"
-NOTHING = "nothing about it in the README and the code"
+NOTHING = "not mentioned in the README or the code"
 
 FEATURES = (
     feature(
-        "leak, fixed or learned, one for each unit",
-        "without input and weights the state shrinks by each unit's decay; learned decays get a gradient",
+        "leak per unit, fixed or learned",
+        "with zero input and weights, the state shrinks by each unit's decay; learned decays get a gradient",
         Tried("yes", ours.leak),
         Tried("no", rnn.leak),
         Read("gates in LSTM, GRU", f"{INDRNN}#L47"),
         Read("gates in LSTM, GRU", f"{ELMAN}#L20"),
-        Read("a gate, from the input", f"{SRU_LOOP}#L224"),
+        Read("a gate that depends on the input", f"{SRU_LOOP}#L224"),
         Tried("in your cell", in_jax.leak),
     ),
     feature(
         "LSTM, GRU",
-        "there are layers of that name",
+        "the library has layers of that name",
         Tried("no", ours.gated),
         Tried("`nn.LSTM`, `nn.GRU`", rnn.gated),
         Read("yes", "README.md#L14"),
@@ -75,7 +83,7 @@ FEATURES = (
     ),
     feature(
         "nonlinearity",
-        "each runs as it is defined, and an unknown name is refused",
+        "each gives the values of its definition, and an unknown name raises an error",
         Tried("relu, tanh, sigmoid, softplus", ours.nonlinearities),
         Tried("relu, tanh", rnn.nonlinearities),
         Read("tanh", f"{INDRNN}#L47"),
@@ -84,8 +92,8 @@ FEATURES = (
         Tried("any", in_jax.nonlinearities),
     ),
     feature(
-        "layers, both directions, dropout in one module",
-        "two layers in both directions with dropout run in training",
+        "several layers, both directions and dropout in one module",
+        "two bidirectional layers with dropout run in training",
         Tried("yes", ours.layers),
         Tried("yes", rnn.layers),
         Read("directions, in TensorFlow", "frameworks/tf/base_rnn.py#L48"),
@@ -95,7 +103,7 @@ FEATURES = (
     ),
     feature(
         "sequences of different lengths",
-        "a packed batch gives what each sequence gives alone",
+        "a packed batch gives the same results as each sequence alone",
         Tried("packed", ours.lengths),
         Tried("packed", rnn.lengths),
         Read("`lengths`, padded", "frameworks/pytorch/base_rnn.py#L59"),
@@ -114,38 +122,38 @@ FEATURES = (
         Tried("yes", in_jax.initial_state),
     ),
     feature(
-        "drive or noise inside of f at each step",
-        "what is added to the pre-activation changes the output as W_ih x of that size does",
+        "input or noise added inside f at each step",
+        "a term added to the pre-activation has the same effect as an equal change of W_ih x",
         Tried("`drive`", ours.drive),
         Tried("no", rnn.drive),
         Read("no", f"{INDRNN}#L139"),
-        Read("yes, you give `Wx`", "README.md#L74"),
+        Read("yes, the caller computes `Wx`", "README.md#L74"),
         Read("`custom_m`", f"{SRU_CELL}#L90"),
         Tried("in your cell", in_jax.drive),
     ),
     feature(
         "training on the CPU without a loop over operators",
-        "as many operators forward and backward for 50 steps as for 5 (JAX: equations of the program)",
+        "forward and backward call as many operators for 50 steps as for 5 (JAX: equations of the program)",
         Tried("yes", ours.no_loop),
         Tried("no", rnn.no_loop),
         Read("no, a loop", f"{INDRNN}#L46"),
         Read("no, a loop", "flashrnn/flashrnn/vanilla/__init__.py#L54"),
-        Read("forward alone", f"{SRU_LOOP}#L161"),
+        Read("forward only", f"{SRU_LOOP}#L161"),
         Tried("yes, by XLA", in_jax.no_loop),
     ),
     feature(
         "GPU",
-        "a build that was made with nvcc has kernels for one, and another says that it has none",
-        Tried("with nvcc; run on none yet", ours.gpu),
+        "CUDA kernels are registered if and only if the build configuration says so",
+        Tried("built with nvcc, not yet run on a GPU", ours.gpu),
         Read("yes", "torch: torch/nn/modules/rnn.py (cuDNN)"),
-        Read("yes, needed to build", "README.md#L31"),
-        Read("yes, needed to be fused", "README.md#L33"),
+        Read("yes, required to build", "README.md#L31"),
+        Read("yes, required by the fused kernels", "README.md#L33"),
         Read("yes", "README.md#L71"),
         Read("yes", "JAX: https://docs.jax.dev/en/latest/installation.html"),
     ),
     feature(
         "second derivatives, forward mode",
-        "a Hessian-vector product by two backward passes is that by a tangent of the gradient",
+        "a Hessian-vector product from two backward passes equals the one from forward mode over backward",
         Tried("yes", ours.derivatives),
         Tried("on the CPU (cuDNN has none)", rnn.derivatives),
         Read("in its CPU loop", f"{INDRNN}#L172"),
@@ -155,7 +163,7 @@ FEATURES = (
     ),
     feature(
         "many networks in one call",
-        "`vmap` over stacked weights runs, and gives what each network gives",
+        "`vmap` over stacked weights runs, and gives the same results as each network alone",
         Tried("`vmap`", ours.networks),
         Tried("no", rnn.networks),
         Read("no", f"{INDRNN}#L172"),
@@ -165,17 +173,17 @@ FEATURES = (
     ),
     feature(
         "compiled without a graph break, any T",
-        "`torch.compile(fullgraph=True)` (or `jax.jit`) and the eager layer give the same at two lengths",
+        "`torch.compile(fullgraph=True)` (or `jax.jit`) gives the results of the eager layer at two lengths",
         Tried("yes", ours.compiled),
         Tried("no", rnn.compiled),
         Read("CPU loop, unrolled", f"{INDRNN}#L46"),
         Read("`vanilla`, unrolled", "flashrnn/flashrnn/vanilla/__init__.py#L54"),
         Read("no", f"{SRU_LOOP}#L162"),
-        Tried("`jit`, once for each T", in_jax.compiled),
+        Tried("`jit`, once per T", in_jax.compiled),
     ),
     feature(
         "export for any T",
-        "a program that was exported at one length runs at another; the ONNX model in onnxruntime",
+        "a program exported at one length runs at another; ONNX models run in onnxruntime",
         Tried("`torch.export`, ONNX", ours.exported),
         Tried("ONNX", rnn.exported),
         Read("no", f"{INDRNN}#L46"),
@@ -185,7 +193,7 @@ FEATURES = (
     ),
     feature(
         "a slow leak in bfloat16",
-        "with decay 0.999 and bfloat16 weights the state gets where it gets in float32",
+        "with decay 0.999 and bfloat16 weights, the state reaches the value that it reaches in float32",
         Tried("yes", ours.bfloat16),
         Tried("no leak", rnn.bfloat16),
         Read("no bfloat16", "frameworks/pytorch/indrnn.cc#L60"),
@@ -194,8 +202,8 @@ FEATURES = (
         Tried("in your cell", in_jax.bfloat16),
     ),
     feature(
-        "checkpoints in time",
-        "backward keeps less than a third (JAX: is told to), and gives the same gradients",
+        "checkpointing in time",
+        "backward keeps less than a third of the values (JAX: not measured), with the same gradients",
         Tried("`checkpoint_every`", ours.checkpoints),
         Tried("no", rnn.checkpoints),
         Read("no", f"{INDRNN}#L139"),
@@ -205,27 +213,27 @@ FEATURES = (
     ),
     feature(
         "same bits for any number of threads",
-        "output and gradients, with a `drive` and without, are the same bits with 1, 2 and 3 threads",
+        "output and gradients, with and without `drive`, have the same bits with 1, 2 and 3 threads",
         Tried("yes", ours.same_bits),
         Read("not stated", "torch: https://docs.pytorch.org/docs/stable/notes/randomness.html"),
         Read("not stated", NOTHING),
         Read("not stated", NOTHING),
         Read("not stated", NOTHING),
-        Read("not stated", "nothing about it found in JAX's documentation"),
+        Read("not stated", "not found in JAX's documentation"),
     ),
     feature(
         "`nn.RNN`'s state dict",
-        "one of an `nn.RNN` loads, and gives its output",
+        "the state dict of an `nn.RNN` loads, and gives the same output",
         Tried("yes, both ways", ours.state_dict),
         Tried("yes", rnn.state_dict),
         Read("GRU, LSTM to torch", "frameworks/pytorch/gru.py#L161"),
         Read("no, a function", "README.md#L60"),
         Read("no", f"{SRU_CELL}#L435"),
-        Read("no", "arrays of your own"),
+        Read("no", "the user has arrays instead of modules"),
     ),
     feature(
         "clipping and update in one call",
-        "one `step()` is `clip_grad_norm_` and the step of torch's optimizer",
+        "one `step()` equals `clip_grad_norm_` and the step of torch's optimizer",
         Tried("`ClippedNesterov`, `ClippedAdamW`", ours.clipped_step),
         Tried("no", rnn.clipped_step),
         Read("no", NOTHING),
@@ -237,16 +245,16 @@ FEATURES = (
 
 
 def table() -> str:
-    """README's."""
-    lines = ["| | " + " | ".join(LIBRARIES) + " |", "|---" * (len(LIBRARIES) + 1) + "|"]
+    """Return the table in README.md."""
+    lines = ["| feature | " + " | ".join(LIBRARIES) + " |", "|---" * (len(LIBRARIES) + 1) + "|"]
     for f in FEATURES:
         lines.append(f"| {f.name} | " + " | ".join(cell.text for cell in f.cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def places() -> str:
-    """What docs/features.md says of each row."""
-    lines = ["| | what the test does | where the rest was read |", "|---|---|---|"]
+    """Return the table in docs/features.md: what the tests check, and where the rest was read."""
+    lines = ["| feature | what the test checks | where the other cells were read |", "|---|---|---|"]
     for f in FEATURES:
         read = "; ".join(
             f"{library}: {link(library, cell.place)}"
@@ -258,10 +266,11 @@ def places() -> str:
 
 
 def link(library: str, place: str) -> str:
+    """Return a place as Markdown."""
     name, _, rest = place.partition(":")
     if name in SOURCES:
         library, place = name, rest
-    elif rest:  # a name, and what it is the name of
+    elif rest:  # a name and an address, or a name and a file
         address = rest.strip()
         return f"[its documentation]({address})" if address.startswith("https://") else f"`{address}`"
     if library not in SOURCES or " " in place:
@@ -273,6 +282,7 @@ BLOCKS: dict[str, Callable[[], str]] = {"README.md": table, "docs/features.md": 
 
 
 def block(text: str) -> re.Match[str]:
+    """Return the match of the generated table in a file."""
     found = re.search(
         r"(?<=<!-- features: written by tests/features/features.py -->\n\n)\|.*?\n(?=\n)", text, re.DOTALL
     )
@@ -281,6 +291,7 @@ def block(text: str) -> re.Match[str]:
 
 
 def write() -> None:
+    """Write the tables into both files."""
     for name, make in BLOCKS.items():
         path = ROOT / name
         text = path.read_text()
@@ -289,7 +300,7 @@ def write() -> None:
 
 
 def tried() -> dict[str, tuple[Tried, str]]:
-    """Every cell that is tried, by a name."""
+    """Return all cells that are tried, with their library, by a name for the test."""
     return {
         f"{library.strip('`')}: {f.name}".replace("`", ""): (cell, library)
         for f in FEATURES

@@ -1,4 +1,4 @@
-"""What jax.lax.scan does over a cell that its user writes, tried; JAX is imported where it is used."""
+"""The checks of jax.lax.scan over a cell written by the user. JAX is imported when a check runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class InJax:
-    """The leaky layer as one writes it there, and what JAX makes of it."""
+    """A leaky layer written with JAX, and its checks."""
 
     @property
     def jax(self) -> ModuleType:

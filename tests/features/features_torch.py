@@ -1,4 +1,4 @@
-"""What rnnkernels and torch.nn.RNN do, tried: each check says whether the feature is there."""
+"""The checks of rnnkernels and torch.nn.RNN: each returns whether the feature exists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FUNCTIONS = {
 
 
 def accepts(call: Callable[[], Any], refusal: str) -> bool:
-    """Whether a call goes through; any other error than the refusal that is expected is one."""
+    """Return whether a call succeeds. An error whose message does not match ``refusal`` is raised again."""
     try:
         call()
     except Exception as error:
@@ -42,7 +42,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 class TorchLayer:
-    """The checks that are the same code for both."""
+    """The checks that are the same for both libraries."""
 
     make: Callable[..., nn.Module]
 
@@ -132,7 +132,7 @@ class TorchLayer:
         return accepts(both, "Dynamo does not support RNN, GRU, or LSTM")
 
     def export(self, refusal: str) -> bool:
-        """torch.export at one length, run at another."""
+        """Export with torch.export at one length and run at another."""
         layer, size = self.kind(), torch.export.Dim("T", min=2)
 
         def program() -> None:
@@ -168,7 +168,7 @@ class Ours(TorchLayer):
                     weight.zero_()
         _, h_n = layer(torch.zeros(2, 1, 3).double(), torch.ones(1, 1, 5).double())
         h_n.sum().backward()
-        shrunk = torch.where(decay < 0.001, 0.001, decay.double()) ** 2  # where a learned one begins
+        shrunk = torch.where(decay < 0.001, 0.001, decay.double()) ** 2  # learned decays start at 0.001
         return distance(h_n[0, 0], shrunk) < 1e-6 and bool((layer.decay_logit.grad != 0).all())
 
     def bfloat16(self) -> bool:

@@ -1,4 +1,4 @@
-"""README's table of what each library does is its list, and what the list says is so."""
+"""The tables of features in README.md and docs/features.md equal the list, and its cells are true."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRIED = features.tried()
 
 
 @pytest.mark.parametrize("name", TRIED)
-def test_a_cell_says_what_happens(name):
+def test_a_cell_agrees_with_its_check(name):
     cell, library = TRIED[name]
     if library == "JAX" and not HAS_JAX:
         pytest.skip("JAX is not installed")
@@ -22,12 +22,12 @@ def test_a_cell_says_what_happens(name):
 
 
 @pytest.mark.parametrize("file", BLOCKS)
-def test_the_tables_are_the_list(file):
+def test_the_tables_are_generated_from_the_list(file):
     found = block((ROOT / file).read_text())
-    assert found.group() == BLOCKS[file]()  # `PYTHONPATH=tests python tests/features/features.py` writes them
+    assert found.group() == BLOCKS[file]()  # features.py writes them
 
 
-def test_our_own_cells_are_all_tried_and_every_other_has_a_place():
+def test_every_cell_of_rnnkernels_is_tried_and_every_cell_that_was_read_has_a_place():
     for feature in FEATURES:
         assert len(feature.cells) == len(LIBRARIES), feature.name
         assert isinstance(feature.cells[0], Tried), feature.name

@@ -1,4 +1,4 @@
-"""What is valid at the edges: no steps, no rows, one unit; NaN and infinity travel as in nn.RNN."""
+"""Edge cases: no steps, no rows, one unit; NaN and infinity propagate as in nn.RNN."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from rnnkernels import LeakyRNN, functional
 
-# --- The edges of what is valid ----------------------------------------------------------------------
+# --- Small sizes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given_h0", [True, False])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_no_steps_leave_h0_as_it_is(form, nonlinearity, given_h0):
+def test_no_steps_return_h0(form, nonlinearity, given_h0):
     problem = make_problem(0, 0, h0=given_h0, form=form, nonlinearity=nonlinearity)
     output, h_n = problem.run()
     assert output.shape == (0, 3, 4)
@@ -26,7 +26,7 @@ def test_no_steps_leave_h0_as_it_is(form, nonlinearity, given_h0):
 
 
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_no_rows_are_empty_results_and_gradients_of_zero(form, nonlinearity):
+def test_no_rows_give_empty_results_and_zero_gradients(form, nonlinearity):
     problem = make_problem(0, batch=0, form=form, nonlinearity=nonlinearity).leaves()
     output, h_n = problem.run()
     assert (output.shape, h_n.shape) == ((5, 0, 4), (0, 4))
@@ -50,7 +50,7 @@ SPECIAL = [math.nan, math.inf, -math.inf]
 
 
 def assert_same_pattern(found: Tensor, expected: Tensor, what: str) -> None:
-    """NaN and either infinity in the same places, and finite values that agree."""
+    """Assert NaN and infinities in the same places, and equal finite values up to rounding."""
     for pattern in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(pattern(found), pattern(expected)), f"{what}: {pattern.__name__}"
     finite = expected.isfinite()
@@ -58,7 +58,7 @@ def assert_same_pattern(found: Tensor, expected: Tensor, what: str) -> None:
 
 
 def spoilt(where: str, value: float, dtype: torch.dtype, nonlinearity: str) -> tuple[Any, ...]:
-    """A layer without decay, an equal nn.RNN, an input and a first state; one of their numbers is `value`."""
+    """Return a layer without decay, an equal nn.RNN, an input and an initial state; one entry is `value`."""
     layer = LeakyRNN(3, 20, nonlinearity=nonlinearity, dtype=dtype)
     input, hx = torch.randn(6, 5, 3, dtype=dtype), torch.randn(1, 5, 20, dtype=dtype)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def spoilt(where: str, value: float, dtype: torch.dtype, nonlinearity: str) -> t
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
 @pytest.mark.parametrize("value", SPECIAL)
 @pytest.mark.parametrize("where", ["input", "hx", "weight_ih", "weight_hh", "bias"])
-def test_nan_and_infinity_travel_forward_and_backward_as_in_nn_rnn(where, value, nonlinearity, dtype):
+def test_nan_and_infinity_propagate_as_in_nn_rnn(where, value, nonlinearity, dtype):
     layer, plain, input, hx = spoilt(where, value, dtype, nonlinearity)
     results = []
     for module in (layer, plain):
@@ -95,7 +95,7 @@ def test_nan_and_infinity_travel_forward_and_backward_as_in_nn_rnn(where, value,
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
 @pytest.mark.parametrize("value", SPECIAL)
 @pytest.mark.parametrize("which", ["output", "h_n"])
-def test_a_gradient_of_nan_or_infinity_travels_as_in_nn_rnn(which, value, nonlinearity):
+def test_a_gradient_of_nan_or_infinity_propagates_as_in_nn_rnn(which, value, nonlinearity):
     layer, plain, input, hx = spoilt("hx", 0.0, torch.float64, nonlinearity)
     results = []
     for module in (layer, plain):
@@ -114,14 +114,14 @@ def test_a_gradient_of_nan_or_infinity_travels_as_in_nn_rnn(which, value, nonlin
 @pytest.mark.parametrize("name", ["pre", "h0", "weight_hh"])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_nan_and_infinity_travel_through_leaky_units_as_in_the_reference(form, nonlinearity, name, value):
+def test_nan_and_infinity_propagate_through_leaky_units_as_in_the_reference(form, nonlinearity, name, value):
     problem = make_problem(0, 6, 5, 20, form=form, nonlinearity=nonlinearity)
-    problem.tensors[name][1, 1] = value  # the first unit of all rows, or one unit of one row
+    problem.tensors[name][1, 1] = value  # all units of one row, or one entry
     for what, found, expected in zip(("output", "h_n"), problem.run(), problem.expected(), strict=True):
         assert_same_pattern(found, expected, what)
 
 
-def test_a_unit_without_memory_forgets_an_infinite_state():
+def test_a_unit_with_zero_decay_drops_an_infinite_state():
     problem = make_problem(0, 3, 1, 4, dtype=torch.float32)
     problem.decay = torch.tensor([0.0, 0.5, 0.0, 0.5])
     problem.weight_hh = torch.zeros(4, 4)
@@ -129,7 +129,7 @@ def test_a_unit_without_memory_forgets_an_infinite_state():
     assert problem.h0.isinf().all()
     problem.pre[:] = 1
     output, _ = problem.run()
-    # 0 * inf is NaN in the product, whoever computes it; the state itself is what is not kept.
+    # The matrix product contains 0 * inf = NaN in any implementation; only the kept state is dropped.
     assert output.isnan().all()
     output, _ = functional.leaky_recurrence(
         problem.pre, problem.h0, problem.weight_hh, problem.decay, nonlinearity="tanh", form="current"

@@ -1,4 +1,4 @@
-"""functional.leaky_recurrence against the reference, over all that a call may be."""
+"""functional.leaky_recurrence compared with the reference for all kinds of calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from rnnkernels._ops.nonlinearities import NONLINEARITIES as FUNCTIONS
 
 @settings(max_examples=200)
 @given(problems())
-def test_forward_is_the_reference(problem):
+def test_forward_equals_the_reference(problem):
     check_forward(problem)
 
 
@@ -54,7 +54,7 @@ def test_forward_is_the_reference(problem):
     layouts,
     st.integers(0, 1000),
 )
-def test_backward_is_the_reference(problem, which, output_layout, h_n_layout, seed):
+def test_backward_equals_the_reference(problem, which, output_layout, h_n_layout, seed):
     assume(problem.has_clear_slopes())
     output, h_n = problem.run()
     grad_output = relaid(normal_like(output, seed), output_layout) if which != "h_n" else None
@@ -65,7 +65,7 @@ def test_backward_is_the_reference(problem, which, output_layout, h_n_layout, se
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 @pytest.mark.parametrize("name", ["pre", "h0", "weight_hh", "decay", "grad_output", "grad_h_n"])
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
-def test_any_strides_of_any_one_argument_are_read_right(layout, name, form, nonlinearity):
+def test_any_strides_of_any_argument_give_correct_results(layout, name, form, nonlinearity):
     problem = make_problem(5, 4, 3, 21, form=form, nonlinearity=nonlinearity, dtype=torch.float32)
     grads = {"grad_output": normal_like(problem.pre, 1), "grad_h_n": normal_like(problem.h0, 2)}
     if name in grads:
@@ -78,7 +78,7 @@ def test_any_strides_of_any_one_argument_are_read_right(layout, name, form, nonl
 
 
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_the_expanded_gradients_of_a_sum_are_read_right(form, nonlinearity):
+def test_expanded_gradients_of_a_sum_give_correct_results(form, nonlinearity):
     problem = clear_problem(0, 6, 4, 19, form=form, nonlinearity=nonlinearity)
     leaves = problem.leaves()
     output, h_n = leaves.run()
@@ -98,7 +98,7 @@ def test_strided_input_is_not_changed():
 
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 @pytest.mark.parametrize("batch", range(1, 15))
-def test_every_number_of_rows_that_a_tile_may_have(batch, form, nonlinearity):
+def test_every_number_of_rows_of_a_tile(batch, form, nonlinearity):
     for hidden in (16, 33, 80):
         for dtype in DTYPES:
             check(clear_problem(1, 3, batch, hidden, form=form, nonlinearity=nonlinearity, dtype=dtype))
@@ -107,7 +107,7 @@ def test_every_number_of_rows_that_a_tile_may_have(batch, form, nonlinearity):
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_many_rows_and_steps_of_a_packed_batch(form, nonlinearity, reverse):
-    # More rows than are gathered at a time for the gradient of weight_hh.
+    # More rows than one block of the gradient of weight_hh has.
     problem = clear_problem(
         0, 200, 50, 6, form=form, nonlinearity=nonlinearity, packed=True, reverse=reverse, margin=1e-9
     )
@@ -123,7 +123,7 @@ def test_decay_near_one_and_tiny_decay(form, nonlinearity):
         check_forward(problem)
 
 
-def test_a_decay_number_is_that_of_a_scalar_and_of_equal_units():
+def test_a_number_a_scalar_tensor_and_equal_units_give_the_same_decay():
     problem = make_problem(1, 4, 3, 9, dtype=torch.float32)
     number, scalar, unit = (
         replace(problem, decay=decay).run()[0] for decay in (0.3, torch.tensor(0.3), torch.full((9,), 0.3))
@@ -132,7 +132,7 @@ def test_a_decay_number_is_that_of_a_scalar_and_of_equal_units():
     assert torch.equal(number, unit)
 
 
-def test_number_types_of_numpy_and_int_are_decays():
+def test_numpy_numbers_and_ints_are_accepted_as_decays():
     problem = make_problem(1)
     for number in (0, np.float32(0.5), np.float64(0.5)):
         expected = replace(problem, decay=torch.tensor(float(number), dtype=torch.float64)).run()[0]
@@ -141,7 +141,7 @@ def test_number_types_of_numpy_and_int_are_decays():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_no_h0_is_an_h0_of_zeros(form, packed):
+def test_no_h0_equals_an_h0_of_zeros(form, packed):
     problem = make_problem(2, h0=False, form=form, nonlinearity="tanh", packed=packed)
     given = replace(problem, h0=torch.zeros(3, 4, dtype=problem.dtype))
     for a, b in zip(problem.run(), given.run(), strict=True):
@@ -154,7 +154,7 @@ def test_no_h0_is_an_h0_of_zeros(form, packed):
 
 
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_packed_is_the_padded_call_where_both_have_rows(form, nonlinearity):
+def test_a_packed_call_equals_the_padded_call_where_both_have_rows(form, nonlinearity):
     packed = make_problem(6, 6, 4, 11, packed=True, form=form, nonlinearity=nonlinearity)
     sizes = packed.batch_sizes.tolist()
     assert len(set(sizes)) > 1
@@ -168,7 +168,7 @@ def test_packed_is_the_padded_call_where_both_have_rows(form, nonlinearity):
     assert torch.equal(packed_h_n, output[lengths - 1, torch.arange(4)])
 
 
-def test_full_batch_sizes_are_a_padded_batch():
+def test_full_batch_sizes_equal_a_padded_batch():
     problem = make_problem(8, 5, 3, 7)
     flat = replace(problem, pre=problem.pre.flatten(0, 1), batch_sizes=torch.full((5,), 3))
     output, h_n = problem.run()
@@ -192,7 +192,7 @@ def test_h_n_is_the_last_output(form):
     assert torch.equal(output[0], h_n)
 
 
-def test_results_are_contiguous_and_fresh():
+def test_results_are_contiguous_and_own_their_memory():
     problem = make_problem(3)
     problem = problem.relaid("pre", "transposed")
     output, h_n = problem.run()
@@ -206,14 +206,14 @@ def test_results_are_contiguous_and_fresh():
 
 
 def units_in_the_last_place(actual: torch.Tensor, expected: np.ndarray) -> np.ndarray:
-    """How many of the steps between numbers of this dtype lie between the two."""
+    """Return the difference in units of the spacing of this dtype at the result."""
     spacing = np.spacing(np.abs(expected).astype(actual.numpy().dtype)).astype(np.float64)
     return np.abs(actual.double().numpy() - expected) / spacing
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tanh_is_right_to_a_few_units_in_the_last_place_everywhere(dtype):
-    # Without memory and recurrence one step is f alone.
+def test_tanh_is_correct_to_a_few_units_in_the_last_place(dtype):
+    # Without decay and recurrent weights, one step computes f.
     smallest, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max
     exponents = torch.linspace(np.log2(smallest), np.log2(largest) - 1, 4001, dtype=torch.float64)
     z = torch.cat([2**exponents, torch.linspace(0, 25, 4001, dtype=torch.float64)]).to(dtype)
@@ -222,11 +222,11 @@ def test_tanh_is_right_to_a_few_units_in_the_last_place_everywhere(dtype):
         z.view(1, -1, 2), None, torch.zeros(2, 2, dtype=dtype), 0.0, nonlinearity="tanh"
     )
     off = units_in_the_last_place(values.flatten(), np.tanh(z.double().numpy()))
-    assert off.max() <= 4  # one of which may be NumPy's
+    assert off.max() <= 4  # NumPy may be off by one of them
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tanh_of_infinities_is_one_and_nan_travels(dtype):
+def test_tanh_of_infinities_is_one_and_nan_propagates(dtype):
     z = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0], dtype=dtype)
     values, _ = functional.leaky_recurrence(
         z[None, None], None, torch.zeros(5, 5, dtype=dtype), 0.0, nonlinearity="tanh"
@@ -238,21 +238,21 @@ def test_tanh_of_infinities_is_one_and_nan_travels(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["sigmoid", "softplus"])
-def test_sigmoid_and_softplus_are_right_to_a_few_units_in_the_last_place(name, dtype):
+def test_sigmoid_and_softplus_are_correct_to_a_few_units_in_the_last_place(name, dtype):
     z = torch.cat([torch.linspace(-80, 80, 4001), torch.linspace(-1, 1, 1001)]).to(dtype).double()
     z = torch.cat([z, 10 ** torch.linspace(-30, 30, 1001, dtype=z.dtype)]).to(dtype)
     values, _ = functional.leaky_recurrence(
         z[None, :, None], None, torch.zeros(1, 1, dtype=dtype), 0.0, nonlinearity=name
     )
     exact = np.asarray(reference.NONLINEARITIES[name].value(z.double().numpy()))
-    # The slope is what matters to training, near both ends too.
+    # Training depends on the slope, also in both tails.
     leaf = z[None, :, None].clone().requires_grad_()
     functional.leaky_recurrence(
         leaf, None, torch.zeros(1, 1, dtype=dtype), 0.0, nonlinearity=name
     )[0].sum().backward()  # fmt: skip
     slope = reference.NONLINEARITIES[name].slope(z.double().numpy())
     rtol = 4 * torch.finfo(dtype).eps
-    # NumPy's own float64 results are only so good as its exponentials, far out in the tails.
+    # Far out in the tails, float64 results of NumPy are only as exact as its exponentials.
     rtol = max(rtol, 4e-14 if dtype == torch.float64 else 0)
     np.testing.assert_allclose(values.flatten().double().numpy(), exact, rtol=rtol, atol=0)
     np.testing.assert_allclose(
@@ -278,7 +278,7 @@ def test_sigmoid_and_softplus_of_infinities_and_nan(dtype, name):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_half_precision_is_float32_rounded_once(form, nonlinearity, dtype, packed):
+def test_half_precision_equals_float32_rounded_once(form, nonlinearity, dtype, packed):
     problem = make_problem(
         0, 9, 3, 20, form=form, nonlinearity=nonlinearity, packed=packed, dtype=torch.float32
     )
@@ -294,12 +294,12 @@ def test_a_decay_near_one_survives_half_precision():
 
 @pytest.mark.parametrize("shape", [(9, 3, 20), (30, 1, 130), (12, 40, 65), (5, 7, 256)], ids=str)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_bfloat16_products_round_what_is_multiplied(form, nonlinearity, shape):
+def test_bfloat16_products_round_their_operands(form, nonlinearity, shape):
     problem = make_problem(0, *shape, form=form, nonlinearity=nonlinearity, dtype=torch.float64)
     pre, h, weight = (x.bfloat16().double() for x in (problem.pre, problem.h0, problem.weight_hh))
-    kind = {"form": form, "nonlinearity": nonlinearity}
+    spec = {"form": form, "nonlinearity": nonlinearity}
     arguments = (pre.bfloat16(), h.bfloat16(), weight.bfloat16(), problem.decay.float())
-    found, _ = functional.leaky_recurrence(*arguments, **kind)
+    found, _ = functional.leaky_recurrence(*arguments, **spec)
     f, d = FUNCTIONS[nonlinearity].value, problem.decay.float().double()
     factor = (lambda x: x.bfloat16().double()) if rounds_factors(torch.bfloat16) else lambda x: x
     states = []
@@ -309,7 +309,7 @@ def test_bfloat16_products_round_what_is_multiplied(form, nonlinearity, shape):
         else:
             h = d * h + (1 - d) * (p + factor(f(h)) @ weight.T)
         states.append(h)
-    # Where a rounding falls the other way, since float32 adds up otherwise, it moves a sum by a part of that.
+    # float32 sums in another order may round an operand the other way, which changes a sum by less than this.
     expected = torch.stack(states)
     assert distance(found.double(), expected) < 0.6 * torch.finfo(torch.bfloat16).eps
 
@@ -320,15 +320,15 @@ INSTRUCTION_SETS = build_config()["instruction_sets"]
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
-def test_each_instruction_set_gives_the_reference_s_results(name):
+def test_each_instruction_set_gives_the_results_of_the_reference(name):
     if not INSTRUCTION_SETS[name]:
         pytest.skip(f"this processor does not run {name}")
     ran = run_python("-c", f"import helpers; helpers.check_grid({name!r})", RNNKERNELS_ISA=name)
     assert ran.returncode == 0, ran.stderr
 
 
-# (T, B, H). Too small for threads; units shared out among them (few rows, a wide matrix; blocks that
-# do not divide evenly); rows shared out; both.
+# (T, B, H): too small for threads; threads split the units (few rows, a wide matrix; blocks that do not
+# divide evenly); threads split the rows; both.
 THREAD_SHAPES = [
     (5, 3, 20), (20, 1, 256), (20, 2, 384), (20, 3, 512), (20, 2, 270), (10, 64, 256), (10, 65, 100),
     (12, 7, 300),
@@ -336,7 +336,7 @@ THREAD_SHAPES = [
 
 
 def results(problem: Problem) -> dict[str, torch.Tensor]:
-    """What the kernels themselves compute; the gradient of weight_hh is a matrix product of torch's."""
+    """Return the results of the kernels; the gradient of weight_hh is a matrix product of torch's."""
     output, h_n = problem.run()
     found = gradients(problem.leaves(), normal_like(output, 1), normal_like(h_n, 2))
     return {"output": output, "h_n": h_n, "d_pre": found["pre"], "d_h0": found["h0"]}
@@ -359,7 +359,7 @@ def test_results_are_bitwise_the_same_for_any_number_of_threads(form, nonlineari
 
 @pytest.mark.parametrize("shape", [(20, 2, 384), (10, 64, 256)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_shared_work_gives_the_reference_s_results(dtype, shape):
+def test_work_split_among_threads_gives_the_results_of_the_reference(dtype, shape):
     torch.set_num_threads(2)
     for form in FORMS:
         check(clear_problem(0, *shape, form=form, nonlinearity="tanh", dtype=dtype))
@@ -378,7 +378,7 @@ def test_results_are_bitwise_the_same_from_run_to_run(shape):
             assert torch.equal(value, first[name]), name
 
 
-def test_calls_from_several_python_threads_at_once_are_right():
+def test_calls_from_several_python_threads_at_once_are_correct():
     problems = [
         clear_problem(i, 20, batch, hidden, form=form, nonlinearity=nonlinearity, dtype=torch.float32)
         for i, (batch, hidden, form, nonlinearity) in enumerate(
@@ -409,8 +409,8 @@ def test_calls_from_several_python_threads_at_once_are_right():
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_no_more_is_kept_for_backward_than_promised(nonlinearity):
-    """The output, and in the rate form one bit or one value for each unit and step."""
+def test_backward_keeps_no_more_than_documented(nonlinearity):
+    """Backward keeps the output, and in the rate form one bit or one value per unit and step."""
     for form in FORMS:
         problem = make_problem(0, 10, 4, 64, dtype=torch.float32, form=form, nonlinearity=nonlinearity)
         kept: dict[int, int] = {}
@@ -428,7 +428,7 @@ def test_no_more_is_kept_for_backward_than_promised(nonlinearity):
         assert sum(size for pointer, size in kept.items() if pointer not in inputs) == sequence + extra
 
 
-def test_deterministic_algorithms_are_what_runs_anyway():
+def test_use_deterministic_algorithms_changes_nothing():
     def results():
         torch.manual_seed(0)
         layer, x = (

@@ -1,4 +1,4 @@
-"""The activity penalty: its value and derivatives, and the memory it does not take."""
+"""The activity penalty: value, derivatives and memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def small_pieces(monkeypatch):
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 @pytest.mark.parametrize("nonlinearity", FUNCTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_value_and_gradient_are_those_of_the_formula(layout, nonlinearity, weights, small_pieces):
+def test_value_and_gradient_equal_the_formula(layout, nonlinearity, weights, small_pieces):
     assert set(FUNCTIONS) == {None, *NONLINEARITIES}
     h = relaid(torch.randn(5, 3, 7, dtype=torch.float64), layout).requires_grad_()
     ours, theirs = (f(h, **weights, nonlinearity=nonlinearity) for f in (activity_penalty, expected))
@@ -54,7 +54,7 @@ def test_value_and_gradient_are_those_of_the_formula(layout, nonlinearity, weigh
 @pytest.mark.parametrize(
     "shape", [(), (40,), (3, 1, 50), (50, 4), (0, 2, 5), (1, 1, 1), (2, 3, 5, 7)], ids=str
 )
-def test_any_number_of_dimensions_is_penalized_as_a_whole(shape, small_pieces):
+def test_any_number_of_dimensions_is_accepted(shape, small_pieces):
     h = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     ours = activity_penalty(h, l1=0.3, l2=0.7)
     theirs = expected(h, 0.3, 0.7) if h.numel() else 0 * h.sum()
@@ -62,13 +62,13 @@ def test_any_number_of_dimensions_is_penalized_as_a_whole(shape, small_pieces):
     assert distance(torch.autograd.grad(ours, h)[0], torch.autograd.grad(theirs, h)[0]) < 1e-14
 
 
-def test_a_silent_unit_is_not_pushed_anywhere():
+def test_the_gradient_of_a_silent_unit_is_zero():
     h = torch.zeros(3, 2, 4, requires_grad=True)
     activity_penalty(h, l1=1.0).backward()
     assert torch.equal(h.grad, torch.zeros_like(h))
 
 
-def test_weights_of_zero_are_no_penalty():
+def test_weights_of_zero_give_no_penalty():
     h = torch.randn(3, 2, 4, requires_grad=True)
     value = activity_penalty(h)
     value.backward()
@@ -94,7 +94,7 @@ def test_a_sum_of_many_pieces_in_float32_keeps_its_digits(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bidirectional": True}], ids=str)
-def test_what_a_layer_returns_is_penalized_whatever_its_layout(options):
+def test_the_output_of_a_layer_is_penalized_in_any_layout(options):
     layer = LeakyRNN(3, 5, 2, form="current", decay=0.5, dtype=torch.float64, **options)
     output, _ = layer(torch.randn(6, 4, 3, dtype=torch.float64))
     ours = activity_penalty(output, l1=0.3, l2=0.7, nonlinearity=layer.nonlinearity)
@@ -129,7 +129,7 @@ def test_derivatives_of_second_order_in_all_modes(nonlinearity, small_pieces):
     assert torch.autograd.gradgradcheck(function, h, check_fwd_over_rev=True)
 
 
-def test_a_gradient_s_norm_has_a_gradient(small_pieces):
+def test_the_norm_of_the_gradient_has_a_gradient(small_pieces):
     layer = LeakyRNN(3, 5, nonlinearity="tanh", dtype=torch.float64)
     found = []
     for function in (activity_penalty, expected):
@@ -156,7 +156,7 @@ def test_transforms_of_torch_func():
         assert distance(found, wanted) < 1e-13
 
 
-def test_vmap_over_networks_gives_each_its_own():
+def test_vmap_over_networks_gives_a_penalty_for_each():
     layers = [LeakyRNN(3, 5, decay=0.5) for _ in range(3)]
     weights, _ = stack_module_state(layers)
     x = torch.randn(6, 4, 3)
@@ -189,7 +189,7 @@ def test_it_compiles_without_a_graph_break(backend):
 
 
 def largest_allocations(function) -> list[int]:
-    """Bytes of every allocation while the function runs, the largest first."""
+    """Return the bytes of every allocation during a call, the largest first."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     sizes = [e.nbytes() for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -197,12 +197,12 @@ def largest_allocations(function) -> list[int]:
 
 
 @pytest.mark.parametrize("nonlinearity", [None, "tanh"])
-def test_no_tensor_of_the_output_s_size_is_made_but_the_gradient(nonlinearity):
+def test_no_tensor_of_the_size_of_the_output_is_allocated_except_the_gradient(nonlinearity):
     h = torch.randn(400, 16, 128, requires_grad=True)
     size = h.numel() * h.element_size()
     weights = {"l1": 0.3, "l2": 0.7, "nonlinearity": nonlinearity}
     plain = largest_allocations(lambda: expected(h, **weights).backward())
-    assert plain[2] >= size  # the formula makes several
+    assert plain[2] >= size  # the plain formula allocates several
     h.grad = None
     values = []
     forward = largest_allocations(lambda: values.append(activity_penalty(h, **weights)))

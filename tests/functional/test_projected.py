@@ -1,4 +1,4 @@
-"""rnnkernels::projected_recurrence: the projection and the recurrence in one operator, and its formula."""
+"""rnnkernels::projected_recurrence: projection and recurrence in one operator, and its derivatives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def arguments(
     clear: bool = False,
     **options: Any,
 ) -> Arguments:
-    """The operator's, by name. With `clear`, no unit comes near ReLU's kink."""
+    """Return arguments of the operator by name. With `clear`, no unit comes near the kink of ReLU."""
     problem = clear_problem(0, margin=1e-3, **options) if clear else make_problem(0, **options)
     pre, hidden = problem.pre, problem.pre.shape[-1]
     tensors = {
@@ -54,7 +54,7 @@ def leaves_of(values: Arguments) -> dict[str, Tensor]:
 
 
 def function(values: Arguments):
-    """The results as a function of the tensors there are, in the order of NAMES."""
+    """Return the results as a function of the given tensors, in the order of NAMES."""
     names = list(leaves_of(values))
     return lambda *tensors: PROJECTED(*(values | dict(zip(names, tensors, strict=True))).values())[:2]
 
@@ -93,7 +93,7 @@ def test_opcheck(form, nonlinearity, options):
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_it_is_the_projection_and_the_recurrence(form, nonlinearity, options):
+def test_it_equals_projection_and_recurrence(form, nonlinearity, options):
     values = arguments(gradients=True, clear=True, form=form, nonlinearity=nonlinearity, **OPTIONS[options])
     near = 10 * TOLERANCE[values["input"].dtype]
     results = []
@@ -159,7 +159,7 @@ SOME = [names for n in (1, 2, 5) for names in itertools.combinations(NAMES, n)]
 
 
 @pytest.mark.parametrize("wanted", SOME, ids="+".join)
-def test_any_of_the_tensors_may_require_gradients(wanted):
+def test_any_subset_of_the_tensors_may_require_gradients(wanted):
     values = arguments(gradients=True, nonlinearity="tanh")
     expected = torch.autograd.grad(
         PROJECTED(*values.values())[0].sin().sum(), list(leaves_of(values).values())
@@ -180,7 +180,7 @@ def test_an_argument_that_was_changed_before_backward_raises(name):
     value = PROJECTED(*(values | {name: changed}).values())[0].sum()
     with torch.no_grad():
         changed.mul_(0.5)
-    if name in ("bias", "drive"):  # which backward does not need
+    if name in ("bias", "drive"):  # backward does not need them
         value.backward()
         return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -191,7 +191,7 @@ def test_an_argument_that_was_changed_before_backward_raises(name):
 
 
 def both(create_graph: bool):
-    """Backward of the operator and of its parts, as functions of the gradient of the output."""
+    """Return backward of the operator and of its parts, as functions of the gradient of the output."""
     values = arguments(gradients=True, nonlinearity="tanh")
     tensors = list(leaves_of(values).values())
     output, parts = PROJECTED(*values.values())[0], composed(values)[0]
@@ -214,7 +214,7 @@ def test_a_tangent_of_the_gradient_goes_through_backward(create_graph):
         with forward_ad.dual_level():
             found = backward(forward_ad.make_dual(grad, along))
             tangents.append([forward_ad.unpack_dual(x).tangent for x in found])
-        # Backward is linear in the gradient that comes in.
+        # Backward is linear in the incoming gradient.
         for tangent, expected in zip(tangents[-1], backward(along), strict=True):
             assert distance(tangent, expected.detach()) < 1e-13
 
@@ -241,14 +241,14 @@ def test_torch_func_over_backward(transform):
 
 
 @pytest.mark.parametrize("mode", ["reverse-mode", "forward-mode"])
-def test_a_hessian_in_one_go(mode):
+def test_a_hessian_in_one_call(mode):
     values = arguments(nonlinearity="tanh")
     tensors = tuple(leaves_of(values).values())
 
     def loss(*tensors: Tensor) -> Tensor:
         return (function(values)(*tensors)[0] ** 2).sum()
 
-    if mode == "forward-mode":  # the layer's way, which knows tangents
+    if mode == "forward-mode":  # the path of the layer, which supports tangents
 
         def loss(*tensors: Tensor) -> Tensor:
             *first, drive, decay = tensors
@@ -270,7 +270,7 @@ def test_a_hessian_in_one_go(mode):
     ("steps", "batch", "hidden"), [(300, 9, 37), (6000, 9, 1), (700, 3, 64), (3, 20000, 3)], ids=str
 )
 @pytest.mark.parametrize("driven", [False, True])
-def test_all_gradients_are_the_same_bits_for_any_number_of_threads(driven, steps, batch, hidden, dtype):
+def test_all_gradients_have_the_same_bits_for_any_number_of_threads(driven, steps, batch, hidden, dtype):
     layer = LeakyRNN(
         5,
         hidden,
@@ -313,7 +313,7 @@ GROUPED: Arguments = {
 DRIVEN: Arguments = {"drive": zeros(5, 3, 4)}
 DOUBLE = torch.float64
 
-# Sizes, ranks and dtypes, which meta tensors have too; then values.
+# First sizes, ranks and dtypes, which meta tensors have as well; then values.
 WRONG = [
     ({"input": zeros(5, 3)}, r"^input must be \[T, B, I\], got \[5, 3\]"),
     ({"input": zeros(5, 3, 3)}, r"^weight_ih must be \[H, I\] = \[4, 3\], got \[4, 2\]"),
@@ -355,7 +355,7 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG, ids=str)
-def test_errors_are_the_same_sentence_for_real_and_for_meta_tensors(wrong, message):
+def test_errors_have_the_same_message_for_real_and_for_meta_tensors(wrong, message):
     values = GOOD | wrong
     meta = {name: x.to("meta") if isinstance(x, Tensor) else x for name, x in values.items()}
     for changed in (values, meta):
@@ -378,7 +378,7 @@ def test_one_meta_tensor_among_real_ones_is_refused(name):
         PROJECTED(*values.values())
 
 
-def test_good_arguments_are_accepted():
+def test_the_unchanged_arguments_are_accepted():
     for values in (GOOD, GOOD | DRIVEN, GOOD | PACKED, GOOD | GROUPED):
         PROJECTED(*values.values())
         PROJECTED(*(x.to("meta") if isinstance(x, Tensor) else x for x in values.values()))

@@ -1,4 +1,4 @@
-"""What fades becomes 0 and not subnormal, with which x86 processors are slow; and nothing else changes."""
+"""Decaying values become 0 instead of subnormal, with which x86 processors are slow. Nothing else changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rnnkernels.functional import leaky_recurrence
 flushes = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="other processors are not slow with subnormals"
 )
-# 0.1 to the first power is a subnormal number of the type, to the second below all of them.
+# Multiplying by 0.1 once gives a subnormal number of the dtype, twice a number below all subnormals.
 STEPS = {torch.float32: (40, 60), torch.float64: (315, 400)}
 
 
@@ -29,14 +29,14 @@ def subnormal(x: Tensor) -> Tensor:
 
 
 def silent(dtype: torch.dtype, rows: int = 128, hidden: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    """Units that no input reaches any more: pre, h0 and the matrix. Enough rows for several threads."""
+    """Return pre, h0 and weight_hh of units without input, with enough rows for several threads."""
     pre = torch.full((STEPS[dtype][1], rows, hidden), -1.0, dtype=dtype)
     return pre, torch.ones(rows, hidden, dtype=dtype), torch.zeros(hidden, hidden, dtype=dtype)
 
 
 @flushes
 @pytest.mark.parametrize("dtype", STEPS)
-def test_a_silent_unit_fades_to_zero(dtype: torch.dtype, threads: int) -> None:
+def test_the_state_of_a_silent_unit_decays_to_zero(dtype: torch.dtype, threads: int) -> None:
     pre, h0, weight = silent(dtype)
     output, h_n = leaky_recurrence(pre, h0, weight, 0.1)
     assert not subnormal(output).any()
@@ -49,7 +49,7 @@ def test_a_silent_unit_fades_to_zero(dtype: torch.dtype, threads: int) -> None:
 
 @flushes
 @pytest.mark.parametrize("dtype", STEPS)
-def test_so_does_its_gradient(dtype: torch.dtype, threads: int) -> None:
+def test_the_gradient_of_a_silent_unit_decays_to_zero(dtype: torch.dtype, threads: int) -> None:
     pre, h0, weight = silent(dtype)
     h0.requires_grad_()
     output, _ = leaky_recurrence(pre, h0, weight, 0.1)
@@ -59,7 +59,7 @@ def test_so_does_its_gradient(dtype: torch.dtype, threads: int) -> None:
         assert bool(found.any()) == (steps == 20)
 
 
-def test_the_callers_arithmetic_stays_as_it_was(threads: int) -> None:
+def test_the_floating_point_mode_of_the_caller_does_not_change(threads: int) -> None:
     tiny = torch.tensor([torch.finfo(torch.float32).tiny])
     leaky_recurrence(*silent(torch.float32), 0.1)
     assert (tiny * 0.5).item() > 0
@@ -71,8 +71,8 @@ def test_the_callers_arithmetic_stays_as_it_was(threads: int) -> None:
             torch.set_flush_denormal(False)
 
 
-def test_subnormal_halves_are_kept() -> None:
-    """float32, in which the kernels compute, has room for them."""
+def test_subnormal_numbers_in_half_precision_are_kept() -> None:
+    """The kernels compute in float32, in which they are normal numbers."""
     h0 = torch.full((2, 8), torch.finfo(torch.float16).smallest_normal, dtype=torch.float16)
     pre = torch.full((3, 2, 8), -1.0, dtype=torch.float16)
     output, _ = leaky_recurrence(pre, h0, torch.zeros(8, 8, dtype=torch.float16), 0.5)
@@ -83,10 +83,10 @@ def test_subnormal_halves_are_kept() -> None:
 @flushes
 @pytest.mark.parametrize("size", [5, 300_000])
 @pytest.mark.parametrize("rule", [ClippedNesterov, ClippedAdamW])
-def test_states_without_gradients_fade_to_zero(
+def test_optimizer_states_without_gradients_decay_to_zero(
     rule: type[ClippedNesterov | ClippedAdamW], size: int, threads: int
 ) -> None:
-    """By rounding alone a velocity would stay: 0.9 times the smallest number is that number again."""
+    """Rounding alone would keep a velocity, because 0.9 times the smallest number rounds to that number."""
     param = torch.nn.Parameter(torch.ones(size))
     optimizer = rule([param], 0.1)
     param.grad = torch.zeros(size)

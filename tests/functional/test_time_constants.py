@@ -1,4 +1,4 @@
-"""From time constants to decays, and draws of them."""
+"""Decays from time constants, random decays, and the scale of noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helpers import DTYPES
 from rnnkernels import LeakyRNN, LeakyRNNCell, decay_from_tau, draw_decay, draw_tau, noise_scale
 
 
-def test_decay_from_tau_is_euler_s_or_the_exponential_s():
+def test_decay_from_tau_is_the_euler_or_the_exponential_form():
     assert decay_from_tau(10.0, 1.0) == 0.9
     assert decay_from_tau(100, 20) == 0.8
     assert decay_from_tau(5.0, 5.0) == 0.0
@@ -49,12 +49,12 @@ def test_decay_from_tau_of_a_tensor_has_its_shape_and_dtype_and_suits_the_layer(
     ],
     ids=str,
 )
-def test_decay_from_tau_refuses_what_is_no_time_constant(tau, dt, name, exact):
+def test_decay_from_tau_refuses_invalid_time_constants(tau, dt, name, exact):
     with pytest.raises(ValueError, match=name):
         decay_from_tau(tau, dt, exact=exact)
 
 
-def test_euler_s_step_must_not_be_longer_than_tau():
+def test_the_euler_step_must_not_be_longer_than_tau():
     with pytest.raises(ValueError, match="dt must be at most tau in the Euler form"):
         decay_from_tau(1.0, 1.5)
     with pytest.raises(ValueError, match="dt must be at most tau in the Euler form"):
@@ -66,19 +66,19 @@ def test_euler_s_step_must_not_be_longer_than_tau():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("log_uniform", "median"), [(False, 0.11), (True, (0.02 * 0.2) ** 0.5)])
-def test_decays_are_drawn_from_the_paper_s_range_of_the_new_share(log_uniform, median, dtype):
+def test_decays_are_drawn_from_the_range_of_the_paper(log_uniform, median, dtype):
     new = 1 - draw_decay(4, 5000, log_uniform=log_uniform, dtype=dtype)
     assert (new.shape, new.dtype) == ((4, 5000), dtype)
     assert 0.02 - 1e-6 <= new.min() < 0.0205
     assert 0.195 < new.max() <= 0.2 + 1e-6
-    # A tenth of the range, or of its logarithm, has a tenth of the draws: 20000, so within 4 deviations.
+    # Each tenth of the range, or of its logarithm, has a tenth of 20000 draws, within 4 standard deviations.
     ends = torch.log(torch.tensor([0.02, 0.2])) if log_uniform else torch.tensor([0.02, 0.2])
     counts = torch.histc((new.log() if log_uniform else new).float(), 10, *ends.tolist())
     assert (counts - 2000).abs().max() < 4 * (20000 * 0.1 * 0.9) ** 0.5
     assert float(new.median()) == pytest.approx(median, rel=0.03)
 
 
-def test_drawn_time_constants_are_decays_by_euler_s_form():
+def test_drawn_time_constants_give_decays_by_the_euler_form():
     taus = draw_tau(
         2000, low=100.0, high=1000.0, log_uniform=True, generator=torch.Generator().manual_seed(3)
     )
@@ -98,7 +98,7 @@ def test_drawn_time_constants_are_decays_by_euler_s_form():
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 0.5), (-1.0, 0.5), (0.5, 0.2), (0.5, 1.5), (math.nan, 0.5), (0.1, math.nan)]
 )
-def test_a_range_that_is_none_is_refused(low, high, log_uniform):
+def test_an_invalid_range_is_refused(low, high, log_uniform):
     with pytest.raises(ValueError, match=r"low|high"):
         draw_decay(3, low=low, high=high, log_uniform=log_uniform)
     with pytest.raises(ValueError, match="rounds to 1"):
@@ -112,8 +112,8 @@ def test_a_range_that_is_none_is_refused(low, high, log_uniform):
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("form", ["rate", "current"])
-def test_noise_in_the_drive_gives_a_linear_unit_the_deviation_asked_for(form, decay):
-    # Linear: no recurrent weights, and for the rate form a bias that keeps ReLU in its straight part.
+def test_noise_in_the_drive_gives_a_linear_unit_the_requested_deviation(form, decay):
+    # The unit is linear: no recurrent weights, and in the rate form a bias that keeps ReLU active.
     layer = LeakyRNN(1, 2000, decay=decay, form=form, bias=True)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -122,11 +122,11 @@ def test_noise_in_the_drive_gives_a_linear_unit_the_deviation_asked_for(form, de
         noise = noise_scale(0.5, layer.decay) * torch.randn(400, 1, 2000)
         output, _ = layer(torch.zeros(400, 1, 1), torch.full((1, 1, 2000), 100.0), drive=noise)
     states = output[200:, 0].double() - 100
-    # Of 400,000 numbers that are correlated over some 1/(1-d) steps.
+    # The estimate is from 400,000 values, which are correlated over about 1/(1-d) steps.
     assert float(states.std()) == pytest.approx(0.5 * (2 / (1 + decay)) ** 0.5, rel=0.02)
 
 
-def test_noise_added_to_the_state_is_the_same_noise():
+def test_noise_added_to_the_state_has_the_same_effect():
     decay = torch.tensor([0.0, 0.5, 0.95])
     cell = LeakyRNNCell(1, 3, decay=decay, form="current")
     xi, hx = torch.randn(4, 3), torch.randn(4, 3)
@@ -138,7 +138,7 @@ def test_noise_added_to_the_state_is_the_same_noise():
     assert noise_scale(0.3, 0.5, added_to="state") == pytest.approx(0.3)
 
 
-def test_noise_of_no_size_is_refused():
+def test_invalid_noise_is_refused():
     for sigma, decay, added_to in ((-1.0, 0.5, "drive"), (math.nan, 0.5, "drive"), (1.0, 1.0, "drive"),
                                    (1.0, torch.tensor([0.5, -0.1]), "state"), (1.0, 0.5, "f")):  # fmt: skip
         with pytest.raises(ValueError, match=r"sigma|decay|added_to"):

@@ -1,4 +1,4 @@
-"""What the tests of the layer and of the cell share: the same network twice, and its gradients."""
+"""Helpers for the tests of the layer and the cell: pairs of equal networks, and their gradients."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from rnnkernels import LeakyRNN
 
-# How near to torch.nn's, relative to the largest magnitude of each tensor.
+# Tolerance of a comparison with torch.nn, relative to the largest magnitude of each tensor.
 NEAR_RNN = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 DECAYS = {"number": 0.3, "unit": [0.0, 0.1, 0.2, 0.3, 0.9]}
 
 
 def pair(*args: Any, nonlinearity: str = "relu", **kwargs: Any) -> tuple[LeakyRNN, nn.RNN]:
-    """A layer without decay and an nn.RNN of the same parameters."""
+    """Return a layer without decay and an nn.RNN with the same parameters."""
     layer = LeakyRNN(*args, nonlinearity=nonlinearity, **kwargs)
     plain = nn.RNN(*args, nonlinearity=nonlinearity, **kwargs)
     plain.load_state_dict(layer.state_dict())
@@ -26,7 +26,7 @@ def pair(*args: Any, nonlinearity: str = "relu", **kwargs: Any) -> tuple[LeakyRN
 
 
 def problem_of(layer: Any, input: Tensor, hx: Tensor | None) -> Problem:
-    """The recurrence that a batched, time-first call comes down to."""
+    """Return the recurrence that a batched, time-first call computes."""
     with torch.no_grad():
         bias = layer.bias_ih_l0 + layer.bias_hh_l0 if layer.bias else None
         pre = nn.functional.linear(input, layer.weight_ih_l0, bias)
@@ -35,7 +35,7 @@ def problem_of(layer: Any, input: Tensor, hx: Tensor | None) -> Problem:
 
 
 def trained(module: nn.Module, inputs: list[Tensor], grads: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """The outputs, and the gradients of the inputs and of all parameters."""
+    """Return the outputs, and the gradients of the inputs and of all parameters."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     outputs = module(*leaves)
     named = dict(module.named_parameters())
@@ -47,7 +47,7 @@ def trained(module: nn.Module, inputs: list[Tensor], grads: tuple[Tensor, ...]) 
 def composed(
     layer: LeakyRNN, input: Tensor, hx: Tensor | None = None, drive: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Layers and directions one by one through the reference, time first, without dropout."""
+    """Run each layer and direction by the reference, time first, without dropout."""
     directions = 2 if layer.bidirectional else 1
     finals = []
     decay = torch.as_tensor(layer.decay, dtype=torch.float64).detach()
@@ -73,5 +73,5 @@ def composed(
 
 
 def unpacked(packed: PackedSequence) -> list[Tensor]:
-    """The sequences by themselves."""
+    """Return the sequences as a list."""
     return unpack_sequence(packed)

@@ -1,4 +1,4 @@
-"""Where LeakyRNN and nn.RNN overlap, the same assertions over both: results, names, errors."""
+"""LeakyRNN without decay compared with nn.RNN: results, names, errors."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from rnnkernels import LeakyRNN
 def test_without_decay_it_is_nn_rnn_forward_and_backward(
     steps, batch, sizes, nonlinearity, dtype, bias, batch_first, batched, with_hx, seed
 ):
-    torch.set_num_threads(1)  # nn.RNN's many small products take ten times as long with more
+    torch.set_num_threads(1)  # nn.RNN is ten times as slow with more threads, because its products are small
     torch.manual_seed(seed)
     options = {"nonlinearity": nonlinearity, "bias": bias, "batch_first": batch_first}
     layer, plain = pair(*sizes, **options, dtype=dtype)
     batch = batch if batched else 1
     input = torch.randn(steps, batch, sizes[0], dtype=dtype)
     inputs = [input] + ([torch.randn(1, batch, sizes[1], dtype=dtype)] if with_hx else [])
-    # Where rounding can switch a unit on or off, two right answers differ: see KINK_MARGIN.
+    # If rounding can switch a unit on or off, two correct results differ; see KINK_MARGIN.
     assume(problem_of(layer, *inputs, *([] if with_hx else [None])).has_clear_slopes())
     if batched and batch_first:
         inputs[0] = inputs[0].transpose(0, 1)
@@ -54,7 +54,8 @@ def test_without_decay_it_is_nn_rnn_forward_and_backward(
     for name, value in expected.items():
         assert found[name].shape == value.shape, name
         assert found[name].dtype == dtype, name
-        off = distance(found[name], value)
+        # A gradient is a sum of terms of order one, which may cancel.
+        off = distance(found[name], value, 0.0 if name in ("output", "h_n") else 1.0)
         assert off <= NEAR_RNN[dtype], f"{name} is off by {off:.3g}"
 
 
@@ -80,7 +81,7 @@ def test_the_same_seed_gives_the_initial_parameters_of_nn_rnn(bias, dtype):
         assert torch.equal(a, b)
 
 
-def test_reset_parameters_draws_anew():
+def test_reset_parameters_draws_again():
     layer = LeakyRNN(3, 50)
     before = layer.weight_hh_l0.detach().clone()
     layer.reset_parameters()
@@ -110,7 +111,7 @@ def test_a_state_dict_with_a_wrong_shape_or_a_missing_weight_is_refused():
         layer.load_state_dict(incomplete)
 
 
-def test_an_nn_rnn_s_state_dict_leaves_the_decays_of_the_units_alone():
+def test_loading_a_state_dict_of_nn_rnn_keeps_the_decays():
     decay = torch.linspace(0, 0.9, 5)
     net = nn.ModuleDict({"rnn": LeakyRNN(3, 5, decay=decay)})
     plain = nn.ModuleDict({"rnn": nn.RNN(3, 5)})
@@ -119,7 +120,7 @@ def test_an_nn_rnn_s_state_dict_leaves_the_decays_of_the_units_alone():
     assert torch.equal(net["rnn"].weight_hh_l0, plain["rnn"].weight_hh_l0)
 
 
-def test_flatten_parameters_is_there_and_does_nothing():
+def test_flatten_parameters_does_nothing():
     layer = LeakyRNN(3, 5)
     pointers = [p.data_ptr() for p in layer.parameters()]
     assert layer.flatten_parameters() is None
@@ -140,7 +141,7 @@ def test_dropout_in_one_layer_warns_and_does_nothing():
     assert torch.equal(layer(x)[0], layer(x)[0])
 
 
-# --- All of nn.RNN's arguments and kinds of input ----------------------------------------------------
+# --- All arguments and kinds of input of nn.RNN -----------------------------------------------------
 
 LAYOUTS = ("padded", "batch_first", "unbatched", "packed", "packed unsorted", "packed batch_first")
 
@@ -162,7 +163,7 @@ def tensors_of(values: tuple[Any, ...]) -> list[Tensor]:
 
 
 def run_and_differentiate(module: nn.Module, input: Any, hx: Tensor | None, seed: int) -> dict[str, Tensor]:
-    """What comes out, and the gradients of the input, hx and all parameters."""
+    """Return the outputs, and the gradients of the input, hx and all parameters."""
     torch.manual_seed(seed)  # dropout
     data = tensors_of((input,))[0].detach().requires_grad_()
     leaf = input._replace(data=data) if isinstance(input, PackedSequence) else data
@@ -225,7 +226,7 @@ DEEP = [{"num_layers": 2}, {"bidirectional": True}, {"num_layers": 3, "bidirecti
 
 
 @pytest.mark.parametrize("arguments", DEEP, ids=str)
-def test_names_order_and_first_values_of_the_parameters_of_many_layers(arguments):
+def test_parameters_of_many_layers_have_the_names_order_and_initial_values_of_nn_rnn(arguments):
     modules = []
     for kind in (LeakyRNN, nn.RNN):
         torch.manual_seed(7)
@@ -302,7 +303,7 @@ def test_from_rnn_takes_the_arguments_that_nn_rnn_lacks():
     ],
     ids=str,
 )
-def test_a_wrong_argument_is_refused_with_nn_rnn_s_type_of_error(arguments):
+def test_a_wrong_argument_raises_the_type_of_error_of_nn_rnn(arguments):
     given_arguments = {"input_size": 3, "hidden_size": 5, "nonlinearity": "relu"} | arguments
     with pytest.raises((TypeError, ValueError)) as expected:
         nn.RNN(**given_arguments)

@@ -1,4 +1,4 @@
-"""Calls drawn from everything that a caller may write: a right answer or a sentence, never a crash."""
+"""Random valid and invalid calls: each gives a correct result or an error, but never a crash."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-# Run in a process of its own, because what is looked for here would end the process.
+# The fuzz functions run in their own process, because a crash would end it.
 
 fuzz_settings = settings(
     max_examples=500,
@@ -22,7 +22,7 @@ fuzz_settings = settings(
 )
 counted = {"accepted": 0, "refused": 0}
 int64s = st.integers(-(2**63), 2**63 - 1)
-NAMES = ("pre", "h0", "weight_hh", "decay", "batch_sizes", "grad_output", "grad_h_n", "saved", "kind")
+NAMES = ("pre", "h0", "weight_hh", "decay", "batch_sizes", "grad_output", "grad_h_n", "saved", "spec")
 
 
 @st.composite
@@ -45,7 +45,7 @@ OTHER_DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.
 
 @st.composite
 def tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype, spoil: bool) -> Tensor:
-    """With any strides; spoilt in its shape, its dtype or its device."""
+    """Draw a tensor with any strides; if `spoil`, with a wrong shape, dtype or device."""
     fault = draw(st.sampled_from(["shape", "dtype", "device"])) if spoil else None
     if fault == "shape":
         shape = draw(wrong_shapes(shape))
@@ -60,7 +60,7 @@ def tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype, spoil: 
 
 @st.composite
 def step_sizes(draw: st.DrawFn, spoil: bool) -> Tensor:
-    """Batch sizes; spoilt in their values, their dtype or their device."""
+    """Draw batch sizes; if `spoil`, with wrong values, dtype or device."""
     fault = draw(st.sampled_from(["device", "dtype", "values"])) if spoil else None
     if fault == "values":
         return torch.tensor(
@@ -73,7 +73,7 @@ def step_sizes(draw: st.DrawFn, spoil: bool) -> Tensor:
 
 @st.composite
 def calls(draw: st.DrawFn) -> dict[str, Any]:
-    """What both operators take, and the sizes for the rest. None of NAMES is spoilt, or one or two."""
+    """Draw the arguments of both operators, and sizes for the rest; none, one or two of NAMES are wrong."""
     some = st.frozensets(st.sampled_from(NAMES), min_size=1, max_size=2)
     wrong = draw(st.one_of(st.just(frozenset()), some, some))
     lead = (draw(st.integers(0, 3)),) if draw(st.booleans()) else ()
@@ -92,7 +92,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
 
     decay = draw(st.sampled_from([(), (hidden,), (*lead, hidden)]))
     h0 = tensor("h0", batch, hidden)
-    spoil = "kind" in wrong
+    spoil = "spec" in wrong
     return {
         "wrong": wrong,
         "sequence": (*lead, *rows, hidden),
@@ -109,7 +109,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def tried(operator: Any, values: tuple[Any, ...], good: bool) -> tuple[Tensor, ...] | None:
-    """The results, or None for a call that was refused."""
+    """Return the results, or None if the call raised an error."""
     try:
         results = operator(*values)
     except (ValueError, TypeError, RuntimeError):  # NotImplementedError is a RuntimeError
@@ -155,7 +155,7 @@ def fuzz_backward(data, call, wanted):
     saved = {"relu": (words, torch.int32), "tanh": (sequence, dtype)}
     saved = draw("saved", *saved[call["nonlinearity"]]) if call["nonlinearity"] in saved else torch.zeros(0)
     if "saved" not in wrong:
-        saved = saved.contiguous()  # as the forward operator makes it
+        saved = saved.contiguous()  # the layout that the forward operator returns
     values = (grad_output, grad_h_n, output, saved, *shared, wanted)
     results = tried(torch.ops.rnnkernels.leaky_recurrence_backward, values, not wrong)
     if results is not None:
@@ -169,14 +169,14 @@ def fuzz_backward(data, call, wanted):
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_no_arguments_of_the_operators_end_the_process(direction):
+def test_no_arguments_crash_the_operators(direction):
     program = f"import test_any_input as t; t.fuzz_{direction}(); print(*t.counted.values())"
     ran = run_python("-c", program, timeout=240)
     assert ran.returncode == 0, ran.stderr[-4000:]
-    # Both happened often, or this would test little.
+    # Both outcomes must be frequent for the test to mean anything.
     assert all(int(count) > 100 for count in ran.stdout.split()), ran.stdout
 
 
-def test_the_fuzzing_notices_a_crash():
+def test_a_crash_is_noticed():
     ran = run_python("-c", "import ctypes; ctypes.string_at(0)")
     assert ran.returncode < 0

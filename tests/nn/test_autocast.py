@@ -1,4 +1,4 @@
-"""Autocast: the rows of docs/layer.md's table of dtypes that are about it."""
+"""Autocast: dtypes as in the table of docs/layer.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rnnkernels import LeakyRNN
 
 
 class Dtypes(TorchDispatchMode):
-    """Notes the dtype in which products and recurrences run."""
+    """Records the dtypes in which products and recurrences run."""
 
     def __init__(self):
         super().__init__()
@@ -25,14 +25,14 @@ class Dtypes(TorchDispatchMode):
 
 @pytest.mark.parametrize("reduced", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_what_runs_in_which_dtype_under_autocast(dtype, reduced):
+def test_dtypes_of_projection_and_recurrence_under_autocast(dtype, reduced):
     layer = LeakyRNN(3, 5, 2, decay=0.5, learn_decay=True, learn_h0=True, dtype=dtype)
-    projected, walked = (dtype, dtype) if dtype == torch.float64 else (reduced, torch.float32)
+    projected, recurrent = (dtype, dtype) if dtype == torch.float64 else (reduced, torch.float32)
     with Dtypes() as seen:
         with torch.autocast("cpu", dtype=reduced):
             output, h_n = layer(torch.randn(4, 2, 3, dtype=dtype))
         (output.sum() + h_n.sum()).backward()
-    assert output.dtype == h_n.dtype == walked
-    assert seen.recurrences == {walked}
+    assert output.dtype == h_n.dtype == recurrent
+    assert seen.recurrences == {recurrent}
     assert seen.projections == {projected}
     assert all(parameter.grad.dtype == dtype for parameter in layer.parameters())

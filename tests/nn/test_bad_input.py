@@ -1,4 +1,4 @@
-"""What is no valid call ends in a sentence that names the argument, and never in a crash or a guess."""
+"""Invalid calls raise errors that name the argument."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refused(changed: dict[str, Any], error: Any, message: str, packed: bool = Fa
 TENSORS = ("pre", "h0", "weight_hh", "decay")
 
 
-def test_the_arguments_that_the_tests_spoil_are_good():
+def test_the_unchanged_arguments_are_valid():
     for packed in (False, True):
         functional.leaky_recurrence(**arguments(packed))
 
@@ -86,7 +86,7 @@ def huge(*values: int) -> Tensor:
         huge(3, 3, 4, -1),
         huge(-3, -3, 12, 3),
         huge(0, 0, 0, 9),
-        huge(3, 3, 2),  # another sum than pre has rows
+        huge(3, 3, 2),  # does not add up to the rows of pre
         huge(3, 3, 3, 3),
         huge(2**62, 2**62),  # sums that wrap around
         huge(2**63 - 1, 2**63 - 1, 11),
@@ -123,14 +123,14 @@ def test_an_h0_of_another_batch_than_batch_sizes_is_refused():
 )
 @pytest.mark.parametrize("name", TENSORS)
 def test_one_tensor_of_another_dtype_is_refused_by_name(name, dtype):
-    # pre sets the dtype, so that another one that is computed with makes the others wrong.
+    # pre sets the dtype. If it has another supported dtype, the error names the next tensor.
     named = "weight_hh" if name == "pre" and dtype in (torch.float64, torch.float16, torch.bfloat16) else name
     refused({name: arguments()[name].to(dtype)}, ValueError, f"^{named} ")
 
 
 @pytest.mark.parametrize("decay", [0.5, "tensor"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex128], ids=str)
-def test_a_dtype_that_is_not_computed_in_is_refused_by_name(dtype, decay):
+def test_an_unsupported_dtype_is_refused_by_name(dtype, decay):
     changed = {name: x.to(dtype) for name, x in arguments().items()}
     if decay != "tensor":
         changed["decay"] = decay
@@ -147,7 +147,7 @@ LAYOUT_CHANGES = [
     (name, change)
     for name in TENSORS
     for change in ("to_sparse", "to_mkldnn", "to_sparse_csr")
-    if change != "to_sparse_csr" or name in ("h0", "weight_hh")  # which is for matrices
+    if change != "to_sparse_csr" or name in ("h0", "weight_hh")  # CSR is for matrices
 ]
 
 
@@ -169,15 +169,15 @@ def test_a_decay_out_of_range_is_refused(value):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", BAD_DECAYS)
-def test_a_decay_out_of_range_in_a_tensor_is_refused_with_its_unit(value, dtype):
+def test_a_decay_out_of_range_in_a_tensor_is_refused_by_unit(value, dtype):
     good = {name: x.to(dtype) for name, x in arguments().items()}
-    sentence = r"^decay must lie in \[0, 1\), got"
-    refused(good | {"decay": torch.tensor(value, dtype=dtype)}, ValueError, sentence)
+    message = r"^decay must lie in \[0, 1\), got"
+    refused(good | {"decay": torch.tensor(value, dtype=dtype)}, ValueError, message)
     for unit in range(HIDDEN):
         decay = torch.full((HIDDEN,), 0.5, dtype=dtype)
         decay[unit] = value
         for decays in (decay, relaid(decay, "sliced")):
-            refused(good | {"decay": decays}, ValueError, f"{sentence} .* at unit {unit}$")
+            refused(good | {"decay": decays}, ValueError, f"{message} .* at unit {unit}$")
 
 
 def test_a_number_that_rounds_to_one_is_refused():
@@ -187,23 +187,23 @@ def test_a_number_that_rounds_to_one_is_refused():
 
 
 @pytest.mark.parametrize("value", [None, "0.5", [0.5] * HIDDEN, (0.5,), 0.5j, {}, b"1"], ids=repr)
-def test_a_decay_that_is_no_number_is_refused_by_name(value):
+def test_a_decay_that_is_not_a_number_is_refused_by_name(value):
     refused({"decay": value}, TypeError, "^decay must be")
 
 
 @pytest.mark.parametrize("value", [[1.0], 3, 0.5, "pre", torch.float32], ids=repr)
 @pytest.mark.parametrize("name", ["pre", "h0", "weight_hh", "batch_sizes"])
-def test_what_is_no_tensor_is_refused_by_name(name, value):
+def test_an_argument_that_is_not_a_tensor_is_refused_by_name(name, value):
     refused({name: value}, TypeError, f"^{name} must be a Tensor, got {type(value).__name__}")
 
 
 @pytest.mark.parametrize("name", ["pre", "weight_hh"])
-def test_what_is_needed_must_be_given(name):
+def test_a_required_argument_must_not_be_none(name):
     refused({name: None}, TypeError, f"^{name} must be a Tensor, got NoneType")
 
 
 @pytest.mark.parametrize("value", ["gelu", "", "ReLU", "relu ", "relu\0", "\N{GREEK SMALL LETTER PHI}"])
-def test_an_unknown_nonlinearity_is_refused_with_a_list_of_those_there_are(value):
+def test_an_unknown_nonlinearity_is_refused_with_the_list_of_names(value):
     refused(
         {"nonlinearity": value},
         ValueError,

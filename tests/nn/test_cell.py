@@ -1,4 +1,4 @@
-"""LeakyRNNCell: the layer step for step, and nn.RNNCell without decay."""
+"""LeakyRNNCell compared with the layer step by step, and without decay with nn.RNNCell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rnnkernels import LeakyRNN, LeakyRNNCell
 
 
 def pair(*args, nonlinearity="relu", **kwargs):
-    """A cell without decay and an nn.RNNCell of the same parameters."""
+    """Return a cell without decay and an nn.RNNCell with the same parameters."""
     cell = LeakyRNNCell(*args, nonlinearity=nonlinearity, **kwargs)
     plain = nn.RNNCell(*args, nonlinearity=nonlinearity, **kwargs)
     plain.load_state_dict(cell.state_dict())
@@ -27,7 +27,7 @@ def pair(*args, nonlinearity="relu", **kwargs):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("nonlinearity", RNN_NONLINEARITIES)
-def test_without_decay_it_is_nn_rnn_cell(nonlinearity, dtype, bias, batched, with_hx):
+def test_without_decay_it_equals_nn_rnn_cell(nonlinearity, dtype, bias, batched, with_hx):
     cell, plain = pair(3, 5, bias=bias, nonlinearity=nonlinearity, dtype=dtype)
     lead = (2,) if batched else ()
     x = torch.randn(*lead, 3, dtype=dtype, requires_grad=True)
@@ -45,7 +45,7 @@ def test_without_decay_it_is_nn_rnn_cell(nonlinearity, dtype, bias, batched, wit
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("learn_decay", [True, False])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_it_is_the_layer_step_for_step(form, nonlinearity, learn_decay, batched):
+def test_it_equals_the_layer_step_by_step(form, nonlinearity, learn_decay, batched):
     options = {"decay": torch.linspace(0, 0.9, 5).double(), "learn_decay": learn_decay, "form": form}
     layer = LeakyRNN(3, 5, nonlinearity=nonlinearity, dtype=torch.float64, **options)
     cell = LeakyRNNCell(3, 5, nonlinearity=nonlinearity, dtype=torch.float64, **options)
@@ -68,7 +68,7 @@ def test_it_is_the_layer_step_for_step(form, nonlinearity, learn_decay, batched)
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_names_first_values_and_state_dicts_are_those_of_nn_rnn_cell(bias):
+def test_names_initial_values_and_state_dicts_are_those_of_nn_rnn_cell(bias):
     cells = []
     for kind in (LeakyRNNCell, nn.RNNCell):
         torch.manual_seed(7)
@@ -111,7 +111,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("what", CALLS)
-def test_a_wrong_call_is_refused_by_name_with_nn_rnn_cell_s_type_of_error(what):
+def test_a_wrong_call_is_refused_by_name_with_the_type_of_error_of_nn_rnn_cell(what):
     cell, plain = pair(3, 5)
     with pytest.raises((ValueError, RuntimeError)) as expected:
         CALLS[what](plain)
@@ -139,7 +139,7 @@ def test_a_wrong_argument_is_refused_by_name(arguments, error):
         LeakyRNNCell(**({"input_size": 3, "hidden_size": 5} | arguments))
 
 
-def test_what_is_no_tensor_and_a_drive_of_another_shape_are_refused_by_name():
+def test_other_types_and_a_drive_of_another_shape_are_refused_by_name():
     cell, x = LeakyRNNCell(3, 5), torch.randn(2, 3)
     with pytest.raises(TypeError, match="input must be a Tensor"):
         cell([1.0])

@@ -1,4 +1,4 @@
-"""Constraints on weights: each trains, and holds after training."""
+"""Constraints on weights: a constrained layer trains, and the constraint holds afterwards."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CONSTRAINTS = {
 }
 
 
-@pytest.mark.parametrize("learning_rate", [0.1, 3.0])  # the large one throws weights across zero
+@pytest.mark.parametrize("learning_rate", [0.1, 3.0])  # the large one moves weights across zero
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_a_constrained_layer_trains_and_the_constraint_holds(name, learning_rate):
     make, promises = CONSTRAINTS[name]
@@ -56,7 +56,7 @@ def test_a_constrained_layer_trains_and_the_constraint_holds(name, learning_rate
     unconstrained = layer.weight_hh_l0.detach().clone()
     for module in make():
         parametrize.register_parametrization(layer, "weight_hh_l0", module)
-    # What the constraint allows of the first weight stays.
+    # The initial weight is kept as far as the constraint allows.
     assert torch.linalg.norm(layer.weight_hh_l0.abs() - unconstrained.abs()) < torch.linalg.norm(
         unconstrained
     )
@@ -78,7 +78,7 @@ def test_a_constrained_layer_trains_and_the_constraint_holds(name, learning_rate
     assert all(not torch.equal(value, before[key]) for key, value in originals.items())
 
 
-def test_the_gradient_of_the_original_is_the_chain_rule_s():
+def test_the_gradient_of_the_original_follows_the_chain_rule():
     layer = LeakyRNN(3, HIDDEN, nonlinearity="tanh", decay=0.5)
     parametrize.register_parametrization(layer, "weight_hh_l0", DaleLaw(SIGNS))
     original = layer.parametrizations.weight_hh_l0.original
@@ -94,7 +94,7 @@ def test_the_gradient_of_the_original_is_the_chain_rule_s():
     assert torch.allclose(original.grad, expected, atol=1e-6)
 
 
-def test_a_connection_that_reached_zero_under_dale_s_law_comes_back():
+def test_a_connection_that_crosses_zero_under_dales_law_grows_again():
     layer = LeakyRNN(1, 2, nonlinearity="tanh")
     parametrize.register_parametrization(layer, "weight_hh_l0", DaleLaw(torch.tensor([1.0, -1.0])))
     original = layer.parametrizations.weight_hh_l0.original
@@ -106,7 +106,7 @@ def test_a_connection_that_reached_zero_under_dale_s_law_comes_back():
 
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
-def test_constraints_go_through_state_dicts_and_copies_and_dtypes(name):
+def test_constraints_survive_state_dicts_copies_and_dtypes(name):
     layers = []
     for _ in range(2):
         layer = LeakyRNN(3, HIDDEN, decay=0.5)
@@ -140,7 +140,7 @@ def test_any_weight_of_the_layer_and_of_the_cell_can_be_constrained():
     assert follows_dale(cell.weight_hh.detach())
 
 
-def test_the_constrained_weight_is_computed_once_a_call():
+def test_the_constrained_weight_is_computed_once_per_call():
     calls = []
 
     class Counted(nn.Module):
@@ -165,7 +165,7 @@ def test_the_constrained_weight_is_computed_once_a_call():
         (lambda: LowRank(0), "rank must be greater than zero"),
     ],
 )
-def test_what_is_no_constraint_is_refused(make, message):
+def test_invalid_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -1,4 +1,4 @@
-"""The decay of many layers, and the decay that is learned."""
+"""The decay of several layers, and learned decays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rnnkernels import LeakyRNN, LeakyRNNCell
 
 UNITS = torch.linspace(0, 0.9, 5)
 
-# What is given, for two layers in both directions, and the values that each of the four walks has.
+# The argument for two bidirectional layers, and the decay of each of the four scans.
 GIVEN = {
     "number": (0.5, [0.5] * 4),
     "scalar tensor": (torch.tensor(0.5), [0.5] * 4),
@@ -29,7 +29,7 @@ GIVEN = {
 
 @pytest.mark.parametrize("learn_decay", [False, True])
 @pytest.mark.parametrize("name", GIVEN)
-def test_every_walk_has_the_decay_that_was_given_for_it(name, learn_decay):
+def test_every_layer_and_direction_has_its_decay(name, learn_decay):
     given, expected = GIVEN[name]
     layer = LeakyRNN(
         3, 5, 2, "tanh", bidirectional=True, decay=given, learn_decay=learn_decay, dtype=torch.float64
@@ -37,7 +37,7 @@ def test_every_walk_has_the_decay_that_was_given_for_it(name, learn_decay):
     rows = torch.stack([torch.as_tensor(d, dtype=torch.float64).expand(5) for d in expected])
     twin = LeakyRNN(3, 5, 2, "tanh", bidirectional=True, dtype=torch.float64)
     twin.load_state_dict({k: v for k, v in layer.state_dict().items() if "decay" not in k})
-    twin._given_decay = rows.clamp(min=1e-3) if learn_decay else rows  # as the composition reads it
+    twin._given_decay = rows.clamp(min=1e-3) if learn_decay else rows  # the form that `composed` reads
     x, hx = torch.randn(4, 2, 3, dtype=torch.float64), torch.randn(4, 2, 5, dtype=torch.float64)
     output, h_n = layer(x, hx)
     expected_output, expected_h_n = composed(twin, x, hx)
@@ -78,7 +78,7 @@ def test_a_decay_of_the_wrong_shape_or_value_is_refused(decay, error, message, l
 
 
 @pytest.mark.parametrize("decay", [0.5, UNITS, [0.2, UNITS]], ids=["number", "units", "mixed"])
-def test_a_layer_made_on_meta_gets_its_decay_when_it_is_reset(decay):
+def test_a_layer_made_on_meta_gets_its_decay_from_reset_parameters(decay):
     layer = LeakyRNN(3, 5, 2, decay=decay, device="meta").to_empty(device="cpu")
     torch.manual_seed(3)
     layer.reset_parameters()
@@ -107,7 +107,7 @@ def run(module, x):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_learned_decay_starts_where_it_was_given(make, dtype):
+def test_a_learned_decay_starts_at_the_given_value(make, dtype):
     module = make(dtype=dtype)
     assert isinstance(module.decay_logit, nn.Parameter)
     assert module.decay_logit.isfinite().all()
@@ -141,18 +141,18 @@ def test_the_gradient_of_a_learned_decay_is_that_of_the_recurrence(make):
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.Rprop])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_learned_decay_stays_a_decay_whatever_the_optimizer_does(make, optimizer, sign):
+def test_a_learned_decay_stays_in_range_under_any_optimizer(make, optimizer, sign):
     module = make()
     steps = optimizer([module.decay_logit], lr=1e6)
     x = torch.randn(3, 2, 3)
     for _ in range(5):
         steps.zero_grad()
         (sign * run(module, x).sum()).backward()
-        module.decay_logit.grad.sub_(sign)  # also where the loss does not push
+        module.decay_logit.grad.sub_(sign)  # also if the gradient of the loss is zero
         steps.step()
-        assert module.decay_logit.abs().max() > 40  # from 17 on, float32's sigmoid is 1
+        assert module.decay_logit.abs().max() > 40  # from 17 on, the sigmoid is 1 in float32
         assert ((module.decay >= 0) & (module.decay < 1)).all()
-    assert run(module, x).isfinite().all()  # the kernel takes it
+    assert run(module, x).isfinite().all()  # the kernel accepts the decay
     with torch.no_grad():
         module.decay_logit.fill_(sign * torch.inf)
     assert ((module.decay >= 0) & (module.decay < 1)).all()
@@ -175,7 +175,7 @@ def test_learning_finds_the_time_constants_of_another_network():
     assert (student.decay[0] - slow).abs().max() < 0.01
 
 
-def test_a_learned_decay_goes_through_state_dicts_and_copies(make):
+def test_a_learned_decay_survives_state_dicts_and_copies(make):
     module = make()
     with torch.no_grad():
         module.decay_logit.normal_()
@@ -190,13 +190,13 @@ def test_a_learned_decay_goes_through_state_dicts_and_copies(make):
     assert module.decay.dtype == torch.float64
 
 
-def test_a_state_dict_of_nn_rnn_leaves_a_learned_decay_alone():
+def test_loading_a_state_dict_of_nn_rnn_keeps_a_learned_decay():
     layer = MODULES["layer"]()
     before = layer.decay
     layer.load_state_dict(nn.RNN(3, 5).state_dict())
     assert torch.equal(layer.decay, before)
 
 
-def test_the_decay_cannot_be_set_by_assignment_where_it_would_be_ignored():
+def test_the_decay_cannot_be_assigned():
     with pytest.raises(AttributeError, match="decay"):
         LeakyRNN(3, 5, decay=0.5).decay = 0.9

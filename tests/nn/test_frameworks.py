@@ -1,4 +1,4 @@
-"""In training frameworks, as their users write it: Lightning and skorch (and scikit-learn through it)."""
+"""The layer and the optimizers in Lightning, skorch and scikit-learn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Network(nn.Module):
         self.readout = nn.Linear(hidden, 1)
 
     def forward(self, x):
-        self.rnn.flatten_parameters()  # people's code calls it
+        self.rnn.flatten_parameters()  # code for nn.RNN calls it
         output, _ = self.rnn(x)
         return self.readout(output[:, -1])
 
@@ -93,7 +93,7 @@ def test_lightning_trains_at_every_precision(precision, optimizer, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
-def test_lightning_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(optimizer, tmp_path):
+def test_lightning_resumes_exactly_from_a_checkpoint(optimizer, tmp_path):
     torch.manual_seed(1)
     whole = Regression(optimizer)
     stopped, resumed = Regression(optimizer), Regression(optimizer)
@@ -149,7 +149,7 @@ def test_skorch_fits_and_predicts():
         assert net.predict(x).shape == y.shape
 
 
-def test_skorch_pickles_a_network_in_training_and_goes_on():
+def test_skorch_pickles_a_network_in_training_and_resumes():
     x, y = arrays()
     net = regressor(max_epochs=3, train_split=None).fit(x, y)
     other = pickle.loads(pickle.dumps(net))

@@ -1,4 +1,4 @@
-"""What LeakyRNN is by itself: decay, form, drive, copies, and what it refuses."""
+"""LeakyRNN beyond nn.RNN: decay, form, drive, copies and errors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def through_save(layer):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_save])
-def test_a_copy_computes_the_same_with_parameters_of_its_own(layer, copied):
+def test_a_copy_computes_the_same_with_its_own_parameters(layer, copied):
     other = copied(layer)
     x = torch.randn(4, 2, 3)
     assert torch.equal(layer(x)[0], other(x)[0])
@@ -80,7 +80,7 @@ def test_a_copy_computes_the_same_with_parameters_of_its_own(layer, copied):
     assert layer.weight_hh_l0.any()
 
 
-def test_double_converts_all_and_computes_in_float64(layer):
+def test_double_converts_everything_and_computes_in_float64(layer):
     x = torch.randn(4, 2, 3)
     single = layer(x)[0]
     layer.double()
@@ -91,7 +91,7 @@ def test_double_converts_all_and_computes_in_float64(layer):
     assert 0 < distance(single, output) < 1e-6
 
 
-def test_double_keeps_the_digits_of_a_number_for_a_decay():
+def test_double_keeps_all_digits_of_a_decay_given_as_a_number():
     layer = LeakyRNN(1, 1, decay=0.1).double()
     hx = torch.ones(1, 1, 1, dtype=torch.float64)
     for parameter in layer.parameters():
@@ -99,7 +99,7 @@ def test_double_keeps_the_digits_of_a_number_for_a_decay():
     assert layer(torch.zeros(1, 1, 1, dtype=torch.float64), hx)[0].item() == 0.1
 
 
-def test_extra_repr_shows_what_differs_from_the_defaults():
+def test_extra_repr_shows_arguments_that_differ_from_the_defaults():
     assert LeakyRNN(3, 5).extra_repr() == "3, 5"
     assert LeakyRNN(3, 5, decay=torch.zeros(5)).extra_repr() == "3, 5, decay=[H]"
     changed = LeakyRNN(3, 5, nonlinearity="tanh", bias=False, batch_first=True, decay=0.3, form="current")
@@ -125,7 +125,7 @@ def test_extra_repr_shows_what_differs_from_the_defaults():
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_the_layer_is_the_projection_and_the_recurrence(form, nonlinearity, decay, batch_first, batched):
+def test_the_layer_equals_projection_and_recurrence(form, nonlinearity, decay, batch_first, batched):
     decay = DECAYS[decay] if decay == "number" else torch.tensor(DECAYS[decay])
     layer = LeakyRNN(
         3, 5, nonlinearity=nonlinearity, decay=decay, form=form, batch_first=batch_first, dtype=torch.float64
@@ -163,7 +163,7 @@ def test_drive_has_the_gradient_of_the_pre_activation(batch_first):
 
 @pytest.mark.parametrize("shape", [(4, 2, 4), (4, 1, 5), (1, 2, 5), (2, 5), (4, 2, 5, 1), (2, 4, 5)])
 def test_a_drive_that_is_not_shaped_like_the_output_is_refused(shape):
-    # Not even if it could be broadcast: a forgotten dimension would go unnoticed.
+    # A drive is not broadcast, because a forgotten dimension would go unnoticed.
     with pytest.raises(RuntimeError, match=r"drive must be shaped like the output, \[4, 2, 5\]"):
         LeakyRNN(3, 5)(torch.randn(4, 2, 3), drive=torch.randn(shape))
 
@@ -173,7 +173,7 @@ def test_a_drive_of_another_dtype_is_refused():
         LeakyRNN(3, 5)(torch.randn(4, 2, 3), drive=torch.randn(4, 2, 5).double())
 
 
-def test_no_time_and_no_batch_are_empty_results():
+def test_no_steps_and_no_rows_give_empty_results():
     layer = LeakyRNN(3, 5, decay=0.5)
     hx = torch.randn(1, 2, 5)
     output, h_n = layer(torch.randn(0, 2, 3), hx)
@@ -186,7 +186,7 @@ def test_no_time_and_no_batch_are_empty_results():
 @pytest.mark.parametrize("form", ["rate", "current"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_many_layers_with_all_that_nn_rnn_lacks(form, bidirectional, batch_first):
+def test_many_layers_with_all_options_that_nn_rnn_lacks(form, bidirectional, batch_first):
     layer = LeakyRNN(
         3, 5, 3, "tanh", batch_first=batch_first, bidirectional=bidirectional, decay=[0.1, 0.5, 0.9],
         form=form, dtype=torch.float64,
@@ -205,7 +205,7 @@ def test_many_layers_with_all_that_nn_rnn_lacks(form, bidirectional, batch_first
 @pytest.mark.parametrize("checkpoint_every", [None, 2])
 @pytest.mark.parametrize("packed_drive", [True, False])
 @pytest.mark.parametrize("enforce_sorted", [True, False])
-def test_a_packed_batch_is_its_sequences_one_by_one(enforce_sorted, packed_drive, checkpoint_every):
+def test_a_packed_batch_equals_its_sequences_one_by_one(enforce_sorted, packed_drive, checkpoint_every):
     layer = LeakyRNN(
         3, 5, 2, bidirectional=True, decay=torch.linspace(0, 0.9, 20).view(4, 5), form="current",
         checkpoint_every=checkpoint_every, dtype=torch.float64,
@@ -223,7 +223,7 @@ def test_a_packed_batch_is_its_sequences_one_by_one(enforce_sorted, packed_drive
         assert distance(h_n[:, b], expected[1][:, 0]) < 1e-14
 
 
-def test_a_packed_batch_is_not_padded_anywhere():
+def test_a_packed_batch_is_never_padded():
     rows = []
 
     class Rows(torch.utils._python_dispatch.TorchDispatchMode):
@@ -237,7 +237,7 @@ def test_a_packed_batch_is_not_padded_anywhere():
     assert rows == [12, 12]
 
 
-def test_a_drive_packed_otherwise_than_the_input_is_refused():
+def test_a_drive_packed_differently_than_the_input_is_refused():
     layer = LeakyRNN(3, 5)
     packed = pack_sequence([torch.randn(n, 3) for n in (2, 4)], enforce_sorted=False)
     for drive in (
@@ -256,32 +256,32 @@ def test_a_drive_packed_otherwise_than_the_input_is_refused():
 # --- A learned initial state -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["padded", "batch_first", "unbatched", "packed"])
-def test_a_learned_initial_state_is_used_and_trained_where_hx_is_none(kind):
-    layer = LeakyRNN(3, 5, 2, bidirectional=True, batch_first=kind == "batch_first", learn_h0=True)
+@pytest.mark.parametrize("layout", ["padded", "batch_first", "unbatched", "packed"])
+def test_a_learned_initial_state_is_used_and_trained_if_hx_is_none(layout):
+    layer = LeakyRNN(3, 5, 2, bidirectional=True, batch_first=layout == "batch_first", learn_h0=True)
     assert layer.h0.shape == (4, 5)
     assert not layer.h0.any()
     with torch.no_grad():
         layer.h0.normal_()
     input = torch.randn(4, 2, 3)
-    if kind == "unbatched":
+    if layout == "unbatched":
         input = input[:, 0]
-    elif kind == "packed":
+    elif layout == "packed":
         input = pack_sequence([torch.randn(n, 3) for n in (2, 4)], enforce_sorted=False)
-    hx = layer.h0.detach() if kind == "unbatched" else layer.h0.detach()[:, None].repeat(1, 2, 1)
-    if kind == "batch_first":
+    hx = layer.h0.detach() if layout == "unbatched" else layer.h0.detach()[:, None].repeat(1, 2, 1)
+    if layout == "batch_first":
         hx = layer.h0.detach()[:, None].repeat(1, 4, 1)  # the batch is the first dimension
     hx.requires_grad_()
     h_n, expected = layer(input)[1], layer(input, hx)[1]
     assert torch.equal(h_n, expected)
     (given,) = torch.autograd.grad((expected**2).sum(), hx)
     (learned,) = torch.autograd.grad((h_n**2).sum(), layer.h0)
-    assert distance(learned, given if kind == "unbatched" else given.sum(1)) < 1e-6
+    assert distance(learned, given if layout == "unbatched" else given.sum(1)) < 1e-6
     layer.reset_parameters()
     assert not layer.h0.any()
 
 
-def test_a_learned_initial_state_is_in_the_state_dict_and_need_not_be_in_a_loaded_one():
+def test_a_learned_initial_state_is_in_the_state_dict_and_may_be_missing_when_loading():
     layer = LeakyRNN(3, 5, learn_h0=True)
     with torch.no_grad():
         layer.h0.fill_(0.5)
@@ -356,7 +356,7 @@ def test_half_precision_trains_and_is_near_float32(dtype, arguments):
     assert distance(output, expected) < 16 * torch.finfo(dtype).eps
 
 
-# --- What is refused ---------------------------------------------------------------------------------
+# --- Errors ------------------------------------------------------------------------------------------
 
 
 def test_meta_tensors_give_meta_results_of_the_right_shapes():
@@ -401,7 +401,7 @@ def test_a_wrong_argument_of_the_layer_is_refused_by_name(arguments, error, mess
 
 
 @pytest.mark.parametrize("value", [None, [[1.0]], 3])
-def test_what_is_no_tensor_is_refused_by_name(value):
+def test_an_input_that_is_not_a_tensor_is_refused_by_name(value):
     layer, x = LeakyRNN(3, 5), torch.randn(4, 2, 3)
     with pytest.raises(TypeError, match="input must be a Tensor"):
         layer(value)

@@ -1,4 +1,4 @@
-"""The report of silent units and of gradients that are zero."""
+"""The fractions of active units and of nonzero gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_sequence
 from rnnkernels import LeakyRNN, activity_penalty, sparsity
 
 
-def test_shares_are_counted():
+def test_fractions_are_counted():
     output = torch.tensor([[0.0, 1.0, -2.0], [3.0, 0.0, 0.5]])
     found = sparsity(output, [torch.tensor([0.0, 1.0]), torch.tensor([[0.0, 0.0, -1.0]])])
     assert found.active == 3 / 6
@@ -20,13 +20,13 @@ def test_shares_are_counted():
     assert sparsity(output, torch.tensor([0.0, 1.0])).gradient == 1 / 2
 
 
-def test_a_parameter_stands_for_its_gradient():
+def test_the_gradient_of_a_parameter_is_counted():
     a, b, c = (nn.Parameter(torch.ones(4)) for _ in range(3))
     a.grad, b.grad = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.zeros(4)
     assert sparsity(torch.ones(1), iter([a, b, c])).gradient == 1 / 8
 
 
-def test_nothing_has_no_share():
+def test_without_values_fractions_are_nan():
     active, gradient = sparsity(torch.ones(3, 0))
     assert math.isnan(active)
     assert math.isnan(gradient)
@@ -38,7 +38,7 @@ def test_a_packed_sequence_counts_its_real_steps_only():
     assert sparsity(pack_sequence(sequences)).active == 6 / 8
 
 
-def test_where_a_rectifier_is_off_its_drive_has_no_gradient():
+def test_the_drive_of_an_inactive_unit_has_no_gradient():
     torch.manual_seed(0)
     rnn, x = LeakyRNN(3, 40), torch.randn(10, 8, 3)
     drive = torch.zeros(10, 8, 40, requires_grad=True)
@@ -49,8 +49,8 @@ def test_where_a_rectifier_is_off_its_drive_has_no_gradient():
     assert sparsity(output, rnn.parameters()).gradient > found.gradient
 
 
-def test_a_penalty_makes_it_sparser():
-    shares = []
+def test_a_penalty_makes_activity_sparser():
+    fractions = []
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
         rnn, x = LeakyRNN(3, 40), torch.randn(10, 8, 3)
@@ -60,8 +60,8 @@ def test_a_penalty_makes_it_sparser():
             output, _ = rnn(x)
             ((output.sum(-1) - x.sum(-1)).square().mean() + activity_penalty(output, l1=weight)).backward()
             optimizer.step()
-        shares.append(sparsity(rnn(x)[0]).active)
-    assert shares[1] < shares[0]
+        fractions.append(sparsity(rnn(x)[0]).active)
+    assert fractions[1] < fractions[0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""With the tools that people have: fixed points, profilers, several processes."""
+"""Fixed points, the profiler, functional_call, DistributedDataParallel and flop counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rnnkernels import LeakyRNN
 
 @pytest.mark.parametrize("form", ["rate", "current"])
 def test_fixed_points_are_found_by_descending_the_speed_of_the_state(form):
-    # As fixed-point finders do: many states at once as the batch of hx, one step, the input held still.
+    # As fixed-point finders do: the batch of hx holds many states, and one step runs with a constant input.
     layer = LeakyRNN(2, 8, nonlinearity="tanh", decay=0.8, form=form, dtype=torch.float64)
     for parameter in layer.parameters():
         parameter.requires_grad_(False)
@@ -39,7 +39,7 @@ def test_fixed_points_are_found_by_descending_the_speed_of_the_state(form):
     point = states.detach()
     assert distance(layer(x, point)[1], point) < 1e-5
 
-    # The linearization there: the Jacobian of the step in the state.
+    # The linearization at a fixed point is the Jacobian of the step with respect to the state.
     def step(h):
         return layer(x[:, :1], h[None, None])[1][0, 0]
 
@@ -85,7 +85,7 @@ from rnnkernels import LeakyRNN
 rank, file = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
-torch.manual_seed(rank)  # DDP sends out the parameters of rank 0
+torch.manual_seed(rank)  # DDP broadcasts the parameters of rank 0
 layer = LeakyRNN(3, 5, 2, bidirectional=True, decay=0.5, learn_decay=True)
 module = DistributedDataParallel(layer)
 torch.manual_seed(7)
@@ -100,14 +100,14 @@ dist.destroy_process_group()
 def test_two_processes_train_one_network(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    meeting = str(tmp_path / "meeting")
-    workers = [subprocess.Popen([sys.executable, str(script), str(rank), meeting]) for rank in range(2)]
+    rendezvous = str(tmp_path / "rendezvous")
+    workers = [subprocess.Popen([sys.executable, str(script), str(rank), rendezvous]) for rank in range(2)]
     try:
         assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     finally:
         for worker in workers:
             worker.kill()
-    parts = [torch.load(f"{meeting}.{rank}") for rank in range(2)]
+    parts = [torch.load(f"{rendezvous}.{rank}") for rank in range(2)]
     layer = LeakyRNN(3, 5, 2, bidirectional=True, decay=0.5, learn_decay=True)
     layer.load_state_dict(parts[0]["state"])
     layer(torch.cat([part["x"] for part in parts], 1))[0].square().mean().backward()
@@ -116,7 +116,7 @@ def test_two_processes_train_one_network(tmp_path):
         assert distance(parts[0]["grads"][i], parameter.grad) < 1e-5
 
 
-@pytest.mark.parametrize("with_drive", [False, True])  # either operator
+@pytest.mark.parametrize("with_drive", [False, True])  # each of the two operators
 def test_flops_are_counted_as_those_of_nn_rnn(with_drive):
     layers = LeakyRNN(3, 5, 2, bidirectional=True), torch.nn.RNN(3, 5, 2, bidirectional=True)
     x, hx = torch.randn(7, 2, 3), torch.randn(4, 2, 5, requires_grad=True)

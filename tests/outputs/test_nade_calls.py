@@ -11,8 +11,7 @@ from helpers import DTYPES, distance
 from nade_helpers import NAMES, SHAPES, TOLERANCE, arguments, by_kernels, by_the_loop
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnnkernels import _checks
-from rnnkernels._ops import composite as _fallback
+from rnnkernels import _devices
 from rnnkernels.functional import nade_log_prob, nade_sample
 from rnnkernels.outputs import _nade_composite
 
@@ -24,8 +23,8 @@ SAMPLE = torch.ops.rnnkernels.nade_sample.default
 @pytest.fixture
 def no_kernels(monkeypatch):
     """No device has kernels, and the warning has been given."""
-    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
-    monkeypatch.setattr(_fallback, "_warned", [torch.device("cpu")])
+    monkeypatch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ()))
+    monkeypatch.setattr(_devices, "_warned", {_devices.LOOP})
 
 
 # --- Samples -----------------------------------------------------------------------------------------
@@ -116,8 +115,8 @@ def test_meta_tensors_give_shapes():
 
 
 def test_without_kernels_the_loop_is_used(monkeypatch):
-    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
-    monkeypatch.setattr(_fallback, "_warned", [])
+    monkeypatch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ()))
+    monkeypatch.setattr(_devices, "_warned", set())
     v, tensors = arguments(6, 7, 5)
     with pytest.warns(UserWarning, match="a loop of torch operations, many times slower") as caught:  # noqa: PT031  (one warning of two calls)
         found = by_kernels(v, tensors, torch.ones(6, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The package as it is built, laid out and shown: what prose alone would not hold."""
+"""Structure of the code, versions, the check of torch, and the build configuration."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def including_torch() -> set[Path]:
 
 def test_only_the_binding_includes_torch():
     found = including_torch()
-    assert {path.parts[0] for path in found} == {"binding"}  # and the scan does find those
+    assert {path.parts[0] for path in found} == {"binding"}  # the search does find includes
     assert Path("binding/module.cpp") in found
     assert {path.relative_to(ROOT / "csrc").parts[0] for path in SOURCES} > {"binding", "core"}
 
 
 @pytest.mark.parametrize("folder", ["core", "cpu", "emulation", "cuda"])
-def test_lower_layers_include_no_higher_ones(folder):
+def test_lower_layers_do_not_include_higher_ones(folder):
     higher = {
         "core": "cpu|cuda|emulation|binding",
         "cpu": "cuda|emulation|binding",
@@ -61,20 +61,20 @@ def test_only_one_module_mentions_torch_ops():
     assert found == {ROOT / "rnnkernels" / "_ops" / "__init__.py"}
 
 
-def test_the_build_is_for_no_one_processor():
+def test_the_build_does_not_depend_on_the_processor():
     text = (ROOT / "CMakeLists.txt").read_text()
-    assert "-mavx2" in text  # else the flags have moved, and this test with them
+    assert "-mavx2" in text  # otherwise the flags have moved, and this test must follow
     for flag in ("-march=native", "-mtune=native", "-mcpu=native", "-ffast-math", "-Ofast"):
         assert flag not in text
 
 
-# Objects of the kernels, compiled once for each instruction set.
+# Object files of the kernels, which are compiled once per instruction set.
 OBJECTS = sorted((ROOT / "build").glob("cmake-*/CMakeFiles/rnnkernels_cpu_*.dir/**/*.o"))
 
 
 @pytest.mark.skipif(not OBJECTS or not shutil.which("nm"), reason="needs a build folder and nm")
-def test_no_function_of_one_instruction_set_can_stand_in_for_another_s():
-    # The linker keeps any one copy of a weak symbol: it could be that with AVX-512, for everyone.
+def test_kernels_of_an_instruction_set_have_no_weak_symbols():
+    # The linker keeps any one copy of a weak symbol. It could keep the one with AVX-512 for all processors.
     seen = set()
     for path in OBJECTS:
         listed = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout
@@ -82,7 +82,7 @@ def test_no_function_of_one_instruction_set_can_stand_in_for_another_s():
         seen |= {kind for kind, _ in symbols}
         weak = [name for kind, name in symbols if kind in "WVu"]
         assert not weak, path
-    assert "t" in seen  # functions were listed at all
+    assert "t" in seen  # nm did list functions
 
 
 # --- Versions ----------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_a_wheel_has_the_package_and_nothing_else(tmp_path):
     assert found == sources | {Path("rnnkernels", "py.typed")}
 
 
-def test_the_stub_lists_what_the_module_has():
+def test_the_stub_lists_all_names_of_the_module():
     stub = ast.parse((ROOT / "rnnkernels" / "_C.pyi").read_text())
     listed = set()
     for node in stub.body:
@@ -124,7 +124,7 @@ def test_the_stub_lists_what_the_module_has():
     assert listed == {name for name in dir(_C) if not name.startswith("_")}
 
 
-def test_the_stub_s_types_are_those_of_the_values():
+def test_the_types_in_the_stub_equal_those_of_the_values():
     assert all(isinstance(x, str) for x in (_C.version, _C.compiler, _C.torch_version))
     assert isinstance(_C.cuda_architectures, tuple)
     assert all(isinstance(name, str) for name in _C.nonlinearities())
@@ -132,7 +132,7 @@ def test_the_stub_s_types_are_those_of_the_values():
     assert isinstance(_C.active_instruction_set(), str | None)
 
 
-def test_all_is_what_there_is():
+def test_all_names_in_all_exist():
     for name in rnnkernels.__all__:
         assert hasattr(rnnkernels, name), name
     assert rnnkernels.functional.__all__ == [
@@ -170,14 +170,14 @@ def test_a_torch_of_another_minor_version_is_refused(monkeypatch, tmp_path):
         )
 
 
-def test_a_torch_of_another_patch_is_accepted(monkeypatch, tmp_path):
+def test_a_torch_of_another_patch_version_is_accepted(monkeypatch, tmp_path):
     major, minor, *_ = torch.__version__.split(".")
     for other in (f"{major}.{minor}.99", f"{major}.{minor}.0+cu130", f"{major}.{minor}.0a0+git123"):
         record(monkeypatch, tmp_path, json.dumps({"torch": other}))
         _build.check_torch()
 
 
-def test_a_package_that_was_not_built_says_so(monkeypatch, tmp_path):
+def test_a_package_that_was_not_built_raises(monkeypatch, tmp_path):
     record(monkeypatch, tmp_path, None)
     with pytest.raises(ImportError, match="no compiled extension here: install it with"):
         _build.check_torch()
@@ -186,7 +186,7 @@ def test_a_package_that_was_not_built_says_so(monkeypatch, tmp_path):
 # --- From the outside --------------------------------------------------------------------------------
 
 
-def test_what_was_built_is_shown_from_any_directory(tmp_path):
+def test_the_build_configuration_is_printed_in_any_directory(tmp_path):
     ran = run_python("-m", "rnnkernels", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     config = rnnkernels.build_config()
@@ -203,20 +203,20 @@ def test_what_was_built_is_shown_from_any_directory(tmp_path):
     assert lines["nonlinearities"].endswith(", ".join(config["nonlinearities"]))
 
 
-def test_json_is_the_build_configuration(tmp_path):
+def test_json_output_equals_the_build_configuration(tmp_path):
     ran = run_python("-m", "rnnkernels", "--json", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == rnnkernels.build_config()
 
 
-def test_the_build_configuration_is_plain_and_true():
+def test_the_build_configuration_has_plain_and_correct_values():
     config = rnnkernels.build_config()
     assert json.loads(json.dumps(config)) == config
     assert config["torch"] == torch.__version__
     assert config["built_against_torch"].split(".")[:2] == torch.__version__.split(".")[:2]
     assert config["cuda"] is bool(config["cuda_architectures"])
     assert config["threads"] == torch.get_num_threads()
-    # The fastest that runs, unless the environment asks for another.
+    # It is the fastest one that runs, unless the environment chooses another.
     runs = [name for name, here in config["instruction_sets"].items() if here]
     assert "generic" in runs
     assert config["active_instruction_set"] in runs
@@ -238,7 +238,7 @@ def test_the_environment_chooses_the_instruction_set(wanted, tmp_path):
     ran = run_python("-c", CALL, cwd=tmp_path, RNNKERNELS_ISA=wanted)
     assert ran.returncode == 0, ran.stderr
     active, error = json.loads(ran.stdout)
-    if wanted == "pentium":  # refused at the first call, not at the import
+    if wanted == "pentium":  # raises at the first call, not at the import
         assert active is None
         assert error == (
             "RNNKERNELS_ISA must name an instruction set that was built and runs on this processor; "
@@ -255,7 +255,7 @@ def test_an_impossible_instruction_set_is_shown_as_none(tmp_path):
     assert "none: RNNKERNELS_ISA names one that cannot run" in ran.stdout
 
 
-def test_importing_the_package_is_quiet_and_imports_nothing_but_torch_and_numpy(tmp_path):
+def test_importing_the_package_prints_nothing_and_imports_only_torch_and_numpy(tmp_path):
     code = "import sys, torch, numpy; before = set(sys.modules); import rnnkernels; print(sorted("
     code += "{name.split('.')[0] for name in set(sys.modules) - before} - {'torch', 'numpy'}"
     code += " - sys.stdlib_module_names))"

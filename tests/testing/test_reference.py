@@ -1,4 +1,4 @@
-"""The reference, against what needs no trust: finite differences, and a plain RNN written out."""
+"""The NumPy reference compared with finite differences and with a plain RNN."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rnnkernels import _C
 from rnnkernels import testing as reference
 
 
-def test_nonlinearities_are_those_of_the_cpp_list_in_its_order():
+def test_nonlinearities_are_those_of_the_cpp_list_in_order():
     assert list(reference.NONLINEARITIES) == _C.nonlinearities()
 
 
 @pytest.mark.parametrize("name", NONLINEARITIES)
 def test_slope_is_the_derivative_of_value(name):
     f = reference.NONLINEARITIES[name]
-    z = np.linspace(-3, 3, 40)  # even, so that zero, where ReLU has a kink, is not among them
+    z = np.linspace(-3, 3, 40)  # an even number of points, so that zero, the kink of ReLU, is not one of them
     eps = 1e-6
     differences = (f.value(z + eps) - f.value(z - eps)) / (2 * eps)
     np.testing.assert_allclose(f.slope(z), differences, rtol=0, atol=1e-9)
@@ -33,11 +33,11 @@ def test_relu_has_slope_zero_at_zero_as_in_torch():
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("decay", ["scalar", "unit"])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_gradients_are_central_differences(form, nonlinearity, decay, packed, reverse):
+def test_gradients_equal_central_differences(form, nonlinearity, decay, packed, reverse):
     eps = 1e-6
     problem = clear_problem(
         3, 4, 3, 3, form=form, nonlinearity=nonlinearity, decay=decay, packed=packed, reverse=reverse,
-        margin=1e-3,  # eps, times what the recurrence may make of it, must not cross the kink
+        margin=1e-3,  # eps, amplified by the recurrence, must not cross the kink
     )  # fmt: skip
     arguments = problem.arrays()
     random = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def test_gradients_are_central_differences(form, nonlinearity, decay, packed, re
 
     found = reference.leaky_recurrence_backward(grad_output, grad_h_n, **arguments)._asdict()
     for name, gradient in found.items():
-        # A decay of one number has one gradient for each unit, too: perturb them one at a time.
+        # The gradient of a scalar decay also has one value per unit, so perturb one unit at a time.
         point = np.broadcast_to(arguments[name], gradient.shape).copy()
         differences = np.zeros_like(point)
         for index in np.ndindex(*point.shape):
@@ -62,7 +62,7 @@ def test_gradients_are_central_differences(form, nonlinearity, decay, packed, re
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_rate_without_decay_is_a_plain_rnn(nonlinearity):
+def test_the_rate_form_without_decay_equals_a_plain_rnn(nonlinearity):
     problem = make_problem(0, 6, 2, 5, nonlinearity=nonlinearity)
     arguments = problem.arrays() | {"decay": 0.0}
     f = {
@@ -81,7 +81,7 @@ def test_rate_without_decay_is_a_plain_rnn(nonlinearity):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_one_step_of_one_unit_is_the_equation(form):
+def test_one_step_of_one_unit_follows_the_equation(form):
     p, h, w, d = 0.3, 0.8, -1.5, 0.25
     arguments = ([[[p]]], [[h]], [[w]], d)
     output, _ = reference.leaky_recurrence(*arguments, nonlinearity="tanh", form=form)
@@ -94,7 +94,7 @@ def test_one_step_of_one_unit_is_the_equation(form):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_packed_row_is_that_row_alone(form, reverse):
+def test_a_packed_row_equals_that_row_alone(form, reverse):
     problem = make_problem(2, 5, 4, 3, form=form, packed=True, reverse=reverse)
     arguments = problem.arrays()
     output, h_n = reference.leaky_recurrence(**arguments)
@@ -110,7 +110,7 @@ def test_a_packed_row_is_that_row_alone(form, reverse):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_reverse_is_the_walk_over_the_steps_turned_round(form):
+def test_reverse_equals_a_scan_over_reversed_steps(form):
     arguments = make_problem(4, form=form).arrays()
     output, h_n = reference.leaky_recurrence(**(arguments | {"reverse": True}))
     turned, turned_h_n = reference.leaky_recurrence(**(arguments | {"pre": arguments["pre"][::-1]}))

@@ -1,4 +1,4 @@
-"""Long sequences: keeping every k-th state, and truncated backpropagation through time."""
+"""Long sequences: checkpointing in time, and truncated backpropagation through time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rnnkernels._autograd.checkpointing import Checkpointing, checkpoint_each
 def arguments_of(
     seed: int, *, packed: bool, form: str, nonlinearity: str, reverse: bool
 ) -> dict[str, Tensor]:
-    """A problem with a projection before it; everything has a gradient."""
+    """Return arguments of projected_recurrence; all tensors require gradients."""
     problem = clear_problem(
         seed, 11, 3, 5, packed=packed, form=form, nonlinearity=nonlinearity, reverse=reverse
     )
@@ -51,11 +51,11 @@ def derivatives(arguments, **options):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_keeping_every_kth_state_changes_no_gradient(form, nonlinearity, reverse, packed, every):
-    kind = {"form": form, "nonlinearity": nonlinearity, "reverse": reverse}
-    arguments = arguments_of(5, packed=packed, **kind)
-    expected = derivatives(arguments, **kind)
-    found = derivatives(arguments, **kind, checkpoint_every=every)
+def test_checkpointing_changes_no_gradient(form, nonlinearity, reverse, packed, every):
+    spec = {"form": form, "nonlinearity": nonlinearity, "reverse": reverse}
+    arguments = arguments_of(5, packed=packed, **spec)
+    expected = derivatives(arguments, **spec)
+    found = derivatives(arguments, **spec, checkpoint_every=every)
     for name, value in expected.items():
         assert distance(found[name], value) < 1e-14, name
 
@@ -63,49 +63,54 @@ def test_keeping_every_kth_state_changes_no_gradient(form, nonlinearity, reverse
 @pytest.mark.parametrize("every", [1, 4, 50])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_recomputing_changes_no_bit_of_the_same_segments(reverse, packed, every, monkeypatch):
-    kind = {"form": "rate", "nonlinearity": "relu", "reverse": reverse}
-    arguments = arguments_of(6, packed=packed, **kind)
-    found = derivatives(arguments, **kind, checkpoint_every=every)
+def test_recomputing_changes_no_bit_of_the_segments(reverse, packed, every, monkeypatch):
+    spec = {"form": "rate", "nonlinearity": "relu", "reverse": reverse}
+    arguments = arguments_of(6, packed=packed, **spec)
+    found = derivatives(arguments, **spec, checkpoint_every=every)
     monkeypatch.setattr(
         functional,
         "checkpointed",
         lambda run, tensors, *plan: checkpoint_each(Checkpointing(run, *plan), tensors),
     )
     monkeypatch.setattr(checkpointing, "checkpoint", lambda f, *args, **options: f(*args))
-    kept = derivatives(arguments, **kind, checkpoint_every=every)
+    kept = derivatives(arguments, **spec, checkpoint_every=every)
     for name, value in kept.items():
         assert torch.equal(found[name], value), name
 
 
-def test_batch_first_input_is_only_another_layout():
-    kind = {"form": "rate", "nonlinearity": "tanh", "reverse": False}
-    arguments = arguments_of(7, packed=False, **kind)
-    expected = derivatives(arguments, **kind)
+def test_batch_first_input_gives_the_same_gradients():
+    spec = {"form": "rate", "nonlinearity": "tanh", "reverse": False}
+    arguments = arguments_of(7, packed=False, **spec)
+    expected = derivatives(arguments, **spec)
     for name in ("input", "drive"):
         arguments[name] = arguments[name].detach().transpose(0, 1).contiguous().requires_grad_()
     for every in (None, 4):
-        found = derivatives(arguments, **kind, batch_first=True, checkpoint_every=every)
+        found = derivatives(arguments, **spec, batch_first=True, checkpoint_every=every)
         for name, value in expected.items():
             value = value.transpose(0, 1) if name in ("input", "drive") else value
             assert distance(found[name], value) < 1e-14, name
     with pytest.raises(ValueError, match="batch_first must be False with batch_sizes"):
-        projected_recurrence(**arguments_of(7, packed=True, **kind), batch_first=True)
+        projected_recurrence(**arguments_of(7, packed=True, **spec), batch_first=True)
 
 
-@pytest.mark.parametrize("kind", ["padded", "batch_first", "unbatched", "packed"])
-def test_the_layer_with_every_kth_state_is_the_layer(kind):
-    options = {"bidirectional": True, "batch_first": kind == "batch_first", "decay": 0.7, "learn_decay": True}
+@pytest.mark.parametrize("layout", ["padded", "batch_first", "unbatched", "packed"])
+def test_the_layer_with_checkpointing_equals_the_layer(layout):
+    options = {
+        "bidirectional": True,
+        "batch_first": layout == "batch_first",
+        "decay": 0.7,
+        "learn_decay": True,
+    }
     layer = LeakyRNN(3, 5, 2, "tanh", learn_h0=True, dtype=torch.float64, **options)
     twin = LeakyRNN(3, 5, 2, "tanh", learn_h0=True, dtype=torch.float64, checkpoint_every=3, **options)
     twin.load_state_dict(layer.state_dict())
-    input = torch.randn(*{"unbatched": (8,), "batch_first": (2, 8)}.get(kind, (8, 2)), 3).double()
-    if kind == "packed":
+    input = torch.randn(*{"unbatched": (8,), "batch_first": (2, 8)}.get(layout, (8, 2)), 3).double()
+    if layout == "packed":
         input = pack_sequence([torch.randn(n, 3).double() for n in (2, 8, 5)], enforce_sorted=False)
     grads = []
     for module in (layer, twin):
         output, h_n = module(input)
-        output = output.data if kind == "packed" else output
+        output = output.data if layout == "packed" else output
         (output.square().sum() + h_n.sum()).backward()
         grads.append([output, h_n] + [p.grad for p in module.parameters()])
     for a, b in zip(*grads, strict=True):
@@ -113,7 +118,7 @@ def test_the_layer_with_every_kth_state_is_the_layer(kind):
 
 
 def kept_bytes(layer: nn.Module, x: Tensor) -> int:
-    """What backward will need besides the input and the parameters: distinct memory, in bytes."""
+    """Return the bytes of distinct memory that backward needs besides the input and the parameters."""
     own = {p.untyped_storage().data_ptr() for p in [*layer.parameters(), x]}
     kept = {}
 
@@ -130,11 +135,11 @@ def kept_bytes(layer: nn.Module, x: Tensor) -> int:
     return size
 
 
-def test_the_memory_for_backward_grows_with_the_number_of_segments_only():
+def test_the_memory_for_backward_grows_with_the_number_of_segments():
     steps, hidden, every = 20_000, 8, 200
     layer, x = LeakyRNN(4, hidden, nonlinearity="tanh", decay=0.9), torch.randn(steps, 1, 4)
     everything = kept_bytes(layer, x)
-    assert everything > 2 * steps * hidden * 4  # at least the states and f of all steps
+    assert everything > 2 * steps * hidden * 4  # at least the states and the values of f of all steps
     layer.checkpoint_every = every
     assert kept_bytes(layer, x) < 2 * steps // every * hidden * 4 + 4096
     layer(x)[0].square().mean().backward()
@@ -158,21 +163,21 @@ def test_the_recomputation_in_backward_holds_one_segment_at_a_time():
         assert calls == [("forward", steps)]
         calls.clear()
         output.sum().backward()
-    # One segment is recomputed, differentiated and let go before the next one.
+    # One segment is recomputed, differentiated and freed before the next one.
     assert calls == [("forward", every), ("backward", every)] * (steps // every)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_batched_gradients_and_transforms_pass_through_the_segments(packed):
-    kind = {"form": "rate", "nonlinearity": "tanh", "reverse": False}
-    arguments = arguments_of(9, packed=packed, **kind)
+    spec = {"form": "rate", "nonlinearity": "tanh", "reverse": False}
+    arguments = arguments_of(9, packed=packed, **spec)
     sizes = arguments.pop("batch_sizes")
     found = []
     for every in (None, 4):
 
         def output(*tensors, every=every):
             named = dict(zip(arguments, tensors, strict=True))
-            return projected_recurrence(**named, batch_sizes=sizes, **kind, checkpoint_every=every)[0]
+            return projected_recurrence(**named, batch_sizes=sizes, **spec, checkpoint_every=every)[0]
 
         leaves = tuple(arguments.values())
         result = output(*leaves)
@@ -186,7 +191,7 @@ def test_batched_gradients_and_transforms_pass_through_the_segments(packed):
 
 @pytest.mark.parametrize("every", [None, 3])
 def test_gradients_do_not_go_past_the_arguments(every):
-    """Where one argument is made of another, or is another, each way counts once."""
+    """If one argument is computed from another, or is the same tensor, each path counts once."""
     layer = LeakyRNN(5, 5, nonlinearity="tanh", decay=0.5, dtype=torch.float64, checkpoint_every=every)
     x = torch.randn(7, 2, 5).double()
     parameters = list(layer.parameters())
@@ -210,7 +215,7 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what is resident there")
-def test_training_within_one_autocast_keeps_nothing_of_a_step():
+def test_training_within_one_autocast_context_does_not_accumulate_memory():
     layer = LeakyRNN(1024, 1024, nonlinearity="tanh", decay=0.5, checkpoint_every=5)
     x = torch.randn(5, 1, 1024)
     with torch.autocast("cpu", torch.bfloat16):
@@ -223,7 +228,7 @@ def test_training_within_one_autocast_keeps_nothing_of_a_step():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sums_over_many_segments_are_not_lost_in_half_precision(dtype):
+def test_sums_over_many_segments_keep_their_digits_in_half_precision(dtype):
     steps, errors = 2000, {}
     torch.manual_seed(3)
     exact = LeakyRNN(4, 8, nonlinearity="sigmoid", decay=0.5).to(dtype)
@@ -240,7 +245,7 @@ def test_sums_over_many_segments_are_not_lost_in_half_precision(dtype):
     assert errors[1] < 2 * errors[None] + 1e-2
 
 
-def test_a_layer_on_meta_has_its_shapes():
+def test_a_layer_on_meta_gives_shapes():
     layer = LeakyRNN(3, 5, device="meta", checkpoint_every=3)
     output, _ = layer(torch.randn(4, 2, 3, device="meta"))
     output.sum().backward()
@@ -249,7 +254,7 @@ def test_a_layer_on_meta_has_its_shapes():
 
 
 @pytest.mark.parametrize("every", [None, 2])
-def test_bad_arguments_are_named_with_segments_as_without(every):
+def test_errors_name_the_argument_with_and_without_checkpointing(every):
     x, w, u = torch.randn(3, 3), torch.randn(5, 3), torch.randn(5, 5)
 
     def call(**others):
@@ -262,7 +267,7 @@ def test_bad_arguments_are_named_with_segments_as_without(every):
         call(input=torch.randn(4, 2, 3), drive=torch.randn(2, 5))
 
 
-def test_autocast_is_in_force_where_segments_are_recomputed():
+def test_autocast_applies_to_recomputed_segments():
     layer, x = LeakyRNN(4, 8, nonlinearity="tanh", decay=0.9), torch.randn(50, 3, 4)
     grads = []
     for every in (None, 50):
@@ -275,13 +280,13 @@ def test_autocast_is_in_force_where_segments_are_recomputed():
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_derivatives_of_every_mode_pass_through_the_segments(reverse):
-    kind = {"form": "rate", "nonlinearity": "tanh", "reverse": reverse}
-    arguments = arguments_of(8, packed=False, **kind)
+    spec = {"form": "rate", "nonlinearity": "tanh", "reverse": reverse}
+    arguments = arguments_of(8, packed=False, **spec)
     named = {name: x for name, x in arguments.items() if name != "batch_sizes"}
     tangents = [torch.randn_like(x) for x in named.values()]
     found = []
     for every in (None, 4):
-        output, h_n = projected_recurrence(**arguments, **kind, checkpoint_every=every)
+        output, h_n = projected_recurrence(**arguments, **spec, checkpoint_every=every)
         grads = torch.autograd.grad(output.sin().sum() + h_n.sum(), list(named.values()), create_graph=True)
         product = sum((g * t).sum() for g, t in zip(grads, tangents, strict=True))
         second = torch.autograd.grad(product, list(named.values()))
@@ -290,13 +295,13 @@ def test_derivatives_of_every_mode_pass_through_the_segments(reverse):
                 forward_ad.make_dual(x.detach(), t) for x, t in zip(named.values(), tangents, strict=True)
             )
             duals = dict(zip(named, moved, strict=True))
-            output, _ = projected_recurrence(**duals, **kind, checkpoint_every=every)
+            output, _ = projected_recurrence(**duals, **spec, checkpoint_every=every)
             found.append([*second, forward_ad.unpack_dual(output).tangent])
     for a, b in zip(*found, strict=True):
         assert distance(a, b) < 1e-12
 
 
-def test_forward_makes_the_output_and_little_else():
+def test_forward_allocates_little_besides_the_output():
     layer, x = LeakyRNN(4, 64, decay=0.9, checkpoint_every=50), torch.randn(2000, 4, 4)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         output = layer(x)[0]
@@ -307,9 +312,9 @@ def test_forward_makes_the_output_and_little_else():
     assert max(held) < 1.2 * size
 
 
-@pytest.mark.parametrize("with_drive", [False, True])  # either operator
+@pytest.mark.parametrize("with_drive", [False, True])  # each of the two operators
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
-def test_nothing_that_was_recomputed_outlives_its_segment(nonlinearity, with_drive):
+def test_recomputed_tensors_are_freed_with_their_segment(nonlinearity, with_drive):
     every = 13
     layer = LeakyRNN(4, 8, nonlinearity=nonlinearity, decay=0.9, checkpoint_every=every)
     x, drive = torch.randn(10 * every, 3, 4), torch.randn(10 * every, 3, 8)
@@ -320,13 +325,13 @@ def test_nothing_that_was_recomputed_outlives_its_segment(nonlinearity, with_dri
     before = segments_alive()
     loss = layer(x, drive=drive if with_drive else None)[1].sum()
     loss.backward()
-    assert segments_alive() == before  # while the loss, and so its graph, is still there
+    assert segments_alive() == before  # while the loss, and thus its graph, still exists
 
 
 @pytest.mark.parametrize(
     ("every", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)]
 )
-def test_a_number_of_steps_that_is_none_is_refused(every, error):
+def test_an_invalid_number_of_steps_is_refused(every, error):
     layer = LeakyRNN(3, 5)
     with pytest.raises(error, match="checkpoint_every"):
         LeakyRNN(3, 5, checkpoint_every=every)
@@ -337,7 +342,7 @@ def test_a_number_of_steps_that_is_none_is_refused(every, error):
         truncated_bptt(layer, torch.randn(4, 2, 3), every)
 
 
-def test_no_steps_at_all_are_an_empty_result():
+def test_no_steps_give_an_empty_result():
     layer, hx = LeakyRNN(3, 5, checkpoint_every=4), torch.randn(1, 2, 5)
     output, h_n = layer(torch.randn(0, 2, 3), hx)
     assert output.shape == (0, 2, 5)
@@ -347,16 +352,16 @@ def test_no_steps_at_all_are_an_empty_result():
 # --- Truncated backpropagation -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["padded", "batch_first", "unbatched"])
+@pytest.mark.parametrize("layout", ["padded", "batch_first", "unbatched"])
 @pytest.mark.parametrize("module", [LeakyRNN, nn.RNN])
-def test_the_pieces_are_the_outputs_of_one_call(module, kind):
-    rnn = module(3, 5, 2, batch_first=kind == "batch_first", dtype=torch.float64)
-    x = torch.randn(*{"unbatched": (10,), "batch_first": (2, 10)}.get(kind, (10, 2)), 3).double()
-    hx = torch.randn(*((2, 5) if kind == "unbatched" else (2, 2, 5))).double()
+def test_the_pieces_equal_the_outputs_of_one_call(module, layout):
+    rnn = module(3, 5, 2, batch_first=layout == "batch_first", dtype=torch.float64)
+    x = torch.randn(*{"unbatched": (10,), "batch_first": (2, 10)}.get(layout, (10, 2)), 3).double()
+    hx = torch.randn(*((2, 5) if layout == "unbatched" else (2, 2, 5))).double()
     options = {"drive": torch.randn(*x.shape[:-1], 5).double()} if module is LeakyRNN else {}
     output, h_n = rnn(x, hx, **options)
     pieces = list(truncated_bptt(rnn, x, 4, hx, **options))
-    time = 1 if kind == "batch_first" else 0
+    time = 1 if layout == "batch_first" else 0
     assert [piece.shape[time] for piece, _ in pieces] == [4, 4, 2]
     assert distance(torch.cat([piece for piece, _ in pieces], time), output) < 1e-14
     assert distance(pieces[-1][1], h_n) < 1e-14
@@ -388,7 +393,7 @@ def test_training_between_the_pieces_is_allowed_and_learns():
     assert sum(losses[-5:]) < 0.1 * sum(losses[:5])
 
 
-def test_what_cannot_be_cut_is_refused_at_the_call():
+def test_invalid_arguments_are_refused_at_the_call():
     x = torch.randn(4, 2, 3)
     with pytest.raises(ValueError, match="bidirectional"):
         truncated_bptt(LeakyRNN(3, 5, bidirectional=True), x, 2)
@@ -398,7 +403,7 @@ def test_what_cannot_be_cut_is_refused_at_the_call():
         truncated_bptt(LeakyRNN(3, 5), x, 2, drive=torch.randn(3, 2, 5))
 
 
-def test_the_projection_is_part_of_the_recurrence_s_function():
+def test_projected_recurrence_equals_projection_and_recurrence():
     arguments = arguments_of(5, packed=False, form="rate", nonlinearity="relu", reverse=False)
     pre = (
         nn.functional.linear(arguments["input"], arguments["weight_ih"], arguments["bias"])

@@ -1,4 +1,4 @@
-"""Tensors that the kernels do not know: the loop in their place, on the CPU and on pretended CUDA tensors."""
+"""The composite loop that replaces the kernels, on CPU tensors and on fake CUDA tensors."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import vmap
 from torch.nn.utils.rnn import pack_sequence
 
-from rnnkernels import LeakyRNN, LeakyRNNCell, _checks, build_config, functional
-from rnnkernels._ops import composite as _fallback
+from rnnkernels import LeakyRNN, LeakyRNNCell, _devices, build_config, functional
+from rnnkernels._ops import composite
 from rnnkernels._ops.spec import RecurrenceSpec, RecurrenceTensors
 from rnnkernels.nn._base import LeakyModule
 
@@ -37,22 +37,22 @@ LAYOUTS = tuple(itertools.product([False, True], [False, True]))  # packed, reve
 
 @pytest.fixture
 def no_kernels(monkeypatch):
-    """No device has kernels, and the warning has been."""
-    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
-    monkeypatch.setattr(_fallback, "_warned", [torch.device("cpu")])
+    """No device has kernels, and the warning has been given."""
+    monkeypatch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ()))
+    monkeypatch.setattr(_devices, "_warned", {_devices.LOOP})
 
 
 @pytest.fixture
 def no_cuda(monkeypatch):
-    """As in a build without CUDA kernels, in a process that has not been warned."""
-    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ("cpu", "meta")))
-    monkeypatch.setattr(_fallback, "_warned", [])
+    """A build without CUDA kernels, in a process that has not been warned."""
+    monkeypatch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ("cpu", "meta")))
+    monkeypatch.setattr(_devices, "_warned", set())
 
 
 def with_kernels(function, *arguments, **keywords):
-    """What the kernels make of it."""
+    """Call a function with kernels for the CPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ("cpu", "meta")))
+        patch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ("cpu", "meta")))
         return function(*arguments, **keywords)
 
 
@@ -62,7 +62,7 @@ def with_kernels(function, *arguments, **keywords):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("packed", "reverse"), LAYOUTS)
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
-def test_values_and_gradients_are_the_reference(form, nonlinearity, packed, reverse, dtype, no_kernels):
+def test_values_and_gradients_equal_the_reference(form, nonlinearity, packed, reverse, dtype, no_kernels):
     for h0, decay in ((True, "unit"), (False, "scalar"), (True, "number")):
         problem = clear_problem(
             0, 6, 3, 5, form=form, nonlinearity=nonlinearity, packed=packed, reverse=reverse, dtype=dtype,
@@ -106,7 +106,7 @@ def test_vmap_is_a_loop_over_the_examples(names, packed, no_kernels):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-def test_networks_are_calls_of_their_own(packed, shared, no_kernels):
+def test_networks_equal_calls_of_their_own(packed, shared, no_kernels):
     one, two = (make_problem(seed, packed=packed) for seed in (0, 1))
     two = replace(two, pre=normal_like(one.pre, 5), batch_sizes=one.batch_sizes)
     if shared:
@@ -114,14 +114,14 @@ def test_networks_are_calls_of_their_own(packed, shared, no_kernels):
     both = [torch.stack(pair) for pair in zip(one.tensors.values(), two.tensors.values(), strict=True)]
     decay = one.decay if shared else both.pop()
     tensors = RecurrenceTensors(*both[:3], decay, one.batch_sizes)
-    found = _fallback.leaky_recurrence(tensors, decay, RecurrenceSpec("relu", "rate", False))
+    found = composite.leaky_recurrence(tensors, decay, RecurrenceSpec("relu", "rate", False))
     for i, problem in enumerate((one, two)):
         for a, b in zip(found, problem.expected(), strict=True):
             assert distance(a[i], b) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_storage(dtype, no_kernels):
+def test_half_precision_is_for_storage_only(dtype, no_kernels):
     problem = make_problem(0, 40, 3, 5, dtype=torch.float32, nonlinearity="tanh")
     half = replace(problem, **{k: x.to(dtype) for k, x in problem.tensors.items() if k != "decay"}).leaves()
     wide = replace(problem, **{k: x.detach().float() for k, x in half.tensors.items()}).leaves()
@@ -150,7 +150,7 @@ def test_without_a_leak_an_infinite_state_is_forgotten(no_kernels):
     assert torch.equal(output, torch.tensor([[[0.0, 0.0]], [[1.0, 1.0]]]))
 
 
-# --- What is refused ---------------------------------------------------------------------------------
+# --- Errors ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_without_a_leak_an_infinite_state_is_forgotten(no_kernels):
     ],
     ids=str,
 )
-def test_what_the_kernels_refuse_is_refused_by_the_same_name(changed, no_kernels):
+def test_errors_name_the_same_argument_as_the_kernels(changed, no_kernels):
     good = {
         "pre": torch.zeros(5, 3, 4),
         "h0": torch.zeros(3, 4),
@@ -201,7 +201,7 @@ def test_what_the_kernels_refuse_is_refused_by_the_same_name(changed, no_kernels
 
 
 def trained(module, *inputs, **keywords):
-    """Results, and the gradients of a copy's parameters."""
+    """Return the results of a copy of a module, and the gradients of its parameters."""
     module = copy.deepcopy(module)
     results = module(*inputs, **keywords)
     results = [results] if isinstance(results, torch.Tensor) else list(results)
@@ -219,14 +219,19 @@ def check_same(module, *inputs, **keywords):
 VARIANTS = {
     "plain": {},
     "units, current": {"decay": torch.linspace(0, 0.9, 5), "form": "current"},
-    "both ways": {"num_layers": 2, "bidirectional": True, "nonlinearity": "softplus", "decay": [0.0, 0.5]},
+    "bidirectional": {
+        "num_layers": 2,
+        "bidirectional": True,
+        "nonlinearity": "softplus",
+        "decay": [0.0, 0.5],
+    },
     "learned": {"num_layers": 2, "learn_decay": True, "learn_h0": True, "decay": 0.5},
-    "every second state": {"num_layers": 2, "checkpoint_every": 2, "nonlinearity": "tanh"},
+    "checkpointing": {"num_layers": 2, "checkpoint_every": 2, "nonlinearity": "tanh"},
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_layer_is_the_same(name, no_kernels):
+def test_the_layer_equals_the_layer_with_kernels(name, no_kernels):
     layer = LeakyRNN(3, 5, **VARIANTS[name])
     directions = 2 if layer.bidirectional else 1
     hx = torch.randn(layer.num_layers * directions, 2, 5)
@@ -236,7 +241,7 @@ def test_the_layer_is_the_same(name, no_kernels):
     check_same(layer, pack_sequence([torch.randn(n, 3) for n in (2, 4, 1)], enforce_sorted=False))
 
 
-def test_the_cell_is_the_same(no_kernels):
+def test_the_cell_equals_the_cell_with_kernels(no_kernels):
     check_same(LeakyRNNCell(3, 5, decay=0.5, learn_decay=True), torch.randn(2, 3), torch.randn(2, 5))
     check_same(LeakyRNNCell(3, 5, nonlinearity="sigmoid"), torch.randn(3), drive=torch.randn(5))
 
@@ -261,7 +266,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def test_a_compiled_layer_is_the_same(no_kernels, fresh_compiler):
+def test_a_compiled_layer_equals_the_eager_one(no_kernels, fresh_compiler):
     layer, x = LeakyRNN(3, 5, 2, decay=0.5, bidirectional=True), torch.randn(4, 2, 3)
     results = []
     for run in (torch.compile(layer, fullgraph=True, backend="aot_eager"), layer):
@@ -287,22 +292,20 @@ CUDA = (
 
 def test_the_cpu_has_kernels_and_cuda_if_they_were_built():
     for name, has in {"cpu": True, "meta": True, "cuda": build_config()["cuda"], "mps": False}.items():
-        assert _checks.has_kernels(torch.device(name)) is has, name
-    assert _checks.has_kernels(torch.device("cpu"), "projected_recurrence")
+        assert _devices.has_kernels(torch.device(name)) is has, name
+    assert _devices.has_kernels(torch.device("cpu"), "projected_recurrence")
 
 
-def test_the_warning_says_what_to_do():
-    assert _fallback.warning(torch.device("cuda", 0)) == CUDA
-    assert _fallback.warning(torch.device("mps", 0)) == (
+def test_the_warning_says_how_to_get_kernels():
+    assert _devices.warning(torch.device("cuda", 0)) == CUDA
+    assert _devices.warning(torch.device("mps", 0)) == (
         "rnnkernels has kernels for the CPU and for CUDA: tensors on mps:0 take a loop of torch operations, "
         "many times slower"
     )
 
 
-def test_cuda_tensors_take_the_loop_and_are_warned_of_once(no_cuda, monkeypatch):
-    monkeypatch.setattr(
-        LeakyModule, "reset_parameters", lambda self: None
-    )  # draws, which no GPU is there for
+def test_cuda_tensors_use_the_loop_with_one_warning(no_cuda, monkeypatch):
+    monkeypatch.setattr(LeakyModule, "reset_parameters", lambda self: None)  # drawing would need a GPU
     with FakeTensorMode(), torch.no_grad(), warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         layer = LeakyRNN(3, 5, 2, bidirectional=True, decay=0.5, device="cuda")
@@ -314,19 +317,19 @@ def test_cuda_tensors_take_the_loop_and_are_warned_of_once(no_cuda, monkeypatch)
     assert (output.shape, h_n.shape) == ((4, 2, 10), (4, 2, 5))
 
 
-def test_a_compiled_function_is_warned_of_once(no_kernels, monkeypatch, fresh_compiler):
-    monkeypatch.setattr(_fallback, "_warned", [])
+def test_a_compiled_function_warns_once(no_kernels, monkeypatch, fresh_compiler):
+    monkeypatch.setattr(_devices, "_warned", set())
     compiled = torch.compile(LeakyRNN(3, 5), fullgraph=True, backend="eager")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for steps in (4, 4, 5):
             compiled(torch.randn(steps, 2, 3))
     assert [str(x.message) for x in seen if "rnnkernels" in str(x.message)] == [
-        _fallback.warning(torch.device("cpu"))
+        _devices.warning(torch.device("cpu"))
     ]
 
 
-def test_weights_on_another_device_are_refused_as_ever(no_cuda):
+def test_weights_on_another_device_are_refused(no_cuda):
     with FakeTensorMode():
         layer = LeakyRNN(3, 5)
         x = torch.randn(4, 2, 3, device="cuda")

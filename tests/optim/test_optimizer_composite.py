@@ -55,7 +55,7 @@ from test_optimizer_tensors import (  # noqa: F401
 )
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from rnnkernels import ClippedAdamW, ClippedNesterov, _checks, _ops
+from rnnkernels import ClippedAdamW, ClippedNesterov, _devices, _ops
 from rnnkernels.optim import _base, _composite
 
 CLASSES = [ClippedNesterov, ClippedAdamW]
@@ -64,8 +64,8 @@ CLASSES = [ClippedNesterov, ClippedAdamW]
 @pytest.fixture(autouse=True)
 def no_kernels(monkeypatch):
     """No device has kernels, and the warning has been given."""
-    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ()))
-    monkeypatch.setattr(_composite, "_warned", [torch.device("cpu")])
+    monkeypatch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ()))
+    monkeypatch.setattr(_devices, "_warned", {_devices.OPTIMIZER_STEP})
     for name in ("clipped_nesterov_", "clipped_adamw_", "gradient_power_sum"):
         monkeypatch.setattr(_ops, name, None)
 
@@ -74,7 +74,7 @@ def no_kernels(monkeypatch):
 def cuda_kernels(monkeypatch):
     """Pretend a build with CUDA kernels, and that no graph is captured."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(_checks, "_DEVICES", dict.fromkeys(_checks._DEVICES, ("cpu", "cuda")))
+    monkeypatch.setattr(_devices, "_DEVICES", dict.fromkeys(_devices._DEVICES, ("cpu", "cuda")))
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, float("inf")])
@@ -108,7 +108,7 @@ def test_an_invalid_tensor_is_named_and_nothing_changes(kind):
 
 
 def test_there_is_one_warning(monkeypatch):
-    monkeypatch.setattr(_composite, "_warned", [])
+    monkeypatch.setattr(_devices, "_warned", set())
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):

@@ -1,6 +1,0 @@
-"""Add examples/ to the import path."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
