@@ -96,7 +96,7 @@ CPP := $(shell find csrc tests/native benchmarks -name '*.h' -o -name '*.cpp' -o
 TIDY := $(BIN)/clang-tidy --quiet
 CPP_FLAGS := -x c++ -std=c++20 -Icsrc -DRNNKERNELS_EMULATED
 
-# clang-tidy takes the CUDA sources as the emulated GPU does.
+# clang-tidy reads the CUDA sources as C++ for the emulated GPU.
 lint-cpp: $(VENV)/dev.extra
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(TIDY) $(filter-out csrc/binding/% %.h %properties.cu benchmarks/%,$(CPP)) -- $(CPP_FLAGS) -DRNNKERNELS_ISA_NAME=generic

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,20 @@ def test_versions_agree():
     project = (ROOT / "pyproject.toml").read_text()
     assert 'dynamic = ["version"]' in project
     assert 'version = { attr = "rnnkernels._version.__version__" }' in project
+
+
+def test_a_wheel_has_the_package_and_nothing_else(tmp_path):
+    copy = tmp_path / "copy"
+    made = shutil.ignore_patterns("build", "dist", ".*", "*.egg-info", "__pycache__", "*.so", "_build.json")
+    shutil.copytree(ROOT, copy, ignore=made)
+    code = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
+    ran = run_python("-c", code, cwd=copy, RNNKERNELS_EXTENSION="0")
+    assert ran.returncode == 0, ran.stderr
+    (wheel,) = (copy / "dist").glob("*.whl")
+    names = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
+    found = {name for name in names if not name.parts[0].endswith(".dist-info")}
+    sources = {path.relative_to(ROOT) for path in (*PYTHON_SOURCES, *(ROOT / "rnnkernels").rglob("*.pyi"))}
+    assert found == sources | {Path("rnnkernels", "py.typed")}
 
 
 def test_the_stub_lists_all_names_of_the_module():
