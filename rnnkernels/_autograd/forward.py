@@ -10,6 +10,7 @@ Both call the same backward operators (``rnnkernels._autograd.backward``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from rnnkernels._autograd.derivatives import forward_mode_stays_on, primals_of, 
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
 from rnnkernels._autograd.vmap import Networks, saves_nothing
 from rnnkernels._ops.spec import (
+    GRADIENTS,
+    PROJECTED_GRADIENTS,
     BackwardTensors,
     ProjectedBackwardTensors,
     ProjectedTensors,
@@ -43,23 +46,53 @@ def recurrence(tensors: RecurrenceTensors | ProjectedTensors, spec: RecurrenceSp
     return output, h_n
 
 
-def _save(
-    ctx: Any, spec: RecurrenceSpec, saved: Tensor, kept: BackwardTensors | ProjectedBackwardTensors
-) -> None:
-    """Save what the operators' C++ formulas save: the tensors of backward without incoming gradients."""
-    ctx.spec = spec
-    ctx.set_materialize_grads(False)
-    ctx.saved_is_differentiable = saved.is_floating_point() and not saves_nothing(saved)
-    if not ctx.saved_is_differentiable:
-        ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(*kept[2:])
-    ctx.save_for_forward(*kept[2:])
+def _setup_context(kind: Any) -> Callable[..., None]:
+    """Save what the operator's C++ formula saves: the tensors of backward without incoming gradients."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        tensors, ctx.spec, _ = split_arguments(kind, inputs)
+        states, _, saved = output
+        ctx.set_materialize_grads(False)
+        ctx.saved_is_differentiable = saved.is_floating_point() and not saves_nothing(saved)
+        if not ctx.saved_is_differentiable:
+            ctx.mark_non_differentiable(saved)
+        kept = tensors.for_backward(states, saved)[2:]
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    return setup_context
 
 
-def _needed(grads: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs that need one; batch_sizes, the spec and ``save`` never do."""
-    first = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return (*first, *(None,) * (len(RecurrenceSpec._fields) + 2))
+def _backward(kind: Any, kind_of_backward: Any, vjp: Any, gradients: tuple[str, ...]) -> Callable[..., Any]:
+    """Call the backward operator, or its differentiable equivalent."""
+    inputs = len(kind._fields) + len(RecurrenceSpec._fields) + 1
+
+    def backward(ctx: Any, grad_output: Any, grad_h_n: Any, grad_saved: Any) -> tuple[Tensor | None, ...]:
+        if grad_output is None and grad_h_n is None and grad_saved is None:
+            return (None,) * inputs
+        needs = ctx.needs_input_grad[: len(gradients)]
+        tensors = kind_of_backward(grad_output, grad_h_n, *ctx.saved_tensors)
+        grads = vjp(tensors, grad_saved, ctx.spec, needs)
+        needed = (g if need else None for g, need in zip(grads, needs, strict=True))
+        return (*needed, *(None,) * (inputs - len(gradients)))
+
+    return backward
+
+
+def _vmap(kind: Any, find_function: Callable[[], Any]) -> Callable[..., Any]:
+    """Run all examples in one call: of the Function if another transform surrounds this one, else of its
+    operator, which is faster.
+    """
+
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+        tensors, spec, save = split_arguments(kind, inputs)
+        networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)])
+        batched = networks.batched()
+        transformed = in_torch_func() or in_forward_mode(batched)
+        call = find_function().apply if transformed else find_function().forward
+        return networks.split_outputs(*call(*batched, *spec, save))
+
+    return vmap
 
 
 class Recurrence(torch.autograd.Function):
@@ -70,23 +103,9 @@ class Recurrence(torch.autograd.Function):
         """Call the operator."""
         return _ops.leaky_recurrence(*inputs)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Save the tensors that the derivatives need."""
-        tensors, spec, _ = split_arguments(RecurrenceTensors, inputs)
-        states, _, saved = output
-        _save(ctx, spec, saved, tensors.for_backward(states, saved))
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """The backward operator, or its differentiable equivalent."""
-        needs = ctx.needs_input_grad[:4]
-        if grad_output is None and grad_h_n is None and grad_saved is None:
-            return (None,) * (len(RecurrenceTensors._fields) + len(RecurrenceSpec._fields) + 1)
-        tensors = BackwardTensors(grad_output, grad_h_n, *ctx.saved_tensors)
-        return _needed(recurrence_vjp(tensors, grad_saved, ctx.spec, needs), needs)
+    setup_context = staticmethod(_setup_context(RecurrenceTensors))
+    backward = staticmethod(_backward(RecurrenceTensors, BackwardTensors, recurrence_vjp, GRADIENTS))
+    vmap = staticmethod(_vmap(RecurrenceTensors, lambda: Recurrence))
 
     @staticmethod
     def jvp(ctx: Any, d_pre: Any, d_h0: Any, d_weight: Any, d_decay: Any, *_: Any) -> Any:
@@ -97,13 +116,6 @@ class Recurrence(torch.autograd.Function):
             d_output, d_h_n, d_saved = tangent(ctx.spec, d_pre, d_h0, d_weight, d_decay, around)
         return d_output, d_h_n, d_saved if ctx.saved_is_differentiable else None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        """All examples in one call."""
-        tensors, spec, save = split_arguments(RecurrenceTensors, inputs)
-        networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)])
-        return networks.split_outputs(*_call(Recurrence, networks.batched(), spec, save))
-
 
 class ProjectedRecurrence(torch.autograd.Function):
     """``projected_recurrence`` for torch.func and forward mode; inputs and outputs are the operator's."""
@@ -113,23 +125,11 @@ class ProjectedRecurrence(torch.autograd.Function):
         """Call the operator."""
         return _ops.projected_recurrence(*inputs)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Save the tensors that the derivatives need."""
-        tensors, spec, _ = split_arguments(ProjectedTensors, inputs)
-        states, _, saved = output
-        _save(ctx, spec, saved, tensors.for_backward(states, saved))
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_saved: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """The backward operator, or its differentiable equivalent."""
-        needs = ctx.needs_input_grad[:7]
-        if grad_output is None and grad_h_n is None and grad_saved is None:
-            return (None,) * (len(ProjectedTensors._fields) + len(RecurrenceSpec._fields) + 1)
-        tensors = ProjectedBackwardTensors(grad_output, grad_h_n, *ctx.saved_tensors)
-        return _needed(projected_vjp(tensors, grad_saved, ctx.spec, needs), needs)
+    setup_context = staticmethod(_setup_context(ProjectedTensors))
+    backward = staticmethod(
+        _backward(ProjectedTensors, ProjectedBackwardTensors, projected_vjp, PROJECTED_GRADIENTS)
+    )
+    vmap = staticmethod(_vmap(ProjectedTensors, lambda: ProjectedRecurrence))
 
     @staticmethod
     def jvp(
@@ -145,19 +145,3 @@ class ProjectedRecurrence(torch.autograd.Function):
                 ctx.spec, d_pre, d_h0, d_weight_hh, d_decay, around.of_recurrence()
             )
         return d_output, d_h_n, d_saved if ctx.saved_is_differentiable else None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        """All examples in one call."""
-        tensors, spec, save = split_arguments(ProjectedTensors, inputs)
-        networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)])
-        return networks.split_outputs(*_call(ProjectedRecurrence, networks.batched(), spec, save))
-
-
-def _call(
-    function: Any, tensors: RecurrenceTensors | ProjectedTensors, spec: RecurrenceSpec, save: bool
-) -> Any:
-    """Call a Function if another transform surrounds this one, else its operator, which is faster."""
-    transformed = in_torch_func() or in_forward_mode(tensors)
-    call = function.apply if transformed else function.forward
-    return call(*tensors, *spec, save)
