@@ -114,15 +114,16 @@ lint-binding: $(VENV)/dev.extra
 	@printf '#include "%s"\n' $(BINDING_AUTOGRAD:csrc/%=%) > build/lint/autograd.cpp
 	@printf '#include "%s"\n' $(BINDING_REST:csrc/%=%) > build/lint/rest.cpp
 	$(TIDY) --checks=-bugprone-suspicious-include build/lint/nade.cpp build/lint/autograd.cpp build/lint/rest.cpp \
-	  -- $(CPP_FLAGS) $$($(BIN)/python -c "$$INCLUDES") \
+	  -- $(CPP_FLAGS) $$($(BIN)/python -c "$$PRINT_TORCH_FOLDERS") \
 	  $(foreach name,VERSION COMPILER TORCH_VERSION CUDA_ARCHITECTURES,-DRNNKERNELS_$(name)='""')
 
-define INCLUDES
+# Not INCLUDES, which nvcc reads.
+define PRINT_TORCH_FOLDERS
 import sysconfig, pybind11, torch.utils.cpp_extension as torch
 folders = [*torch.include_paths(), pybind11.get_include(), sysconfig.get_path('include')]
 print(*(f'-isystem {folder}' for folder in folders))
 endef
-export INCLUDES
+export PRINT_TORCH_FOLDERS
 
 lint-text: $(VENV)/dev.extra
 	git ls-files | xargs $(BIN)/codespell
