@@ -23,10 +23,6 @@ namespace rnnkernels::binding {
 
 namespace {
 
-at::Tensor empty_bytes(int64_t bytes, const at::Tensor& like) {
-  return at::empty({bytes}, like.options().dtype(at::kByte));
-}
-
 cuda::LaunchPlan plan_of(const Recurrence& problem, const at::Tensor& weight) {
   const cuda::Device* device = gpu(weight.get_device());
   TORCH_CHECK(device, "there is no GPU ", weight.get_device());
@@ -78,7 +74,7 @@ class StepProducts {
 template <class Problem>
 void run_by_steps(const Problem& problem, const Layout& layout, const at::Tensor& weight,
                   cuda::Stream stream) {
-  const at::Tensor states = empty_bytes(cuda::state_bytes(problem), weight);
+  const at::Tensor states = empty_bytes(cuda::state_bytes(problem), weight.device());
   StepProducts products(weight, !std::is_same_v<Problem, BackwardProblem>,
                         problem.networks * layout.batch * problem.hidden);
   const cuda::StepMemory memory{states.data_ptr(), products.product(), products.operand()};
@@ -101,7 +97,7 @@ void run(const Problem& problem, const Layout& layout, const at::Tensor& weight,
   const cuda::LaunchPlan plan = plan_of(problem, weight);
   if (plan.team == cuda::Team::kSteps) return run_by_steps(problem, layout, weight, stream);
   const bool tf32 = problem.type == ElementType::kFloat32 && at::globalContext().allowTF32CuBLAS();
-  const at::Tensor workspace = empty_bytes(plan.workspace_bytes, weight);
+  const at::Tensor workspace = empty_bytes(plan.workspace_bytes, weight.device());
   check_launched(launch(problem, plan, tf32, workspace.data_ptr(), stream));
 }
 
@@ -109,7 +105,7 @@ void run(const Problem& problem, const Layout& layout, const at::Tensor& weight,
 
 at::Tensor put_layout_on_gpu(const Layout& host, const at::Tensor& like, Layout* device) {
   const c10::DeviceGuard guard(like.device());
-  const at::Tensor table = empty_bytes(cuda::layout_bytes(host), like);
+  const at::Tensor table = empty_bytes(cuda::layout_bytes(host), like.device());
   check_launched(cuda::put_layout(host, table.data_ptr(), device, current_stream(like.device())));
   return table;
 }

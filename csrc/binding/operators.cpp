@@ -101,55 +101,47 @@ TORCH_LIBRARY(rnnkernels, m) {
       "Tensor decoder) -> (Tensor v, Tensor logits)");
 }
 
+namespace {
+
+// Operators whose functions are the same for the CPU and for CUDA.
+void register_common(torch::Library& m) {
+  m.impl("leaky_recurrence", flat<&binding::leaky_recurrence>());
+  m.impl("leaky_recurrence_backward", flat<&binding::leaky_recurrence_backward>());
+  m.impl("linear_recurrence", flat<&binding::linear_recurrence>());
+  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &binding::clipped_adamw);
+  m.impl("gradient_power_sum", &binding::gradient_power_sum);
+  m.impl("nade", &binding::nade);
+  m.impl("nade_backward", &binding::nade_backward);
+  m.impl("nade_sample", &binding::nade_sample);
+}
+
+// Operators that accept sparse gradients in order to refuse them with a message.
+void register_sparse(torch::Library& m) {
+  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
+  m.impl("clipped_adamw_", &binding::clipped_adamw);
+}
+
+}  // namespace
+
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
-  m.impl("leaky_recurrence", flat<&binding::leaky_recurrence>());
+  register_common(m);
   m.impl("projected_recurrence", flat<&binding::projected_recurrence>());
-  m.impl("leaky_recurrence_backward", flat<&binding::leaky_recurrence_backward>());
   m.impl("projected_recurrence_backward", flat<&binding::projected_recurrence_backward>());
-  m.impl("linear_recurrence", flat<&binding::linear_recurrence>());
-  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &binding::clipped_adamw);
-  m.impl("gradient_power_sum", &binding::gradient_power_sum);
-  m.impl("nade", &binding::nade);
-  m.impl("nade_backward", &binding::nade_backward);
-  m.impl("nade_sample", &binding::nade_sample);
 }
-
-#if defined(RNNKERNELS_CUDA)
-TORCH_LIBRARY_IMPL(rnnkernels, CUDA, m) {
-  m.impl("leaky_recurrence", flat<&binding::leaky_recurrence>());
-  m.impl("leaky_recurrence_backward", flat<&binding::leaky_recurrence_backward>());
-  m.impl("linear_recurrence", flat<&binding::linear_recurrence>());
-  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &binding::clipped_adamw);
-  m.impl("gradient_power_sum", &binding::gradient_power_sum);
-  m.impl("nade", &binding::nade);
-  m.impl("nade_backward", &binding::nade_backward);
-  m.impl("nade_sample", &binding::nade_sample);
-}
-#endif
-
-// Sparse gradients are accepted here in order to be refused with a message.
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCPU, m) {
-  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &binding::clipped_adamw);
+  register_sparse(m);
   m.impl("gradient_power_sum", &binding::gradient_power_sum);
 }
-TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCPU, m) {
-  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &binding::clipped_adamw);
-}
+TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCPU, m) { register_sparse(m); }
 
 #if defined(RNNKERNELS_CUDA)
+TORCH_LIBRARY_IMPL(rnnkernels, CUDA, m) { register_common(m); }
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCUDA, m) {
-  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &binding::clipped_adamw);
+  register_sparse(m);
   m.impl("gradient_power_sum", &binding::gradient_power_sum);
 }
-TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCUDA, m) {
-  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &binding::clipped_adamw);
-}
+TORCH_LIBRARY_IMPL(rnnkernels, SparseCsrCUDA, m) { register_sparse(m); }
 #endif
 
 // First derivatives are in C++; those of the recurrence's backward operators and of the linear recurrence are

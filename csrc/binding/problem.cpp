@@ -134,7 +134,7 @@ void run_with(const Problem& problem, [[maybe_unused]] const LayoutStorage& layo
                             problem.type == ElementType::kFloat64 ? 8 : 4, threads);
   const int64_t bytes = (kernels.*workspace_bytes)(problem, plan);
   // at::empty is aligned to 64 bytes, which the barriers' cache lines need.
-  const at::Tensor workspace = at::empty({bytes}, weight_hh.options().dtype(at::kByte));
+  const at::Tensor workspace = empty_bytes(bytes, weight_hh.device());
   (kernels.*kernel)(problem, plan, threads, workspace.data_ptr());
 }
 

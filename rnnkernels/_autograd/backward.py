@@ -20,6 +20,7 @@ from rnnkernels._autograd.vmap import Networks
 from rnnkernels._ops.spec import (
     GRADIENTS,
     PROJECTED_GRADIENTS,
+    ROLES,
     BackwardTensors,
     ProjectedBackwardTensors,
     RecurrenceSpec,
@@ -155,6 +156,30 @@ def _second_tangent(kind: Any) -> Callable[..., Any]:
     return jvp
 
 
+def _vmap(
+    kind: Any, gradients: tuple[str, ...], find_function: Callable[[], Any], *, always: tuple[str, ...] = ()
+) -> Callable[..., Any]:
+    """Run all examples in one call, in which each has its own gradients of the parameters.
+
+    Args:
+        kind: The operator's tensors.
+        gradients: The tensors whose gradients it returns.
+        find_function: Returns the Function, which does not exist yet when its ``vmap`` is made.
+        always: The gradients that it returns in any case.
+    """
+
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+        tensors, spec, wanted = split_arguments(kind, inputs)
+        names = [name for name, want in zip(gradients, wanted, strict=True) if want]
+        separate = any(ROLES[name] in ("parameter", "decay") for name in names)
+        networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)], separate_gradients=separate)
+        grads = find_function().apply(*networks.batched(), *spec, wanted)
+        returned = tuple(name in names or name in always for name in gradients)
+        return networks.split_gradients(gradients, grads, returned)
+
+    return vmap
+
+
 torch.library.register_autograd(
     "rnnkernels::leaky_recurrence_backward",
     _second_backward(BackwardTensors),
@@ -173,15 +198,7 @@ class RecurrenceBackward(torch.autograd.Function):
     setup_context = staticmethod(_save(BackwardTensors))
     backward = staticmethod(_second_backward(BackwardTensors))
     jvp = staticmethod(_second_tangent(BackwardTensors))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        """All examples in one call; each has its own gradients of the weights."""
-        tensors, spec, wanted = split_arguments(BackwardTensors, inputs)
-        separate = wanted[2] or wanted[3]
-        networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)], separate_gradients=separate)
-        grads = RecurrenceBackward.apply(*networks.batched(), *spec, wanted)  # type: ignore[no-untyped-call]
-        return networks.split_gradients(GRADIENTS, grads, (True, *wanted[1:]))
+    vmap = staticmethod(_vmap(BackwardTensors, GRADIENTS, lambda: RecurrenceBackward, always=("pre",)))
 
 
 class ProjectedBackward(torch.autograd.Function):
@@ -195,12 +212,4 @@ class ProjectedBackward(torch.autograd.Function):
     setup_context = staticmethod(_save(ProjectedBackwardTensors))
     backward = staticmethod(_second_backward(ProjectedBackwardTensors))
     jvp = staticmethod(_second_tangent(ProjectedBackwardTensors))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        """All examples in one call; each has its own gradients of the weights."""
-        tensors, spec, wanted = split_arguments(ProjectedBackwardTensors, inputs)
-        separate = any(wanted[2:5]) or wanted[6]
-        networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)], separate_gradients=separate)
-        grads = ProjectedBackward.apply(*networks.batched(), *spec, wanted)  # type: ignore[no-untyped-call]
-        return networks.split_gradients(PROJECTED_GRADIENTS, grads, wanted)
+    vmap = staticmethod(_vmap(ProjectedBackwardTensors, PROJECTED_GRADIENTS, lambda: ProjectedBackward))
