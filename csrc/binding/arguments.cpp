@@ -28,7 +28,7 @@ void check_placement(const char* name, const at::Tensor& tensor, const at::Tenso
 
 }  // namespace
 
-void check_layout(const char* name, const at::Tensor& tensor) {
+void check_dense(const char* name, const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, name, " must be a dense tensor, got layout ",
                     tensor.layout());
 }
@@ -74,7 +74,7 @@ RecurrenceSpec check_spec(const SpecArguments& arguments) {
 
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
                 const char* shape_name, const at::Tensor& like, const char* like_name) {
-  check_layout(name, tensor);
+  check_dense(name, tensor);
   const c10::SymIntArrayRef expected(shape);
   TORCH_CHECK_VALUE(tensor.sym_sizes() == expected, name, " must be ", shape_name, " = ", expected, ", got ",
                     tensor.sym_sizes());
@@ -83,9 +83,9 @@ void check_like(const char* name, const at::Tensor& tensor, const std::vector<c1
 
 Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTensor& h0,
                     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes) {
-  check_layout(name, pre);
-  check_layout("weight_hh", weight_hh);
-  check_layout("decay", decay);
+  check_dense(name, pre);
+  check_dense("weight_hh", weight_hh);
+  check_dense("decay", decay);
   TORCH_CHECK_VALUE(pre.scalar_type() == at::kFloat || pre.scalar_type() == at::kDouble ||
                         at::isReducedFloatingType(pre.scalar_type()),
                     name, " must be float32, float64, bfloat16 or float16, got ", pre.scalar_type());
@@ -108,8 +108,8 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
 
   if (sizes.packed) {
     TORCH_CHECK_VALUE(h0.has_value(), "h0 must be given along with batch_sizes");
-    check_layout("h0", *h0);
-    check_layout("batch_sizes", *batch_sizes);
+    check_dense("h0", *h0);
+    check_dense("batch_sizes", *batch_sizes);
     TORCH_CHECK_VALUE(h0->dim() == lead + 2, "h0 must be ", sizes.grouped ? "[G, B, H]" : "[B, H]", ", got ",
                       h0->sym_sizes());
     TORCH_CHECK_VALUE(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong,

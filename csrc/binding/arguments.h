@@ -75,7 +75,7 @@ void check_decay_values(const at::Tensor& decay);
 void check_batch_sizes_values(const OptionalTensor& batch_sizes, const Sizes& sizes, const char* name);
 
 // Refuses sparse tensors. To be called first: they have no strides, and their sizes may mean something else.
-void check_layout(const char* name, const at::Tensor& tensor);
+void check_dense(const char* name, const at::Tensor& tensor);
 
 // Checks that `tensor` has this shape, and the dtype and device of `like`, which messages call `like_name`.
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,

@@ -15,7 +15,7 @@
 #include "binding/recurrence.h"
 #include "cuda/tuning.h"
 #if defined(RNNKERNELS_GPU)
-#include "binding/cuda.h"
+#include "binding/recurrence_gpu.h"
 #endif
 
 namespace rnnkernels::binding {

@@ -20,8 +20,8 @@ struct NadeSizes {
 // `logits` is any argument with the shape of the logits, and `name` is its name in error messages.
 NadeSizes check_nade(const char* name, const at::Tensor& logits, const at::Tensor& hidden_bias,
                      const at::Tensor& encoder, const at::Tensor& decoder) {
-  check_layout(name, logits);
-  check_layout("hidden_bias", hidden_bias);
+  check_dense(name, logits);
+  check_dense("hidden_bias", hidden_bias);
   TORCH_CHECK_VALUE(logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kDouble, name,
                     " must be float32 or float64, got ", logits.scalar_type());
   TORCH_CHECK_VALUE(logits.dim() == 2, name, " must be [N, D], got ", logits.sym_sizes());
@@ -38,7 +38,7 @@ NadeSizes check_nade(const char* name, const at::Tensor& logits, const at::Tenso
 }
 
 void check_v(const at::Tensor& v, const NadeSizes& sizes, const at::Tensor& like, const char* like_name) {
-  check_layout("v", v);
+  check_dense("v", v);
   const std::vector<c10::SymInt> shape = {sizes.rows, sizes.visible};
   TORCH_CHECK_VALUE(v.sym_sizes() == c10::SymIntArrayRef(shape),
                     "v must be [N, D] = ", c10::SymIntArrayRef(shape), ", got ", v.sym_sizes());

@@ -5,7 +5,7 @@
 
 #include "binding/host.h"
 #if defined(RNNKERNELS_GPU)
-#include "binding/cuda.h"
+#include "binding/recurrence_gpu.h"
 #include "cuda/passes.h"
 #endif
 

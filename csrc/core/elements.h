@@ -12,30 +12,30 @@ namespace rnnkernels {
 namespace {
 
 struct BFloat16 {
-  using Number = float;
+  using ComputeType = float;
   uint16_t bits;
 };
 struct Float16 {
-  using Number = float;
+  using ComputeType = float;
   uint16_t bits;
 };
 
-// Number<E> is the type that elements of type E are computed in.
+// ComputeType<E> is the type that elements of type E are computed in.
 template <class E>
-struct NumberOf {
-  using type = typename E::Number;
+struct ComputeTypeOf {
+  using type = typename E::ComputeType;
 };
 template <>
-struct NumberOf<float> {
+struct ComputeTypeOf<float> {
   using type = float;
 };
 template <>
-struct NumberOf<double> {
+struct ComputeTypeOf<double> {
   using type = double;
 };
 
 template <class E>
-using Number = typename NumberOf<E>::type;
+using ComputeType = typename ComputeTypeOf<E>::type;
 
 // The value of a half as a float, from its 16 bits in an integer of 32. F is float and U uint32_t, or both
 // are vectors of them.
@@ -72,10 +72,10 @@ RNNKERNELS_INLINE U rounded(Float16, F x) {
 }
 
 // An element as the value to compute with.
-RNNKERNELS_INLINE float number(float x) { return x; }
-RNNKERNELS_INLINE double number(double x) { return x; }
+RNNKERNELS_INLINE float widen(float x) { return x; }
+RNNKERNELS_INLINE double widen(double x) { return x; }
 template <class E>
-RNNKERNELS_INLINE float number(E x) {
+RNNKERNELS_INLINE float widen(E x) {
   return widened<float>(E{}, uint32_t{x.bits});
 }
 

@@ -9,7 +9,7 @@
 #pragma once
 
 #include "core/config.h"
-#include "core/elementary.h"
+#include "core/elementary_functions.h"
 
 namespace rnnkernels {
 

@@ -118,7 +118,7 @@ RNNKERNELS_INLINE double value_of(const Scalar& scalar) {
   if (!scalar.on_device) return scalar.value;
   double value = 0;
   with_element(scalar.type, [&](auto element) {
-    value = number(*static_cast<const decltype(element)*>(scalar.on_device));
+    value = widen(*static_cast<const decltype(element)*>(scalar.on_device));
   });
   return value;
 }
@@ -151,8 +151,8 @@ struct LeafStep {
     t = leaf.step_count ? *leaf.step_count + 1.0 : 0.0;
   }
   template <class T>
-  RNNKERNELS_INLINE typename Rule::template Factors<T> factors() const {
-    return Rule::template factors<T>(settings, c, t);
+  RNNKERNELS_INLINE typename Rule::template Coefficients<T> coefficients() const {
+    return Rule::template coefficients<T>(settings, c, t);
   }
 };
 

@@ -18,7 +18,7 @@
 //   kName              its name
 //   kStates            the number of states per element
 //   Settings           a group's settings in double, made by settings_of from a list of them
-//   Factors<T>         the constants of a step for one tensor, made by factors; T is the type of the
+//   Coefficients<T>         the constants of a step for one tensor, made by coefficients; T is the type of the
 //                      arithmetic
 //   update             the rule for one element: returns the new theta and changes the states in place
 #pragma once
@@ -80,13 +80,13 @@ struct NesterovRule {
   }
 
   template <class T>
-  struct Factors {
+  struct Coefficients {
     T first, gradient, lr, weight_decay;
     Momentum<T> momentum, previous_momentum;
   };
 
   template <class T>
-  static RNNKERNELS_INLINE Factors<T> factors(const Settings& s, double c, double /*step*/) {
+  static RNNKERNELS_INLINE Coefficients<T> coefficients(const Settings& s, double c, double /*step*/) {
     const double first = first_factor(c);
     return {T(first),
             T(c / first),
@@ -98,7 +98,7 @@ struct NesterovRule {
 
   // mu_t mu_{t-1} v - (1 + mu_t) eps g = mu_t v_t - eps g
   template <class T>
-  static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Factors<T>& f) {
+  static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Coefficients<T>& f) {
     g = g * f.first * f.gradient;
     if (f.weight_decay != T(0)) g += f.weight_decay * theta;
     const T descent = f.lr * g;
@@ -121,13 +121,13 @@ struct AdamWRule {
   }
 
   template <class T>
-  struct Factors {
+  struct Coefficients {
     T first, gradient, decay, beta1, new_m, beta2, new_s, step, root, epsilon;
   };
 
   // `step` is t, this step included.
   template <class T>
-  static RNNKERNELS_INLINE Factors<T> factors(const Settings& s, double c, double step) {
+  static RNNKERNELS_INLINE Coefficients<T> coefficients(const Settings& s, double c, double step) {
     const double first = first_factor(c);
     const double correction1 = 1 - __builtin_pow(s.beta1, step);
     const double correction2 = 1 - __builtin_pow(s.beta2, step);
@@ -141,7 +141,7 @@ struct AdamWRule {
   static RNNKERNELS_INLINE double root(double x) { return __builtin_sqrt(x); }
 
   template <class T>
-  static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Factors<T>& f) {
+  static RNNKERNELS_INLINE T update(T theta, T g, T* state, const Coefficients<T>& f) {
     g = g * f.first * f.gradient;
     // The first form is exact where g = m, even if 1 - b1 has lost digits. The second has no rounding error
     // of the size of m where b1 is small, even if m was large.

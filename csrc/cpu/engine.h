@@ -17,7 +17,7 @@
 #include "cpu/flush.h"
 #include "cpu/simd.h"
 #include "cpu/split.h"
-#include "cpu/team.h"
+#include "cpu/threads.h"
 #include "cpu/tile.h"
 
 namespace rnnkernels {
@@ -66,9 +66,9 @@ struct Workspace {
 
   Workspace(const Recurrence& p, const ThreadPlan& plan, void* memory) {
     blocks = (p.hidden + kBlock - 1) / kBlock;
-    depth = (p.hidden + kNumbers<E> - 1) / kNumbers<E>;
+    depth = (p.hidden + kValuesOf<E> - 1) / kValuesOf<E>;
     row_stride = (blocks + 1) * kBlock;
-    operand_stride = row_stride / kNumbers<E>;
+    operand_stride = row_stride / kValuesOf<E>;
     const int64_t rows = p.networks * p.layout.batch;
     char* at = static_cast<char*>(memory);
     const auto take = [&](int64_t size) {
@@ -186,7 +186,7 @@ class Engine {
   // Writes one block of the operand of a step into the row of a buffer.
   static RNNKERNELS_INLINE void form_operand(const Pass& pass, const typename Pass::Step& step, int64_t row,
                                              int64_t column, Block<T>& state, E* operand) {
-    if constexpr (kNumbers<E> == 1) {
+    if constexpr (kValuesOf<E> == 1) {
       pass.operand(step, row, column, state, operand + column);
     } else {
       alignas(64) T x[kBlock] = {};

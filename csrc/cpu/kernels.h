@@ -8,7 +8,7 @@
 #include "core/optimizer.h"
 #include "core/problem.h"
 #include "core/product.h"
-#include "cpu/team.h"
+#include "cpu/threads.h"
 
 namespace rnnkernels::cpu {
 

@@ -22,7 +22,7 @@
 #include "core/nonlinearities.h"
 #include "cpu/simd.h"
 #include "cpu/split.h"
-#include "cpu/team.h"
+#include "cpu/threads.h"
 
 namespace rnnkernels {
 namespace {

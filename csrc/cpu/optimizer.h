@@ -17,7 +17,7 @@
 #include "cpu/flush.h"
 #include "cpu/power_sum.h"
 #include "cpu/split.h"
-#include "cpu/team.h"
+#include "cpu/threads.h"
 
 namespace rnnkernels {
 namespace {
@@ -77,18 +77,18 @@ RNNKERNELS_INLINE bool is_finite(double x) { return x - x == 0; }
 // The rule for elements begin .. begin+n-1 of one leaf, whose arrays do not overlap.
 template <class Rule, class P, class G>
 void update_run(const Leaf& leaf, int64_t begin, int64_t n,
-                const typename Rule::template Factors<typename NumberOf<P>::type>& factors) {
-  using T = typename NumberOf<P>::type;
+                const typename Rule::template Coefficients<typename ComputeTypeOf<P>::type>& coefficients) {
+  using T = typename ComputeTypeOf<P>::type;
   P* __restrict param = static_cast<P*>(leaf.param) + begin;
   const G* __restrict grad = static_cast<const G*>(leaf.grad) + begin;
   T* __restrict first = static_cast<T*>(leaf.state[0]) + begin;
   T* __restrict second = Rule::kStates > 1 ? static_cast<T*>(leaf.state[1]) + begin : nullptr;
   T* __restrict master = leaf.master ? static_cast<T*>(leaf.master) + begin : nullptr;
-  const auto f = factors;
+  const auto f = coefficients;
   const auto element = [&](int64_t i, T theta) {
     T state[2] = {first[i], T(0)};
     if constexpr (Rule::kStates > 1) state[1] = second[i];
-    const T after = Rule::template update<T>(theta, T(number(grad[i])), state, f);
+    const T after = Rule::template update<T>(theta, T(widen(grad[i])), state, f);
     first[i] = state[0];
     if constexpr (Rule::kStates > 1) second[i] = state[1];
     return after;
@@ -96,7 +96,7 @@ void update_run(const Leaf& leaf, int64_t begin, int64_t n,
   if (master) {
     for (int64_t i = 0; i < n; ++i) assign(param + i, master[i] = element(i, master[i]));
   } else {
-    for (int64_t i = 0; i < n; ++i) assign(param + i, element(i, number(param[i])));
+    for (int64_t i = 0; i < n; ++i) assign(param + i, element(i, widen(param[i])));
   }
 }
 
@@ -106,11 +106,11 @@ void update_chunk(const Leaf& leaf, const GroupProblem& group, double norm, doub
   const LeafStep<Rule> step(leaf, group, norm, scale);
   with_element(leaf.type, [&](auto element) {
     using P = decltype(element);
-    const auto factors = step.template factors<typename NumberOf<P>::type>();
+    const auto coefficients = step.template coefficients<typename ComputeTypeOf<P>::type>();
     if (leaf.grad_type == leaf.type) {
-      update_run<Rule, P, P>(leaf, begin, n, factors);
+      update_run<Rule, P, P>(leaf, begin, n, coefficients);
     } else {
-      update_run<Rule, P, float>(leaf, begin, n, factors);
+      update_run<Rule, P, float>(leaf, begin, n, coefficients);
     }
   });
 }

@@ -49,8 +49,8 @@ StepRows<T> rows_of(const Rows& rows, int64_t network) {
 
 // As load_first, but a null pointer stands for zeros, and `valid` may be 0 or less.
 template <class S>
-RNNKERNELS_INLINE Vec<Number<S>> load_or_zero(const S* from, int64_t valid) {
-  return from && valid > 0 ? load_first(from, valid) : Vec<Number<S>>{};
+RNNKERNELS_INLINE Vec<ComputeType<S>> load_or_zero(const S* from, int64_t valid) {
+  return from && valid > 0 ? load_first(from, valid) : Vec<ComputeType<S>>{};
 }
 
 template <class T>
@@ -96,7 +96,7 @@ RNNKERNELS_INLINE void prefetch_block(const StepRows<S>& rows, int64_t row, int6
 // type of sequences, T the type of the arithmetic.
 template <class S>
 struct PassBase {
-  using T = Number<S>;
+  using T = ComputeType<S>;
   const Recurrence& problem;
   const T* decay;  // [G][blocks * 16], padded with zeros
   int64_t hidden;

@@ -18,7 +18,7 @@ constexpr int kSums = 8;  // independent chains of additions, enough to hide the
 template <class E>
 RNNKERNELS_INLINE Vec<double> load_wide(const E* from) {
   Vec<double> v{};
-  for (int i = 0; i < kWide; ++i) v[i] = number(from[i]);
+  for (int i = 0; i < kWide; ++i) v[i] = widen(from[i]);
   return v;
 }
 template <>
@@ -62,7 +62,7 @@ double reduce(const E* from, int64_t n) {
     for (int k = 0; k < kSums; ++k) sums[k] = Op::add(sums[k], load_wide(from + i + k * kWide));
   }
   double result = 0;
-  for (; i < n; ++i) result = Op::add(result, double(number(from[i])));
+  for (; i < n; ++i) result = Op::add(result, double(widen(from[i])));
   for (int k = 0; k < kSums; ++k) {
     for (int lane = 0; lane < kWide; ++lane) result = Op::join(result, sums[k][lane]);
   }
@@ -73,7 +73,7 @@ double reduce(const E* from, int64_t n) {
 template <class E>
 double reduce_powers(const E* from, int64_t n, double p, double unit) {
   double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += __builtin_pow(__builtin_fabs(number(from[i])) / unit, p);
+  for (int64_t i = 0; i < n; ++i) sum += __builtin_pow(__builtin_fabs(widen(from[i])) / unit, p);
   return sum;
 }
 

@@ -15,7 +15,7 @@
 
 #include "core/product.h"
 #include "cpu/split.h"
-#include "cpu/team.h"
+#include "cpu/threads.h"
 #include "cpu/tile.h"
 
 namespace rnnkernels {

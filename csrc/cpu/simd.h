@@ -86,9 +86,9 @@ RNNKERNELS_INLINE void store_pairs(BFloat16Pair* to, Vec<float> x) {
 // For an element E of a product's factors: how many values it holds, and the type of the sums. FactorOf<S> is
 // the E for elements that are stored as S.
 template <class E>
-constexpr int kNumbers = 1;
+constexpr int kValuesOf = 1;
 template <>
-inline constexpr int kNumbers<BFloat16Pair> = 2;
+inline constexpr int kValuesOf<BFloat16Pair> = 2;
 template <class E>
 struct SumOf {
   using type = E;
@@ -99,7 +99,7 @@ struct SumOf<BFloat16Pair> {
 };
 template <class S>
 struct FactorOf {
-  using type = Number<S>;
+  using type = ComputeType<S>;
 };
 #if defined(__AVX512BF16__)
 template <>
@@ -133,8 +133,8 @@ typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 // Reads or writes the first `valid` lanes, at least one, of elements stored as S. The other lanes are zero
 // when read and left unchanged in memory when written.
 template <class S>
-RNNKERNELS_INLINE Vec<Number<S>> load_first(const S* from, int64_t valid) {
-  using T = Number<S>;
+RNNKERNELS_INLINE Vec<ComputeType<S>> load_first(const S* from, int64_t valid) {
+  using T = ComputeType<S>;
   if constexpr (sizeof(S) == 2) {
     Halves halves{};
     if (valid >= kLanes<T>) {
@@ -164,8 +164,8 @@ RNNKERNELS_INLINE Vec<Number<S>> load_first(const S* from, int64_t valid) {
   }
 }
 template <class S>
-RNNKERNELS_INLINE void store_first(S* to, Vec<Number<S>> v, int64_t valid) {
-  using T = Number<S>;
+RNNKERNELS_INLINE void store_first(S* to, Vec<ComputeType<S>> v, int64_t valid) {
+  using T = ComputeType<S>;
   if constexpr (sizeof(S) == 2) {
     const Halves halves = __builtin_convertvector(rounded<Vec<uint32_t>>(S{}, v), Halves);
     if (valid >= kLanes<T>) {

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "core/config.h"
-#include "cpu/team.h"
+#include "cpu/threads.h"
 
 namespace rnnkernels {
 namespace {

@@ -4,7 +4,7 @@
 //   upload        writes leaves and groups into the workspace (upload.h)
 //   norm pass     one block per chunk: sum |g|^p in float64, in a fixed order, and max |g|. The last block to
 //                 finish joins the sums of all chunks, and writes the norm, the decision whether to update,
-//                 the factors of each leaf, and the state that the next step reads.
+//                 the coefficients of each leaf, and the state that the next step reads.
 //   update pass   one block per chunk: the rule
 //
 // Chunks are fixed, and so is the thread that processes an element. So results are the same bits on every
@@ -28,8 +28,8 @@ struct Sums {
   double powers = 0, largest = 0;
 };
 
-// The factors of a leaf, in float or double.
-struct alignas(8) FactorsOfLeaf {
+// The coefficients of a leaf, in float or double.
+struct alignas(8) CoefficientsOfLeaf {
   char bytes[80];
 };
 
@@ -37,10 +37,10 @@ struct alignas(8) FactorsOfLeaf {
 struct Arguments {
   const Leaf* leaves;
   const GroupProblem* groups;
-  unsigned* arrived;       // number of blocks that have finished the norm pass
-  unsigned* skip;          // whether the update is skipped
-  FactorsOfLeaf* factors;  // [count]
-  Sums* partial;           // [chunks]
+  unsigned* arrived;                 // number of blocks that have finished the norm pass
+  unsigned* skip;                    // whether the update is skipped
+  CoefficientsOfLeaf* coefficients;  // [count]
+  Sums* partial;                     // [chunks]
   int64_t count, chunks, group_count;
   double norm_type, unit;
 };
@@ -98,13 +98,13 @@ RNNKERNELS_DEVICE void add_chunk(const Arguments& args, int64_t chunk, double un
     using E = decltype(element);
     const E* grad = static_cast<const E*>(leaf.grad);
     const bool aligned = is_aligned(grad);
-    Number<E> largest = 0;
+    ComputeType<E> largest = 0;
     for_packs(begin_of(leaf, chunk), end_of(leaf, chunk), [&](int64_t i, int count) {
-      Number<E> g[kPack];
+      ComputeType<E> g[kPack];
       load(grad + i, count, aligned && count == kPack, g);
       RNNKERNELS_UNROLL
       for (int k = 0; k < kPack; ++k) {  // elements beyond `count` are 0 and add nothing
-        const Number<E> magnitude = g[k] < 0 ? -g[k] : g[k];
+        const ComputeType<E> magnitude = g[k] < 0 ? -g[k] : g[k];
         largest = larger(largest, magnitude);
         if (p == __builtin_inf()) continue;
         const double x = unit == 1 ? double(magnitude) : double(magnitude) / unit;
@@ -159,9 +159,9 @@ RNNKERNELS_DEVICE double find_norm(const Arguments& args) {
 }
 
 template <class Rule, class T>
-RNNKERNELS_DEVICE typename Rule::template Factors<T>* factors_in(FactorsOfLeaf* place) {
-  static_assert(sizeof(typename Rule::template Factors<T>) <= sizeof(FactorsOfLeaf));
-  return reinterpret_cast<typename Rule::template Factors<T>*>(place);
+RNNKERNELS_DEVICE typename Rule::template Coefficients<T>* coefficients_in(CoefficientsOfLeaf* place) {
+  static_assert(sizeof(typename Rule::template Coefficients<T>) <= sizeof(CoefficientsOfLeaf));
+  return reinterpret_cast<typename Rule::template Coefficients<T>*>(place);
 }
 
 template <class Rule>
@@ -169,9 +169,9 @@ RNNKERNELS_DEVICE void make_factors(const Arguments& args, double norm, double s
   const Leaf& leaf = args.leaves[i];
   const LeafStep<Rule> step(leaf, args.groups[leaf.group], norm, scale);
   if (leaf.type == ElementType::kFloat64) {
-    *factors_in<Rule, double>(args.factors + i) = step.template factors<double>();
+    *coefficients_in<Rule, double>(args.coefficients + i) = step.template coefficients<double>();
   } else {
-    *factors_in<Rule, float>(args.factors + i) = step.template factors<float>();
+    *coefficients_in<Rule, float>(args.coefficients + i) = step.template coefficients<float>();
   }
 }
 
@@ -209,8 +209,8 @@ RNNKERNELS_KERNEL(kThreads, kBlocks) power_sum_pass(RNNKERNELS_ARGUMENT Argument
 
 template <class Rule, class P, class G>
 RNNKERNELS_DEVICE void update_run(const Leaf& leaf, int64_t begin, int64_t end,
-                                  const typename Rule::template Factors<Number<P>>& factors) {
-  using T = Number<P>;
+                                  const typename Rule::template Coefficients<ComputeType<P>>& coefficients) {
+  using T = ComputeType<P>;
   P* __restrict__ param = static_cast<P*>(leaf.param);
   const G* __restrict__ grad = static_cast<const G*>(leaf.grad);
   T* __restrict__ first = static_cast<T*>(leaf.state[0]);
@@ -232,7 +232,7 @@ RNNKERNELS_DEVICE void update_run(const Leaf& leaf, int64_t begin, int64_t end,
     RNNKERNELS_UNROLL
     for (int k = 0; k < kPack; ++k) {
       T state[2] = {a[k], b[k]};
-      theta[k] = Rule::template update<T>(theta[k], g[k], state, factors);
+      theta[k] = Rule::template update<T>(theta[k], g[k], state, coefficients);
       a[k] = state[0];
       b[k] = state[1];
     }
@@ -246,12 +246,12 @@ RNNKERNELS_DEVICE void update_run(const Leaf& leaf, int64_t begin, int64_t end,
 template <class Rule, class P>
 RNNKERNELS_DEVICE void update_chunk(const Arguments& args, int64_t place, int64_t chunk) {
   const Leaf& leaf = args.leaves[place];
-  const auto factors = *factors_in<Rule, Number<P>>(args.factors + place);
+  const auto coefficients = *coefficients_in<Rule, ComputeType<P>>(args.coefficients + place);
   const int64_t begin = begin_of(leaf, chunk), end = end_of(leaf, chunk);
   if (leaf.grad_type == leaf.type) {
-    update_run<Rule, P, P>(leaf, begin, end, factors);
+    update_run<Rule, P, P>(leaf, begin, end, coefficients);
   } else {
-    update_run<Rule, P, float>(leaf, begin, end, factors);
+    update_run<Rule, P, float>(leaf, begin, end, coefficients);
   }
 }
 
@@ -280,8 +280,8 @@ Status prepare(const Problem& problem, const GroupProblem* groups, int64_t group
   args->groups = upload.add(groups, group_count);
   args->arrived = upload.add(counters, kCounters);
   args->skip = args->arrived + 1;
-  args->factors = static_cast<FactorsOfLeaf*>(upload.end());
-  args->partial = reinterpret_cast<Sums*>(args->factors + problem.count);
+  args->coefficients = static_cast<CoefficientsOfLeaf*>(upload.end());
+  args->partial = reinterpret_cast<Sums*>(args->coefficients + problem.count);
   args->count = problem.count;
   args->chunks = problem.chunks;
   args->group_count = group_count;
@@ -299,8 +299,9 @@ device::Grid grid_of(int64_t chunks, int64_t most_blocks) {
 }
 
 int64_t workspace_bytes(int64_t leaves, int64_t groups, int64_t chunks) {
-  return leaves * int64_t{sizeof(Leaf) + sizeof(FactorsOfLeaf)} + groups * int64_t{sizeof(GroupProblem)} +
-         kCounters * int64_t{sizeof(unsigned)} + chunks * int64_t{sizeof(Sums)};
+  return leaves * int64_t{sizeof(Leaf) + sizeof(CoefficientsOfLeaf)} +
+         groups * int64_t{sizeof(GroupProblem)} + kCounters * int64_t{sizeof(unsigned)} +
+         chunks * int64_t{sizeof(Sums)};
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ RNNKERNELS_DEVICE void load(const E* from, int count, bool whole, T (&to)[kPack]
     }
   }
   RNNKERNELS_UNROLL
-  for (int k = 0; k < kPack; ++k) to[k] = static_cast<T>(number(pack.x[k]));
+  for (int k = 0; k < kPack; ++k) to[k] = static_cast<T>(widen(pack.x[k]));
 }
 
 template <class E, class T>

@@ -1,5 +1,5 @@
 // The passes as pointwise work on one unit of one row; core/problem.h has their equations, and cpu/passes.h
-// is the CPU's version, for blocks of units. S is the stored type; everything is computed in Number<S>. Cell
+// is the CPU's version, for blocks of units. S is the stored type; everything is computed in ComputeType<S>. Cell
 // is one of any_cell.h.
 //
 //   ForwardPass    operand x = cell.operand(h);   update h = cell.update(h, p, W x, d)
@@ -73,7 +73,7 @@ class PassBase {
  public:
   using Problem = ProblemType;
   using S = StoredType;
-  using T = Number<S>;
+  using T = ComputeType<S>;
 
   RNNKERNELS_DEVICE PassBase(const Problem& problem, Scan scan, int most_rows)
       : problem_(problem), scan_(scan), most_rows_(most_rows), h0_(problem.h0, scan) {}
@@ -112,7 +112,7 @@ class PassBase {
     const int64_t rows = problem_.layout.rows_at(t) - scan_.first_row;
     return rows < 0 ? 0 : rows < most_rows_ ? static_cast<int>(rows) : most_rows_;
   }
-  RNNKERNELS_DEVICE T h0(int row, int unit) const { return h0_.data ? number(*h0_.at(row, unit)) : T{}; }
+  RNNKERNELS_DEVICE T h0(int row, int unit) const { return h0_.data ? widen(*h0_.at(row, unit)) : T{}; }
 
   // The values saved for the backward pass.
   RNNKERNELS_DEVICE ScanRows<S> activation() const {
@@ -174,7 +174,7 @@ class ForwardPass : public PassBase<ForwardProblem, S> {
   RNNKERNELS_DEVICE bool update(const Step& step, int row, int unit, bool on, T d, const Incoming& incoming,
                                 T product, State& state) const {
     T a;
-    const T h = cell_.update(state.h, T{number(incoming.p)}, product, d, a);
+    const T h = cell_.update(state.h, T{widen(incoming.p)}, product, d, a);
     state.h = on ? h : state.h;
     this->store(output_.at(step.position, row, unit), h, on);
     if constexpr (Cell::kKeepsActivation) {
@@ -225,7 +225,7 @@ class BackwardPass : public PassBase<BackwardProblem, S> {
   RNNKERNELS_DEVICE bool wants_last_update() const { return this->problem_.d_h0.data != nullptr; }
   RNNKERNELS_DEVICE State begin(int row, int unit) const {
     const ScanRows<S> c(this->problem_.grad_h_n, this->scan_);
-    return {c.data ? number(*c.at(row, unit)) : T{}, T{}};
+    return {c.data ? widen(*c.at(row, unit)) : T{}, T{}};
   }
   RNNKERNELS_DEVICE Incoming fetch(const Step& step, int row, int unit, bool on) const {
     Incoming incoming;
@@ -243,23 +243,23 @@ class BackwardPass : public PassBase<BackwardProblem, S> {
   // are not fetched in advance: that would cost every call registers, and few calls need d_decay.
   RNNKERNELS_DEVICE T operand(const Step& step, int row, int unit, bool on, T d, const Incoming& incoming,
                               State& state) const {
-    state.c += on ? T{number(incoming.g)} : T{};
+    state.c += on ? T{widen(incoming.g)} : T{};
     T slope{};
     if constexpr (Cell::kKeepsBits) slope = static_cast<T>((incoming.bits >> (unit % 32)) & 1);
-    if constexpr (Cell::kKeepsActivation) slope = cell_.slope(T{number(incoming.kept)});
+    if constexpr (Cell::kKeepsActivation) slope = cell_.slope(T{widen(incoming.kept)});
     const T u = on ? cell_.backward_operand(state.c, d, slope) : T{};
     this->store(d_pre_.at(step.position, row, unit), u, on);
     if (this->problem_.d_decay.data) {
       const int here = device::opaque(unit);
-      const T output = number(this->load(output_.at(step.position, row, here), on));
-      const T change = number(previous(step, row, here, on)) - output;
+      const T output = widen(this->load(output_.at(step.position, row, here), on));
+      const T change = widen(previous(step, row, here, on)) - output;
       state.d_decay += on ? state.c * change : T{};
     }
     return u;
   }
   RNNKERNELS_DEVICE bool update(const Step&, int, int, bool on, T d, const Incoming& incoming, T product,
                                 State& state) const {
-    const T c = cell_.backward_update(state.c, product, d, T{number(incoming.kept)});
+    const T c = cell_.backward_update(state.c, product, d, T{widen(incoming.kept)});
     state.c = on ? c : state.c;
     return false;
   }
@@ -320,13 +320,13 @@ class LinearPass : public PassBase<LinearProblem, S> {
   }
   RNNKERNELS_DEVICE T operand(const Step&, int, int, bool on, T, const Incoming& incoming,
                               State& state) const {
-    const T beta = beta_.data ? T{number(incoming.beta)} : T{1};
+    const T beta = beta_.data ? T{widen(incoming.beta)} : T{1};
     return on ? beta * state.y : T{};
   }
   RNNKERNELS_DEVICE bool update(const Step& step, int row, int unit, bool on, T d, const Incoming& incoming,
                                 T product, State& state) const {
-    const T alpha = alpha_.data ? T{number(incoming.alpha)} : T{1};
-    const T y = LinearCell::update(state.y, T{number(incoming.r)}, product, d, alpha);
+    const T alpha = alpha_.data ? T{widen(incoming.alpha)} : T{1};
+    const T y = LinearCell::update(state.y, T{widen(incoming.r)}, product, d, alpha);
     state.y = on ? y : state.y;
     this->store(output_.at(step.position, row, unit), y, on);
     return false;

@@ -122,7 +122,7 @@ operands_kernel(RNNKERNELS_ARGUMENT BackwardProblem problem, int64_t first_row, 
     const int t = step_of(problem.layout, row);
     const BackwardPass<S, Cell> pass(problem, Scan{at.network, row - problem.layout.first_row(t)}, 1);
     assign(operands + (at.network * rows + at.row) * problem.hidden + at.unit,
-           cell.operand(Number<S>{number(pass.previous(pass.step_at(t), 0, at.unit, true))}));
+           cell.operand(ComputeType<S>{widen(pass.previous(pass.step_at(t), 0, at.unit, true))}));
   });
 }
 

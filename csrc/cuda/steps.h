@@ -25,7 +25,7 @@ struct PointwiseStep {
   bool updates = false;  // whether the product of the operand of `from` is needed
 };
 
-// The memory between the kernels. Its elements are Number<S>, with sequences stored as S.
+// The memory between the kernels. Its elements are ComputeType<S>, with sequences stored as S.
 struct StepMemory {
   void* states = nullptr;         // of state_bytes, kept from each pointwise step to the next
   const void* product = nullptr;  // [G, from_rows, H]

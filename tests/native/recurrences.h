@@ -40,13 +40,13 @@ struct Case {
   }
 };
 
-// Sequences are stored as S; the engine computes in Number<S>.
+// Sequences are stored as S; the engine computes in ComputeType<S>.
 template <class S>
 struct Data {
   std::vector<int64_t> rows, offsets;
   int64_t total = 0;
   std::vector<S> pre, h0, grad_output, grad_h_n;
-  std::vector<Number<S>> weight, decay;
+  std::vector<ComputeType<S>> weight, decay;
 };
 
 template <class S>
@@ -54,7 +54,7 @@ Data<S> make_data(const Case& c, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<double> normal;
   std::uniform_real_distribution<double> uniform(0, 0.95);
-  using T = Number<S>;
+  using T = ComputeType<S>;
   const auto draw = [&](auto& values, int64_t n, double scale) {
     values.resize(n);
     for (auto& x : values) assign(&x, static_cast<T>(scale * normal(random)));
@@ -74,7 +74,7 @@ Data<S> make_data(const Case& c, unsigned seed) {
   for (T& w : data.weight) {
     S stored;
     assign(&stored, w);
-    w = number(stored);
+    w = widen(stored);
   }
   data.decay.resize(c.per_unit_decay ? c.networks * c.hidden : c.networks);
   for (T& d : data.decay) d = static_cast<T>(uniform(random));
@@ -86,7 +86,7 @@ Data<S> make_data(const Case& c, unsigned seed) {
 template <class S>
 struct Results {
   std::vector<S> output, h_n, activation, d_pre, d_h0, linear;
-  std::vector<Number<S>> d_decay;
+  std::vector<ComputeType<S>> d_decay;
   std::vector<uint32_t> active;
 };
 
@@ -121,12 +121,12 @@ Results<double> plain(const Case& c, const Data<S>& data, double* smallest) {
   r.output.resize(data.pre.size());
   r.d_pre.resize(data.pre.size());
   r.h_n.assign(data.h0.size(), 0);
-  for (const S& x : data.grad_h_n) r.d_h0.push_back(number(x));
+  for (const S& x : data.grad_h_n) r.d_h0.push_back(widen(x));
   r.d_decay.assign(data.h0.size(), 0);
-  for (size_t i = 0; c.with_h0 && i < data.h0.size(); ++i) r.h_n[i] = number(data.h0[i]);
+  for (size_t i = 0; c.with_h0 && i < data.h0.size(); ++i) r.h_n[i] = widen(data.h0[i]);
   *smallest = 1e30;
   for (int64_t g = 0; g < c.networks; ++g) {
-    const Number<S>* w = data.weight.data() + g * H * H;
+    const ComputeType<S>* w = data.weight.data() + g * H * H;
     const auto d_of = [&](int64_t i) { return double(data.decay[c.per_unit_decay ? g * H + i : g]); };
     double* state = r.h_n.data() + g * c.batch * H;
     std::vector<std::vector<double>> befores(c.steps), zs(c.steps);
@@ -137,7 +137,7 @@ Results<double> plain(const Case& c, const Data<S>& data, double* smallest) {
       for (int64_t b = 0; b < n; ++b) {
         for (int64_t i = 0; i < H; ++i) {
           const int64_t at = (g * data.total + data.offsets[t] + b) * H + i;
-          double z = number(data.pre[at]);
+          double z = widen(data.pre[at]);
           for (int64_t k = 0; k < H; ++k) {
             const double h = befores[t][b * H + k];
             z += w[i * H + k] * (c.form == Form::kRate ? h : value(c.nonlinearity, h));
@@ -157,7 +157,7 @@ Results<double> plain(const Case& c, const Data<S>& data, double* smallest) {
         for (int64_t i = 0; i < H; ++i) {
           const int64_t at = (g * data.total + data.offsets[t] + b) * H + i;
           const double f_slope = c.form == Form::kRate ? slope(c.nonlinearity, zs[t][b * H + i]) : 1;
-          delta[i] = number(data.grad_output[at]) + carried[b * H + i];
+          delta[i] = widen(data.grad_output[at]) + carried[b * H + i];
           r.d_pre[at] = u[i] = (1 - d_of(i)) * f_slope * delta[i];
           r.d_decay[(g * c.batch + b) * H + i] += delta[i] * (befores[t][b * H + i] - r.output[at]);
         }
@@ -180,7 +180,7 @@ std::vector<double> plain_linear(const Case& c, const Data<S>& data) {
   std::vector<double> y(data.pre.size());
   for (int64_t g = 0; g < c.networks; ++g) {
     std::vector<double> state(c.batch * H);
-    for (size_t i = 0; c.with_h0 && i < state.size(); ++i) state[i] = number(data.h0[g * c.batch * H + i]);
+    for (size_t i = 0; c.with_h0 && i < state.size(); ++i) state[i] = widen(data.h0[g * c.batch * H + i]);
     for (int64_t s = 0; s < c.steps; ++s) {
       const int64_t t = c.reverse ? c.steps - 1 - s : s;
       for (int64_t b = 0; b < data.rows[t]; ++b) {
@@ -189,11 +189,11 @@ std::vector<double> plain_linear(const Case& c, const Data<S>& data) {
         for (int64_t i = 0; i < H; ++i) {
           double sum = 0;
           for (int64_t k = 0; k < H; ++k) {
-            sum += data.weight[(g * H + i) * H + k] * (c.with_h0 ? number(data.pre[row + k]) : 1) * before[k];
+            sum += data.weight[(g * H + i) * H + k] * (c.with_h0 ? widen(data.pre[row + k]) : 1) * before[k];
           }
           const double d = data.decay[c.per_unit_decay ? g * H + i : g];
           y[row + i] = state[b * H + i] =
-              d * before[i] + number(data.grad_output[row + i]) * sum + number(data.pre[row + i]);
+              d * before[i] + widen(data.grad_output[row + i]) * sum + widen(data.pre[row + i]);
         }
       }
     }
@@ -284,7 +284,7 @@ template <class S>
 double difference(const std::vector<S>& a, const std::vector<double>& b, double least) {
   double worst = 0, largest = least;
   for (size_t i = 0; i < a.size(); ++i) {
-    const double found = number(a[i]);
+    const double found = widen(a[i]);
     worst = std::max(worst, std::isnan(found) ? 1e9 : std::abs(found - b[i]));
     largest = std::max(largest, std::abs(b[i]));
   }

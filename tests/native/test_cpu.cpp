@@ -15,7 +15,7 @@ Results<S> run_kernels(const cpu::Kernels& kernels, const Case& c, const Data<S>
   Results<S> r = empty_results(c, data);
   const cpu::Threads threads{promised, true, &run_threads, 256 * 1024};
   const cpu::ThreadPlan plan =
-      cpu::make_thread_plan(c.networks, c.steps, c.batch, c.hidden, sizeof(Number<S>), threads);
+      cpu::make_thread_plan(c.networks, c.steps, c.batch, c.hidden, sizeof(ComputeType<S>), threads);
   const ForwardProblem forward = forward_problem(c, data, r);
   with_memory(kernels.forward_workspace(forward, plan),
               [&](void* memory) { kernels.forward(forward, plan, threads, memory); });

@@ -76,9 +76,9 @@ void check_operands(const Case& c, const Data<S>& data, const Results<S>& r, con
       const int64_t before = c.reverse ? t + 1 : t - 1;
       for (int64_t i = 0; i < data.rows[t] * c.hidden; ++i) {
         const int64_t row = i / c.hidden;
-        double h = c.with_h0 ? number(data.h0[g * c.batch * c.hidden + i]) : 0;
+        double h = c.with_h0 ? widen(data.h0[g * c.batch * c.hidden + i]) : 0;
         if (before >= 0 && before < c.steps && row < data.rows[before]) {
-          h = number(r.output[(g * data.total + data.offsets[before]) * c.hidden + i]);
+          h = widen(r.output[(g * data.total + data.offsets[before]) * c.hidden + i]);
         }
         expected[(g * data.total + data.offsets[t]) * c.hidden + i] =
             c.form == Form::kRate ? h : value(c.nonlinearity, h);
@@ -99,9 +99,9 @@ void check(const Case& c, unsigned seed, int orders) {
     emulation::set_seed(3 * order);
     try {
       Results<S> r = empty_results(c, data);
-      run<Number<S>>(forward_problem(c, data, r));
-      run<Number<S>>(backward_problem(c, data, r));
-      run<Number<S>>(linear_problem(c, data, r));
+      run<ComputeType<S>>(forward_problem(c, data, r));
+      run<ComputeType<S>>(backward_problem(c, data, r));
+      run<ComputeType<S>>(linear_problem(c, data, r));
       if (order == 0) {
         first = r;
         expected.check(r, where);

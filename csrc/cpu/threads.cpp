@@ -1,5 +1,5 @@
 // Which work each thread has, and how threads wait for each other.
-#include "cpu/team.h"
+#include "cpu/threads.h"
 
 #include <algorithm>
 #include <thread>

@@ -1,6 +1,6 @@
 // Runs the recurrence's kernels of csrc/cuda on torch's current stream: the choice of the launch plan, and
 // the time loop with one product of torch per step where no team holds W_hh.
-#include "binding/cuda.h"
+#include "binding/recurrence_gpu.h"
 
 #include <ATen/Context.h>
 #include <ATen/ops/bmm.h>
