@@ -6,6 +6,13 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
+#include <time.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "cpu/available_cpus.h"
+#include "cpu/thread_limit.h"
 #if defined(RNNKERNELS_CUDA)
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -27,19 +34,92 @@ const cpu::Kernels& active_kernels() {
   return *set->kernels;
 }
 
+namespace {
+
+cpu::ThreadLimit thread_limit;
+
+using Work = void(void* argument, int first, int last);
+
+#if AT_PARALLEL_OPENMP
+
+// The time on a CPU of the calling thread.
+int64_t cpu_nanoseconds() {
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
+
+// Reading that clock takes a system call, so short regions are measured one time in kEach.
+bool measures_next_region(int64_t last_wall) {
+  constexpr int64_t kLong = 200'000;
+  constexpr unsigned kEach = 16;
+  static std::atomic<unsigned> regions{0};
+  return last_wall > kLong || regions.fetch_add(1, std::memory_order_relaxed) % kEach == 0;
+}
+
+// Runs all slices in a parallel region of OpenMP, and reports the longest time for which one of the threads
+// did not run: before its work began and while it lasted.
+void run_in_region(const cpu::Threads& threads, int slices, Work* work, void* argument) {
+  static std::atomic<int64_t> last_wall{0};
+  const bool measures = measures_next_region(last_wall.load(std::memory_order_relaxed));
+  const int64_t start = cpu::nanoseconds();
+  std::atomic<int64_t> lost{0};
+#pragma omp parallel
+  {
+    const int each = (slices + omp_get_num_threads() - 1) / omp_get_num_threads();
+    const int first = omp_get_thread_num() * each, last = std::min(slices, first + each);
+    if (first < last && measures) {
+      const int64_t cpu_start = cpu_nanoseconds();
+      work(argument, first, last);
+      const int64_t mine = cpu::nanoseconds() - start - (cpu_nanoseconds() - cpu_start);
+      for (int64_t most = lost.load(); mine > most && !lost.compare_exchange_weak(most, mine);) {
+      }
+    } else if (first < last) {
+      work(argument, first, last);
+    }
+  }
+  const int64_t now = cpu::nanoseconds();
+  last_wall.store(now - start, std::memory_order_relaxed);
+  if (measures) thread_limit.report(threads.count, now, now - start, lost.load());
+}
+
+#else
+
+void run_in_region(const cpu::Threads&, int slices, Work* work, void* argument) {
+  at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
+    work(argument, static_cast<int>(first), static_cast<int>(last));
+  });
+}
+
+#endif
+
+}  // namespace
+
 cpu::Threads torch_threads() {
   cpu::Threads threads;
-  threads.count = at::in_parallel_region() ? 1 : at::get_num_threads();
+  threads.run = run_in_region;
   // OpenMP runs all ranges of a region at the same time. torch's own thread pool only queues them, so two
   // calls could each wait for a range of theirs that is queued behind the other's.
   threads.may_wait = AT_PARALLEL_OPENMP;
-  threads.run = [](int slices, void (*work)(void*, int, int), void* argument) {
-    at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
-      work(argument, static_cast<int>(first), static_cast<int>(last));
-    });
-  };
+  threads.count = at::in_parallel_region() ? 1 : at::get_num_threads();
   return threads;
 }
+
+#if AT_PARALLEL_OPENMP
+LimitedThreads::LimitedThreads() : before_(at::get_num_threads()) {
+  if (before_ == 1 || at::in_parallel_region()) return;
+  const int64_t now = cpu::nanoseconds();
+  const int limit = thread_limit.limit(std::min(before_, cpu::available_cpus(now)), now);
+  limits_ = limit < before_;
+  if (limits_) omp_set_num_threads(limit);
+}
+LimitedThreads::~LimitedThreads() {
+  if (limits_) omp_set_num_threads(before_);
+}
+#else
+LimitedThreads::LimitedThreads() = default;
+LimitedThreads::~LimitedThreads() = default;
+#endif
 
 at::Tensor empty_bytes(int64_t bytes, const c10::Device& device) {
   return at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));

@@ -1,6 +1,8 @@
 // What the kernels get from torch and the host: the instruction set, threads, memory, and GPUs.
 #pragma once
 
+#include <utility>
+
 #include "cpu/kernels.h"
 #include "cuda/recurrence.h"
 
@@ -20,6 +22,36 @@ const cpu::Kernels& active_kernels();
 
 // torch's own threads, torch.get_num_threads() of them; one inside a parallel region of torch.
 cpu::Threads torch_threads();
+
+// While it exists, torch.get_num_threads() is no more than the number of CPUs that the process may use, and
+// less while other processes use these CPUs. This includes torch's own functions, whose threads would
+// otherwise spin for milliseconds after each of them.
+class LimitedThreads {
+ public:
+  LimitedThreads();
+  ~LimitedThreads();
+  LimitedThreads(const LimitedThreads&) = delete;
+  LimitedThreads& operator=(const LimitedThreads&) = delete;
+
+ private:
+  int before_ = 1;
+  bool limits_ = false;
+};
+
+// The implementation of an operator with LimitedThreads around it.
+template <auto implementation>
+struct Limited;
+template <class R, class... A, R (*implementation)(A...)>
+struct Limited<implementation> {
+  static R run(A... arguments) {
+    const LimitedThreads threads;
+    return implementation(std::forward<A>(arguments)...);
+  }
+};
+template <auto implementation>
+constexpr auto* limited() {
+  return &Limited<implementation>::run;
+}
 
 // A workspace for a kernel, with undefined values; aligned to 64 bytes.
 at::Tensor empty_bytes(int64_t bytes, const c10::Device& device);

@@ -1,6 +1,7 @@
 // The operators' schemas and implementations, as registered with PyTorch. CONTRIBUTING.md says how to add one.
 #include <torch/library.h>
 
+#include "binding/host.h"
 #include "binding/nade.h"
 #include "binding/optimizer.h"
 #include "binding/recurrence.h"
@@ -29,6 +30,7 @@
 
 namespace binding = rnnkernels::binding;
 using binding::flat;
+using binding::limited;
 
 TORCH_LIBRARY(rnnkernels, m) {
   m.def(
@@ -105,15 +107,15 @@ namespace {
 
 // Operators whose functions are the same for the CPU and for CUDA.
 void register_common(torch::Library& m) {
-  m.impl("leaky_recurrence", flat<&binding::leaky_recurrence>());
-  m.impl("leaky_recurrence_backward", flat<&binding::leaky_recurrence_backward>());
-  m.impl("linear_recurrence", flat<&binding::linear_recurrence>());
-  m.impl("clipped_nesterov_", &binding::clipped_nesterov);
-  m.impl("clipped_adamw_", &binding::clipped_adamw);
-  m.impl("gradient_power_sum", &binding::gradient_power_sum);
-  m.impl("nade", &binding::nade);
-  m.impl("nade_backward", &binding::nade_backward);
-  m.impl("nade_sample", &binding::nade_sample);
+  m.impl("leaky_recurrence", limited<flat<&binding::leaky_recurrence>()>());
+  m.impl("leaky_recurrence_backward", limited<flat<&binding::leaky_recurrence_backward>()>());
+  m.impl("linear_recurrence", limited<flat<&binding::linear_recurrence>()>());
+  m.impl("clipped_nesterov_", limited<&binding::clipped_nesterov>());
+  m.impl("clipped_adamw_", limited<&binding::clipped_adamw>());
+  m.impl("gradient_power_sum", limited<&binding::gradient_power_sum>());
+  m.impl("nade", limited<&binding::nade>());
+  m.impl("nade_backward", limited<&binding::nade_backward>());
+  m.impl("nade_sample", limited<&binding::nade_sample>());
 }
 
 // Operators that accept sparse gradients in order to refuse them with a message.
@@ -126,8 +128,8 @@ void register_sparse(torch::Library& m) {
 
 TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   register_common(m);
-  m.impl("projected_recurrence", flat<&binding::projected_recurrence>());
-  m.impl("projected_recurrence_backward", flat<&binding::projected_recurrence_backward>());
+  m.impl("projected_recurrence", limited<flat<&binding::projected_recurrence>()>());
+  m.impl("projected_recurrence_backward", limited<flat<&binding::projected_recurrence_backward>()>());
 }
 TORCH_LIBRARY_IMPL(rnnkernels, SparseCPU, m) {
   register_sparse(m);

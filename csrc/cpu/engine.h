@@ -1,7 +1,8 @@
 // The engine: the time loop of a pass, with the matrix, the state and the threads. It does not depend on f.
 //
 // One call is one parallel region. Its threads pack the matrix into blocks of 16 columns and wait for each
-// other once. Then each team of threads runs all steps for its own batch rows of its own network:
+// other once. Then each team of threads runs all steps for its own batch rows of its own network. Each of its
+// members has some of the columns:
 //
 //   for each step:  wait for the team's operand
 //                   for each group of column blocks, for each few rows:
@@ -23,7 +24,10 @@
 namespace rnnkernels {
 namespace {
 
+using cpu::Attendance;
 using cpu::Barrier;
+using cpu::Members;
+using cpu::TeamBarrier;
 using cpu::ThreadPlan;
 using cpu::Threads;
 
@@ -54,11 +58,12 @@ constexpr int64_t kPrefetchBytes = 512 * 1024;
 template <class E>
 struct Workspace {
   using T = typename SumOf<E>::type;
-  Barrier* barriers = nullptr;  // [slots + 1]; the last one is for all threads of the call
-  E* packed = nullptr;          // [G][blocks][depth][16]
-  T* decay = nullptr;           // [G][blocks * 16]
-  E* operand = nullptr;         // [2][G * B][operand_stride]
-  T* state = nullptr;           // [G * B][row_stride]
+  Barrier* packing = nullptr;       // of all threads of the call
+  TeamBarrier* barriers = nullptr;  // [slots]
+  E* packed = nullptr;              // [G][blocks][depth][16]
+  T* decay = nullptr;               // [G][blocks * 16]
+  E* operand = nullptr;             // [2][G * B][operand_stride]
+  T* state = nullptr;               // [G * B][row_stride]
   int64_t blocks = 0;
   int64_t depth = 0;  // H in elements
   int64_t row_stride = 0, operand_stride = 0;
@@ -76,7 +81,8 @@ struct Workspace {
       bytes += (size + 63) / 64 * 64;
       return piece;
     };
-    barriers = static_cast<Barrier*>(take((plan.slots + 1) * sizeof(Barrier)));
+    packing = static_cast<Barrier*>(take(sizeof(Barrier)));
+    barriers = static_cast<TeamBarrier*>(take(plan.slots * sizeof(TeamBarrier)));
     packed = static_cast<E*>(take(p.networks * blocks * kBlock * depth * sizeof(E)));
     decay = static_cast<T*>(take(p.networks * blocks * kBlock * sizeof(T)));
     operand = static_cast<E*>(take(2 * rows * operand_stride * sizeof(E)));
@@ -99,7 +105,8 @@ class Engine {
   }
 
   void run(const Threads& threads) {
-    for (int i = 0; i <= plan_.slots; ++i) workspace_.barriers[i].reset();
+    workspace_.packing->reset();
+    for (int i = 0; i < plan_.slots; ++i) workspace_.barriers[i].reset();
     run_slices(threads, plan_.slices(), this, &Engine::work);
   }
 
@@ -110,13 +117,11 @@ class Engine {
   const Pass& pass_;
   bool prefetches_;  // whether a sequence is larger than kPrefetchBytes per team
 
-  // The part of one team's work that one thread does.
+  // The part of one team's work that one thread does: some rows of the batch, and the columns of some members.
   struct Assignment {
-    Range rows;       // of the batch
-    Range blocks;     // of the columns
-    int64_t members;  // how many members of the team this thread stands for
-    Barrier* barrier;
-    int64_t* round;  // how often the team has waited so far
+    Range rows;
+    TeamBarrier* barrier;
+    Attendance attendance;
   };
 
   void work(int64_t first_slice, int64_t last_slice) {
@@ -129,22 +134,21 @@ class Engine {
   void run_teams(int64_t first_slice, int64_t last_slice) {
     const int64_t slices = plan_.slices(), members = plan_.members;
     prepare(first_slice, last_slice);
-    workspace_.barriers[plan_.slots].wait(last_slice - first_slice, slices, 1);
+    workspace_.packing->wait(last_slice - first_slice, slices, 1);
 
     const int64_t teams = problem_.networks * plan_.row_groups;
     for (int64_t slice = first_slice; slice < last_slice;) {
       const int64_t slot = slice / members, first_member = slice % members;
-      const int64_t last_member = least(members, first_member + (last_slice - slice));
-      int64_t round = 0;
-      for (int64_t team = slot; team < teams; team += plan_.slots) {
-        const Range rows = rows_of_team(problem_.layout, team % plan_.row_groups, plan_.row_groups);
-        const Range blocks = parts_of(workspace_.blocks, first_member, last_member, members);
-        const Assignment mine{rows, blocks, last_member - first_member, &workspace_.barriers[slot], &round};
+      const int64_t count = least(members - first_member, last_slice - slice);
+      const auto mask = static_cast<Members>(((uint64_t{1} << count) - 1) << first_member);
+      Assignment mine{{}, &workspace_.barriers[slot], {mask}};
+      for (int64_t team = slot; team < teams && mine.attendance.members; team += plan_.slots) {
+        mine.rows = rows_of_team(problem_.layout, team % plan_.row_groups, plan_.row_groups);
         Pass pass = pass_;
         pass.network = team / plan_.row_groups;
         run_time_loop(pass, mine);
       }
-      slice += last_member - first_member;
+      slice += count;
     }
   }
 
@@ -169,9 +173,14 @@ class Engine {
     }
   }
 
-  // Waits for the other members of the team.
-  void synchronize(const Assignment& mine) const {
-    mine.barrier->wait(mine.members, plan_.members, ++*mine.round);
+  // Calls fn(blocks) for each range of columns that a thread has.
+  template <class Fn>
+  RNNKERNELS_INLINE void for_columns(const Assignment& mine, Fn&& fn) const {
+    for (uint64_t rest = mine.attendance.members; rest;) {
+      const int first = __builtin_ctzll(rest), count = __builtin_ctzll(~(rest >> first));
+      fn(parts_of(workspace_.blocks, first, first + count, plan_.members));
+      rest &= ~(((uint64_t{1} << count) - 1) << first);
+    }
   }
 
   T* state_of(const Pass& pass, int64_t row) const {
@@ -204,18 +213,20 @@ class Engine {
   template <class Fn>
   void for_blocks(const Pass& pass, const Assignment& mine, int64_t first_row, int64_t last_row,
                   Fn&& fn) const {
-    for (int64_t row = first_row; row < last_row; ++row) {
-      for (int64_t block = mine.blocks.first; block < mine.blocks.last; ++block) {
-        T* at = state_of(pass, row) + block * kBlock;
-        Block<T> state = load_block(at);
-        fn(row, block * kBlock, state);
-        store_block(at, state);
+    for_columns(mine, [&](const Range& blocks) {
+      for (int64_t row = first_row; row < last_row; ++row) {
+        for (int64_t block = blocks.first; block < blocks.last; ++block) {
+          T* at = state_of(pass, row) + block * kBlock;
+          Block<T> state = load_block(at);
+          fn(row, block * kBlock, state);
+          store_block(at, state);
+        }
       }
-    }
+    });
   }
 
   // The time loop: all steps for one assignment.
-  void run_time_loop(Pass& pass, const Assignment& mine) {
+  void run_time_loop(Pass& pass, Assignment& mine) {
     const int64_t steps = problem_.layout.steps;
     const bool descending = problem_.layout.reverse != Pass::kBackward;
     const auto step_at = [&](int64_t s) {
@@ -228,7 +239,8 @@ class Engine {
     for (int64_t s = 0; s < steps; ++s) {
       step = next;
       next = step_at(s + 1);
-      synchronize(mine);
+      mine.barrier->wait(&mine.attendance, plan_.members);
+      if (!mine.attendance.members) return;
       if (s + 1 == steps && !pass.wants_last_update()) break;
       multiply_and_update(pass, mine, step, next, s);
       form_new_operands(pass, mine, step, next, s + 1);
@@ -250,8 +262,15 @@ class Engine {
   // All tiles of one step for one assignment.
   void multiply_and_update(const Pass& pass, const Assignment& mine, const typename Pass::Step& step,
                            const typename Pass::Step& next, int64_t s) const {
-    const int64_t rows = end_of_rows(step, mine) - mine.rows.first;
-    const int64_t blocks = mine.blocks.last - mine.blocks.first;
+    for_columns(mine, [&](const Range& blocks) {
+      multiply_and_update(pass, {mine.rows.first, end_of_rows(step, mine)}, blocks, step, next, s);
+    });
+  }
+
+  void multiply_and_update(const Pass& pass, const Range& some_rows, const Range& some_blocks,
+                           const typename Pass::Step& step, const typename Pass::Step& next,
+                           int64_t s) const {
+    const int64_t rows = some_rows.last - some_rows.first, blocks = some_blocks.last - some_blocks.first;
     if (rows <= 0 || blocks <= 0) return;
     const int64_t row_tiles = (rows + kTileRows<E> - 1) / kTileRows<E>;
     const int64_t most_blocks = tile_blocks<E>(static_cast<int>((rows + row_tiles - 1) / row_tiles));
@@ -260,8 +279,8 @@ class Engine {
       const Range columns = part_of(blocks, group, groups);
       for (int64_t tile = 0; tile < row_tiles; ++tile) {
         const Range tile_rows = part_of(rows, tile, row_tiles);
-        finish_tile(pass, step, next, s, mine.rows.first + tile_rows.first, mine.rows.first + tile_rows.last,
-                    mine.blocks.first + columns.first, mine.blocks.first + columns.last);
+        finish_tile(pass, step, next, s, some_rows.first + tile_rows.first, some_rows.first + tile_rows.last,
+                    some_blocks.first + columns.first, some_blocks.first + columns.last);
       }
     }
   }

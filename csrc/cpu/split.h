@@ -38,7 +38,7 @@ void run_slices(const cpu::Threads& threads, int64_t slices, Object* object,
     void (Object::*method)(int64_t first, int64_t last);
   } call{object, method};
   threads.run(
-      static_cast<int>(slices),
+      threads, static_cast<int>(slices),
       [](void* argument, int first, int last) {
         const Call& call = *static_cast<const Call*>(argument);
         (call.object->*call.method)(first, last);

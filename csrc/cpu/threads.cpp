@@ -2,6 +2,8 @@
 #include "cpu/threads.h"
 
 #include <algorithm>
+#include <bit>
+#include <chrono>
 #include <thread>
 
 namespace rnnkernels::cpu {
@@ -23,6 +25,12 @@ constexpr int64_t kBarrierCost = 24 * 1024;
 // matrix from the cache.
 constexpr int64_t kEnoughRows = 4;
 
+// How long a thread spins before it yields its CPU: 0.02 to 0.1 ms.
+constexpr int kSpins = 1000;
+// How long a thread waits before it leaves its team. It must be longer than what a thread of a quiet machine
+// takes to clear a page of 2 MB, and shorter than the time slice of another process.
+constexpr int64_t kPatience = 250'000, kPatienceSteps = 2;
+
 }  // namespace
 
 // The rule, in this order: one thread if the whole problem is small; whole networks and batch rows to each
@@ -39,7 +47,7 @@ ThreadPlan make_thread_plan(int64_t networks, int64_t steps, int64_t batch, int6
   plan.slots = static_cast<int>(std::min<int64_t>(teams, threads.count));
   if (threads.may_wait && steps > 1 && step_work / plan.row_groups >= kBarrierCost) {
     const int64_t blocks = (hidden + 15) / 16;
-    plan.members = static_cast<int>(std::min<int64_t>(threads.count / plan.slots, blocks));
+    plan.members = static_cast<int>(std::min<int64_t>({threads.count / plan.slots, blocks, kMostMembers}));
   }
   return plan;
 }
@@ -71,7 +79,6 @@ ProductPlan make_product_plan(int64_t networks, int64_t rows, int64_t depth, int
 
 void Barrier::wait(int64_t slices, int64_t total, int64_t round) {
   if (slices == total) return;
-  constexpr int kSpins = 4000;
   const int64_t target = total * round;
   int64_t seen = arrived_.fetch_add(slices, std::memory_order_acq_rel) + slices;
   for (int spins = 0; seen < target; ++spins) {
@@ -82,6 +89,51 @@ void Barrier::wait(int64_t slices, int64_t total, int64_t round) {
     }
     seen = arrived_.load(std::memory_order_acquire);
   }
+}
+
+void TeamBarrier::wait(Attendance* mine, int team) {
+  const int count = std::popcount(mine->members);
+  if (count == team) return;
+  if (mine->rounds == 0) mine->began = nanoseconds();
+  ++mine->rounds;
+  const auto target = static_cast<uint32_t>(team * mine->rounds);
+  uint64_t state = state_.fetch_add(uint64_t(count) << 32, std::memory_order_acq_rel);
+  if (static_cast<uint32_t>(state >> 32) + count == target) {
+    const auto left = static_cast<Members>(state);
+    if (left) state_.fetch_and(~uint64_t(left), std::memory_order_relaxed);
+    mine->members |= left;
+    return;
+  }
+  int64_t deadline = 0;
+  for (int spins = 0;; ++spins) {
+    state = state_.load(std::memory_order_acquire);
+    if (static_cast<int32_t>(static_cast<uint32_t>(state >> 32) - target) >= 0) return;
+    if (spins < kSpins) {
+      pause();
+    } else if (leave_if_late(*mine, state, &deadline)) {
+      mine->members = 0;
+      return;
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+// `state` was read when somebody was still missing. If it has changed since, the thread does not leave.
+bool TeamBarrier::leave_if_late(const Attendance& mine, uint64_t state, int64_t* deadline) {
+  const int64_t now = nanoseconds();
+  if (*deadline == 0) {
+    const int64_t step = (now - mine.began) / mine.rounds;
+    *deadline = now + std::max(kPatience, kPatienceSteps * step);
+  }
+  return now > *deadline &&
+         state_.compare_exchange_strong(state, state | mine.members, std::memory_order_acq_rel);
+}
+
+int64_t nanoseconds() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace rnnkernels::cpu

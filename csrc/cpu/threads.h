@@ -1,5 +1,5 @@
-// The threads of one call: how many there are, which work each of them has, and the barrier of the threads
-// that share a matrix. Compiled once, for no particular instruction set.
+// The threads of one call: how many there are, which work each of them has, and the barriers at which they
+// wait for each other. Compiled once, for no particular instruction set.
 #pragma once
 
 #include <atomic>
@@ -8,13 +8,14 @@
 namespace rnnkernels::cpu {
 
 // The caller's threads. `run` divides the slices 0 .. slices-1 into ranges and calls
-// work(argument, first, last) for each range first .. last-1 in a thread of its own. A range has several
-// slices where fewer threads run than were promised.
+// work(argument, first, last) for each range first .. last-1 in one of `count` threads. A range has several
+// slices where fewer threads run than were promised. No thread runs two ranges.
 struct Threads {
   int count = 1;
   // Whether all ranges really run at the same time, so that one may wait for another.
   bool may_wait = false;
-  void (*run)(int slices, void (*work)(void* argument, int first, int last), void* argument) = nullptr;
+  void (*run)(const Threads&, int slices, void (*work)(void* argument, int first, int last),
+              void* argument) = nullptr;
   // About what starting the threads costs, in multiply-adds; smaller problems run in the calling thread.
   int64_t worth_starting = 2 * 1024 * 1024;
 };
@@ -45,7 +46,7 @@ ProductPlan make_product_plan(int64_t networks, int64_t rows, int64_t depth, int
 
 // A barrier for a fixed number of slices that can be used any number of times: the count of arrivals only
 // grows, so no thread has to reset it between two uses. A waiting thread spins, because a step takes
-// microseconds, and yields its core when it has spun for long.
+// microseconds, and yields its CPU when it has spun for long.
 class Barrier {
  public:
   // To be called by one thread, before any other can wait.
@@ -57,5 +58,39 @@ class Barrier {
  private:
   alignas(64) std::atomic<int64_t> arrived_;
 };
+
+// A set of the members of a team: bit m is member m.
+using Members = uint32_t;
+constexpr int kMostMembers = 32;
+
+// One thread's use of its team's barrier.
+struct Attendance {
+  Members members = 0;  // for which the thread does the work; none when it has left the team
+  int64_t rounds = 0;   // how often it has come to the barrier
+  int64_t began = 0;    // when it came for the first time, by `nanoseconds`
+};
+
+// The barrier of a team. Another process may keep a thread of the team from running for milliseconds. If the
+// others waited for it, and the kernel then ran them one after another, every step would take that long. So a
+// thread that has waited for much longer than a step leaves the team, and the thread that arrives last does
+// its work from then on. The last thread never waits, so one always remains.
+class TeamBarrier {
+ public:
+  // To be called by one thread, before any other can wait.
+  void reset() { state_.store(0, std::memory_order_relaxed); }
+  // The calling thread arrives for its members and waits until all `team` members have arrived. On return
+  // `mine->members` may have grown, or be empty.
+  void wait(Attendance* mine, int team);
+
+ private:
+  bool leave_if_late(const Attendance& mine, uint64_t state, int64_t* deadline);
+
+  // The number of arrivals so far in the upper half, modulo 2^32; the members that have left and whose work
+  // nobody has taken over in the lower half.
+  alignas(64) std::atomic<uint64_t> state_;
+};
+
+// A monotonic clock.
+int64_t nanoseconds();
 
 }  // namespace rnnkernels::cpu

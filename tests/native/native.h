@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/threads.h"
+
 namespace {
 
 int failures = 0;
@@ -58,7 +60,8 @@ class Cases {
 
 int real_threads = 1;  // how many threads run, which may be fewer than promised
 
-[[maybe_unused]] void run_threads(int slices, void (*work)(void*, int, int), void* argument) {
+[[maybe_unused]] void run_threads(const rnnkernels::cpu::Threads&, int slices, void (*work)(void*, int, int),
+                                  void* argument) {
   const int each = (slices + real_threads - 1) / real_threads;
   std::vector<std::thread> pool;
   for (int first = 0; first < slices; first += each) {
