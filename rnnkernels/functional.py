@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnnkernels import _ops
 from rnnkernels._autograd.checkpointing import checkpointed
 from rnnkernels._autograd.forward import recurrence
 from rnnkernels._checks import check_sizes, check_tensor
@@ -146,8 +147,7 @@ def projected_recurrence(
         input = input.transpose(0, 1)
         drive = None if drive is None else drive.transpose(0, 1)
     check_tensor("weight_hh", weight_hh)
-    d = decay_operand(decay, weight_hh)
-    tensors = ProjectedTensors(input, h0, weight_ih, weight_hh, bias, drive, d, batch_sizes)
+    tensors = ProjectedTensors(input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes)
     return run_projected(tensors, RecurrenceSpec(nonlinearity, form, reverse), checkpoint_every)
 
 
@@ -243,13 +243,20 @@ def nade_sample(
 def run_projected(
     tensors: ProjectedTensors, spec: RecurrenceSpec, checkpoint_every: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Project and run the recurrence, for checked arguments; see :func:`decay_operand`.
+    """Project and run the recurrence, for checked arguments.
 
     This is the only place that decides which dtype runs where: in half precision and under autocast, and on a
     device for which the operator with the projection has no kernel, torch projects.
     """
     if checkpoint_every is not None:
         check_sizes(checkpoint_every=checkpoint_every)
+    elif not torch.compiler.is_compiling():
+        result = _ops.projected_recurrence_directly(*tensors, *spec)
+        if result is not None:
+            return result
+    if isinstance(tensors.bias, tuple):
+        tensors = tensors._replace(bias=tensors.bias[0] + tensors.bias[1])
+    tensors = tensors._replace(decay=_decay_operand(tensors.decay, tensors.weight_hh))
     if tensors.batch_sizes is not None and tensors.h0 is None:
         tensors = tensors._replace(h0=_zero_h0(tensors.batch_sizes, tensors.input, tensors.weight_hh))
     if checkpoint_every is not None:
@@ -297,7 +304,7 @@ def _checked_recurrence(
     return composite.leaky_recurrence(tensors, d if d is decay else float(decay), spec)
 
 
-def decay_operand(decay: Any, like: Tensor) -> float | Tensor:
+def _decay_operand(decay: Any, like: Tensor) -> float | Tensor:
     """``decay`` as a tensor for the kernels; without kernels a number stays one, for the composite."""
     return decay_tensor(decay, like) if has_kernels(like.device) else decay
 

@@ -87,6 +87,26 @@ ForwardResult apply_to(const Call& call) {
   return {results[0], results[1], results[2]};
 }
 
+// Whether one of the arguments has a gradient or a tangent. A Function does without either as the operator does,
+// but takes longer.
+template <class Call>
+bool is_differentiated(const Call& call) {
+  const bool grad = at::GradMode::is_enabled();
+  const auto tensor_is = [grad](const at::Tensor& tensor) {
+    return tensor.defined() && ((grad && tensor.requires_grad()) || has_tangent(tensor));
+  };
+  const auto is = [&]<class T>(const T& argument) {
+    if constexpr (std::is_same_v<T, at::Tensor>) {
+      return tensor_is(argument);
+    } else if constexpr (std::is_same_v<T, OptionalTensor>) {
+      return argument && tensor_is(*argument);
+    } else {
+      return false;
+    }
+  };
+  return call.unpack([&](const auto&... arguments) { return (is(arguments) || ...); });
+}
+
 class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
  public:
   template <class... Arguments>
@@ -147,10 +167,12 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
 }  // namespace
 
 ForwardResult leaky_recurrence_autograd(const RecurrenceCall& call) {
+  if (!is_differentiated(call)) return call_operator(false, call);
   return apply_to<LeakyRecurrence>(call);
 }
 
 ForwardResult projected_recurrence_autograd(const ProjectedCall& call) {
+  if (!is_differentiated(call)) return call_operator(false, call);
   return apply_to<ProjectedRecurrence>(call);
 }
 

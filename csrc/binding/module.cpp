@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "binding/direct.h"
 #include "binding/host.h"
 #include "core/nonlinearities.h"
 #include "cpu/kernels.h"
@@ -142,6 +143,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = RNNKERNELS_COMPILER;
   m.attr("torch_version") = RNNKERNELS_TORCH_VERSION;
   m.attr("cuda_architectures") = py::tuple(py::str(RNNKERNELS_CUDA_ARCHITECTURES).attr("split")());
+  rnnkernels::binding::add_direct_functions(m.ptr());
   m.def("nonlinearities", &nonlinearities, "Names of the nonlinearities, in the order of the C++ list.");
   m.def("instruction_sets", &instruction_sets,
         "The CPU instruction sets that were built, fastest first, with whether each runs here.");

@@ -13,6 +13,9 @@ import torch
 from rnnkernels import _C as _C  # importing it registers the operators
 
 # csrc/binding/operators.cpp has their schemas and the meaning of each argument.
+# Without torch.ops, for calls that need nothing of Python; otherwise it returns None.
+projected_recurrence_directly = _C.projected_recurrence
+
 leaky_recurrence: Any = torch.ops.rnnkernels.leaky_recurrence
 projected_recurrence: Any = torch.ops.rnnkernels.projected_recurrence
 projected_recurrence_backward: Any = torch.ops.rnnkernels.projected_recurrence_backward

@@ -54,9 +54,9 @@ class ProjectedTensors(NamedTuple):
     h0: Tensor | None
     weight_ih: Tensor  # [H, I]
     weight_hh: Tensor
-    bias: Tensor | None  # [H]
+    bias: Any  # [H]; two of them are added; or None
     drive: Tensor | None  # shaped like the output
-    decay: Any  # a tensor; may be a number on a device without kernels
+    decay: Any  # a tensor; a number is made one where there are kernels
     batch_sizes: Tensor | None
 
     def for_backward(self, output: Tensor, saved: Tensor) -> ProjectedBackwardTensors:

@@ -25,6 +25,18 @@ class LeakyModule(nn.Module):
     # Entries that state dicts of torch.nn's modules do not have. They may be missing when loading.
     _own_entries = ("decay", "decay_logit", "h0")
 
+    def _read(self, name: str) -> Any:
+        """Return ``getattr(self, name)`` of a parameter, in a tenth of the time.
+
+        Behind a parametrization, which computes the tensor at every access, it is no parameter.
+        """
+        value = self._parameters.get(name)
+        return getattr(self, name) if value is None else value
+
+    def _biases(self, name_ih: str, name_hh: str) -> tuple[Tensor, Tensor] | None:
+        bias_ih, bias_hh = self._read(name_ih), self._read(name_hh)
+        return None if bias_ih is None or bias_hh is None else (bias_ih, bias_hh)
+
     @property
     def decay(self) -> float | tuple[float, ...] | Tensor:
         """The fraction of the previous state that is kept, ``d``, as given or as learned so far.

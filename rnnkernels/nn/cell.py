@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rnnkernels._checks import check_flags, check_like_input, check_sizes, check_spec, check_tensor
 from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
-from rnnkernels.functional import decay_operand, run_projected
+from rnnkernels.functional import run_projected
 from rnnkernels.nn._base import LeakyModule
 
 __all__ = ["LeakyRNNCell"]
@@ -107,34 +107,27 @@ class LeakyRNNCell(LeakyModule):
                 it. The error has the same type as in ``nn.RNNCell``.
             TypeError: An argument is not a Tensor.
         """
-        weight_ih = self.weight_ih
+        weight_ih = self._read("weight_ih")
         self._check_input(input, weight_ih)
-        expected = (*input.shape[:-1], self.hidden_size)
-        for name, value in (("hx", hx), ("drive", drive)):
-            if value is None:
-                continue
-            check_tensor(name, value)
-            if value.dim() not in (1, 2):
-                raise ValueError(f"{name} must be [B, H] or [H], got {list(value.shape)}")
-            if tuple(value.shape) != expected:
-                raise RuntimeError(
-                    f"{name} must be {list(expected)} beside the input, got {list(value.shape)}"
-                )
-            check_like_input(name, value, input)
-        lead = (None, None) if input.dim() == 1 else (None,)  # one step, and one row if unbatched
-        weight_hh = self.weight_hh  # read once: behind a parametrization each access computes it
+        if hx is not None:
+            self._check_state("hx", hx, input)
+        if drive is not None:
+            self._check_state("drive", drive, input)
+        batched = input.dim() == 2
+        if not batched:
+            input, hx, drive = (x if x is None else x.unsqueeze(0) for x in (input, hx, drive))
         tensors = ProjectedTensors(
-            input[lead],
-            hx if hx is None or input.dim() == 2 else hx.unsqueeze(0),
+            input.unsqueeze(0),
+            hx,
             weight_ih,
-            weight_hh,
-            None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh,
-            None if drive is None else drive[lead],
-            decay_operand(self.decay, weight_hh),
+            self._read("weight_hh"),
+            self._biases("bias_ih", "bias_hh"),
+            None if drive is None else drive.unsqueeze(0),
+            self.decay,
             None,
         )
         _, h_n = run_projected(tensors, RecurrenceSpec(self.nonlinearity, self.form))
-        return h_n if input.dim() == 2 else h_n.squeeze(0)
+        return h_n if batched else h_n.squeeze(0)
 
     def _check_input(self, input: Tensor, weight: Tensor) -> None:
         check_tensor("input", input)
@@ -150,6 +143,15 @@ class LeakyRNNCell(LeakyModule):
                 f"input must have the dtype and device of the weights, {weight.dtype} on {weight.device}, "
                 f"got {input.dtype} on {input.device}"
             )
+
+    def _check_state(self, name: str, value: Tensor, input: Tensor) -> None:
+        check_tensor(name, value)
+        if value.dim() not in (1, 2):
+            raise ValueError(f"{name} must be [B, H] or [H], got {list(value.shape)}")
+        expected = (*input.shape[:-1], self.hidden_size)
+        if value.shape != expected:
+            raise RuntimeError(f"{name} must be {list(expected)} beside the input, got {list(value.shape)}")
+        check_like_input(name, value, input)
 
     def extra_repr(self) -> str:
         """Return the sizes and the arguments that differ from the defaults."""

@@ -18,7 +18,7 @@ from rnnkernels._checks import (
 )
 from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
-from rnnkernels.functional import decay_operand, run_projected
+from rnnkernels.functional import run_projected
 from rnnkernels.nn._base import Decay, LeakyModule
 
 __all__ = ["LeakyRNN"]
@@ -279,8 +279,9 @@ class LeakyRNN(LeakyModule):
             for direction in range(directions):
                 k = layer * directions + direction
                 layer_drive = drives[direction] if layer == 0 else None
-                decay = decay_operand(decays[k], weights[k][1])
-                tensors = ProjectedTensors(sequence, states[k], *weights[k], layer_drive, decay, batch_sizes)
+                tensors = ProjectedTensors(
+                    sequence, states[k], *weights[k], layer_drive, decays[k], batch_sizes
+                )
                 spec = RecurrenceSpec(self.nonlinearity, self.form, reverse=direction == 1)
                 output, h_n = run_projected(tensors, spec, self.checkpoint_every)
                 outputs.append(output)
@@ -295,8 +296,8 @@ class LeakyRNN(LeakyModule):
     def _weights(self, k: int) -> _Weights:
         # Read each name once, because a parametrization computes the weight at every access.
         names = self._parameter_names[k]
-        bias = getattr(self, names[2]) + getattr(self, names[3]) if self.bias else None
-        return getattr(self, names[0]), getattr(self, names[1]), bias
+        bias = self._biases(names[2], names[3]) if self.bias else None
+        return self._read(names[0]), self._read(names[1]), bias
 
     def _decays(self) -> tuple[float | Tensor, ...]:
         """Return the decay of each layer and direction: a float, a scalar tensor or ``[H]``."""
@@ -324,7 +325,7 @@ class LeakyRNN(LeakyModule):
             hx = hx.unsqueeze(1)
         elif order is not None:
             hx = hx.index_select(1, order)
-        return hx.unbind()
+        return hx.unbind() if rows > 1 else (hx.squeeze(0),)
 
     def _check_input(self, sequence: Tensor, packed: bool, weight: Tensor) -> None:
         check_tensor("input", sequence)
