@@ -34,13 +34,15 @@ BackwardResult empty_results(const Sizes& sizes, const std::array<bool, 4>& want
           if_wanted(kDecay, decay.sym_sizes()).to(decay.scalar_type())};
 }
 
-// Adds u^T x to `sum`, for [rows, H] or [G, rows, H]. Products of bfloat16 and products on a GPU are torch's.
-void add_product(const at::Tensor& sum, const at::Tensor& u, const at::Tensor& x) {
+// sum = u^T x, or sum += u^T x, for [rows, H] or [G, rows, H]. Products of bfloat16 and products on a GPU are
+// torch's.
+void add_product(const at::Tensor& sum, bool accumulate, const at::Tensor& u, const at::Tensor& x) {
   if (is_computed(u) && !on_gpu(u)) {
-    multiply(sum, u.transpose(-2, -1), x, {}, sum);
+    multiply(sum, u.transpose(-2, -1), x, {}, accumulate ? OptionalTensor(sum) : OptionalTensor());
   } else {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    sum.add_(at::matmul(u.transpose(-2, -1), x));
+    const at::Tensor product = at::matmul(u.transpose(-2, -1), x);
+    accumulate ? sum.add_(product) : sum.copy_(product);
   }
 }
 
@@ -64,8 +66,10 @@ class WeightGradient {
         packed_(sizes.packed) {}
 
   void compute() {
-    sum_.zero_();
-    if (layout_.steps == 0 || layout_.batch == 0) return;
+    if (layout_.steps == 0 || layout_.batch == 0) {
+      sum_.zero_();
+      return;
+    }
     const bool unconverted = is_computed(d_pre_) || on_gpu(d_pre_) ||
                              (d_pre_.scalar_type() == at::kBFloat16 && active_kernels().multiplies_bfloat16);
     const bool in_one = !on_gpu(d_pre_) || layout_.steps <= INT32_MAX / layout_.batch;  // cuBLAS's row limit
@@ -74,6 +78,7 @@ class WeightGradient {
     } else {
       from_copies();
     }
+    if (!begun_) sum_.zero_();
   }
 
  private:
@@ -85,6 +90,12 @@ class WeightGradient {
   const at::Tensor& d_pre_;
   const at::Tensor& sum_;  // [G, H, H], computed
   bool packed_;
+  bool begun_ = false;  // whether sum_ has a value
+
+  void add(const at::Tensor& u, const at::Tensor& x) {
+    add_product(sum_, begun_, u, x);
+    begun_ = true;
+  }
 
   int64_t step_dim() const { return sum_.dim() - 2; }
 
@@ -95,11 +106,11 @@ class WeightGradient {
     if (rest > 0) {
       const int64_t u_from = layout_.reverse ? 0 : 1, h_from = layout_.reverse ? 1 : 0;
       const int64_t dim = step_dim();
-      add_product(sum_, d_pre_.narrow(dim, u_from, rest).flatten(dim, dim + 1),
-                  output_.narrow(dim, h_from, rest).flatten(dim, dim + 1));
+      add(d_pre_.narrow(dim, u_from, rest).flatten(dim, dim + 1),
+          output_.narrow(dim, h_from, rest).flatten(dim, dim + 1));
     }
     const int64_t first = layout_.reverse ? layout_.steps - 1 : 0;
-    if (h0_.defined()) add_product(sum_, d_pre_.select(step_dim(), first), h0_);
+    if (h0_.defined()) add(d_pre_.select(step_dim(), first), h0_);
   }
 
   // Otherwise x is assembled one block of steps at a time, and f is applied to it in place.
@@ -115,7 +126,7 @@ class WeightGradient {
       }
       const int64_t rows = layout_.first_row(end - 1) + layout_.rows_at(end - 1) - start;
       const at::Tensor x = operands(t, end, rows, h);
-      add_product(sum_, u.narrow(step_dim(), start, rows).to(x.scalar_type()), x);
+      add(u.narrow(step_dim(), start, rows).to(x.scalar_type()), x);
       t = end;
     }
   }

@@ -157,13 +157,15 @@ class Engine {
     const Matrix& w = problem_.weight;
     const int64_t blocks = workspace_.blocks, hidden = problem_.hidden;
     const Range mine = parts_of(problem_.networks * blocks, first_slice, last_slice, plan_.slices());
+    const bool multiplies = problem_.layout.steps > (pass_.wants_last_update() ? 0 : 1);
     for (int64_t i = mine.first; i < mine.last; ++i) {
       const int64_t network = i / blocks, block = i % blocks;
       const int64_t n_stride = Pass::kBackward ? w.column_stride : w.row_stride;
       const int64_t k_stride = Pass::kBackward ? w.row_stride : w.column_stride;
-      pack_blocks(static_cast<const T*>(w.data) + network * w.network_stride, hidden, hidden, n_stride,
-                  k_stride, block, block + 1,
-                  workspace_.packed + network * blocks * kBlock * workspace_.depth);
+      if (multiplies)
+        pack_blocks(static_cast<const T*>(w.data) + network * w.network_stride, hidden, hidden, n_stride,
+                    k_stride, block, block + 1,
+                    workspace_.packed + network * blocks * kBlock * workspace_.depth);
       const T* decay = static_cast<const T*>(problem_.decay) + network * problem_.decay_network_stride;
       T* padded = workspace_.decay + i * kBlock;
       for (int64_t c = 0; c < kBlock; ++c) {
