@@ -36,6 +36,7 @@ ADDRESS, THREAD = sanitized("address,undefined", "OFF"), sanitized("thread", "OF
 # threads. Optimized and sanitized, in a quick run; the same in a full one.
 ON_CPU = {
     "test_cpu": ("3", "11", "1", "1"),
+    "test_threads": ("", "", "", ""),
     "test_product": ("3", "11", "1", "1"),
     "test_optimizer": ("5", "7", "1", "1"),
     "test_nade": ("1", "7", "1", "1"),
