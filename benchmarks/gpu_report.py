@@ -4,7 +4,7 @@ command.
 Builds in place for the GPU that is there, runs the GPU tests, runs the small ones again under
 compute-sanitizer, then the benchmarks. Everything is written to one folder, and the summary is printed
 last. It needs no network and installs nothing. Status 0 means that all stages passed; a stage that could
-not run has not passed, unless it is optional."""
+not run has not passed."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ GPU_TESTS = [  # the small ones are marked `sanitize`
     str(ROOT / "tests" / "cuda" / name)
     for name in ("test_cuda.py", "test_cuda_optimizer.py", "test_cuda_nade.py")
 ]
-BENCHMARKS = ("optimizer", "nade", "recurrence")
+BENCHMARKS = ("optimizer", "nade", "layer", "recurrence")
 START_UP = 20.0  # seconds of a benchmark for imports and for writing its results
 PYTHON = sys.executable
-MODULES = ("setuptools", "pybind11", "pytest", "hypothesis", "matplotlib")  # everything else is a program
+MODULES = ("setuptools", "pybind11", "pytest", "hypothesis")  # everything else is a program
 COUNTS = r"(?:\d+ [a-z]+(?:, )?)+(?= in [\d.]+)"  # in pytest's last line
 PASSES = r"\b[1-9]\d* passed"  # tests that were skipped have not passed
 CHECK_BUILD = (
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     variables = build_variables(tuple(found["card"]["capability"]))
     print(f"{gpu.line(found['card'])}\n{folder}", flush=True)
     outcomes = run_stages(stages, folder, arguments.seconds, variables)
-    return finish(folder, found, stages, outcomes)
+    return finish(folder, found, outcomes)
 
 
 def folder_name(name: str, now: datetime) -> str:
@@ -101,7 +101,6 @@ class Stage:
     says: str = ""  # pattern of the messages in the log, without which the message is the log's last line
     must: Sequence[str] = ()  # patterns without which it has failed, although its commands ended with 0
     variables: Mapping[str, str] = field(default_factory=dict)  # of the environment
-    optional: bool = False  # a report without it is complete
 
     def message(self, log: str) -> str:
         found = list(dict.fromkeys(re.findall(self.says, log, re.MULTILINE))) if self.says else []
@@ -124,7 +123,6 @@ def all_stages(folder: Path) -> list[Stage]:
     build = [[PYTHON, str(ROOT / "setup.py"), "build_ext", "--inplace"], [PYTHON, "-c", CHECK_BUILD]]
     tools = ("setuptools", "pybind11", "cmake", "ninja", "nvcc", compiler)
     tests = [PYTHON, "-m", "pytest", *GPU_TESTS, "-p", "no:cacheprovider"]
-    draw = ["show", str(folder / "recurrence.json"), "--picture", str(folder / "recurrence.png")]
 
     def sanitized(tool: str, **variables: str) -> Stage:
         """The tests of small shapes under compute-sanitizer, which watches this package's kernels only."""
@@ -134,7 +132,6 @@ def all_stages(folder: Path) -> list[Stage]:
         return Stage(tool, [command], 75, 20, needs, says, (PASSES, "SUMMARY:"), variables)
 
     return [
-        Stage("host", [["nvidia-smi"]], 30, 5, ("nvidia-smi",), r"Driver Version: \S+", optional=True),
         Stage("build", build, 200, 60, tools),
         Stage("tests", [tests], 120, 30, ("pytest", "hypothesis"), COUNTS, (PASSES,)),
         # Without torch's memory cache each tensor is one allocation, whose end memcheck knows.
@@ -142,11 +139,11 @@ def all_stages(folder: Path) -> list[Stage]:
         sanitized("racecheck"),
         Stage("optimizer", [benchmark("optimizer")], 45, 25, says=r"^.+ in the geometric mean.*$"),
         Stage("nade", [benchmark("nade")], 60, 30, says=r"^.+ in the geometric mean.*$"),
+        Stage("layer", [benchmark("layer")], 45, 25, says=r"^\d+ networks, .+$"),
         Stage(
             "recurrence", [benchmark("recurrence", "--budget={seconds}")], 400, 60,
             says=r"^\[\d+/\d+\]|^error: .+",
         ),
-        Stage("picture", [[PYTHON, "-m", "benchmarks", *draw]], 20, 10, ("matplotlib",), optional=True),
     ]  # fmt: skip
 
 
@@ -225,14 +222,9 @@ def run_stage(
 # --------------------------------------------------------------------------------------- summary
 
 
-def finish(folder: Path, found: dict[str, Any], stages: Sequence[Stage], outcomes: Sequence[Outcome]) -> int:
+def finish(folder: Path, found: dict[str, Any], outcomes: Sequence[Outcome]) -> int:
     """Write the JSON file, the full log and the summary; return the status of the report."""
-    optional = {stage.name for stage in stages if stage.optional}
-    bad = [
-        o.name
-        for o in outcomes
-        if o.status != "passed" and not (o.status == "missing" and o.name in optional)
-    ]
+    bad = [outcome.name for outcome in outcomes if outcome.status != "passed"]
     runs = {name: load(folder / f"{name}.json") for name in BENCHMARKS}
     for document in filter(None, runs.values()):
         found |= {"rnnkernels": document["environment"]["rnnkernels"]}
@@ -271,7 +263,6 @@ def summary(
             left_out = len(document.get("points_left_out", ()))
             lines += [f"{name}, {len(document['cells'])} points, {left_out} left out", ""]
             lines += [*report.draw(module.tables(document)[-1], markdown), ""]
-            lines += getattr(module, "networks_notes", lambda document: [])(document)
     rows = [["stage", "", "seconds", "message"]]
     rows += [[name, status, f"{seconds:.0f}", said[:100]] for name, status, seconds, said in outcomes]
     verdict = f"not passed: {', '.join(bad)}" if bad else "all stages passed"

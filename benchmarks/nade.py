@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch._inductor.config
@@ -24,7 +24,7 @@ from rnnkernels.outputs import _nade_composite
 
 from . import nade_peers, report
 from .check import WrongAnswerError
-from .memory import MEGABYTE, added_bytes_elsewhere, resident
+from .memory import MEGABYTE, in_new_process, resident
 from .timing import Bench, Task, TimingPlan
 
 PLAN = TimingPlan(seconds=10.0)
@@ -127,19 +127,18 @@ def check_draws(name: str, function: Function, case: Case, device: str = "cpu") 
 # ---------------------------------------------------------------------------------------- memory
 
 
-def added_bytes(values: Sequence[Any]) -> int:
+def added_bytes(name: str, case: Case) -> int:
     """The peak bytes that forward and backward of a contender add to this process."""
-    function, case = LOG_PROB[values[0]], Case(*values[1:])
-    step(function, *make_arguments(case._replace(rows=WARM_ROWS)))  # loads and sets up everything
+    step(LOG_PROB[name], *make_arguments(case._replace(rows=WARM_ROWS)))  # loads and sets up everything
     arguments = make_arguments(case)
     before = resident("VmRSS")
-    step(function, *arguments)
+    step(LOG_PROB[name], *arguments)
     return resident("VmHWM") - before
 
 
 def measured_bytes(name: str, case: Case, device: str) -> int:
     if device == "cpu":
-        return added_bytes_elsewhere("nade", [name, *case])
+        return in_new_process(added_bytes, name, case)
     arguments = make_arguments(case, device)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""Parts of a run on a GPU: the clock, the choice of points and peers, the floor, the GPU's description."""
+"""Parts of a run on a GPU: the clock, the points and their peers, the floor, the GPU's description."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark_helpers import LATENCIES, PLAN, RATES, ROOT, TINY
+from benchmark_helpers import BENCH, LATENCIES, RATES, ROOT, TINY
 
 from benchmarks import floor, gpu
-from benchmarks.budget import Costs, choose
 from benchmarks.peers import unsuited
-from benchmarks.problem import OURS, Cell, Point, gpu_grid
-from benchmarks.timing import Bench, EventStopwatch, Rotation
+from benchmarks.problem import Cell, Point, gpu_grid
+from benchmarks.timing import EventStopwatch, rotation
 
 # ----------------------------------------------------------------------------------------- clock
 
@@ -68,13 +67,13 @@ def test_events_time_as_many_calls_as_fill_the_window() -> None:
 
 def test_a_rotation_calls_one_after_another() -> None:
     device = Device()
-    rotation = Rotation([device.task(name, 0.0) for name in "abc"])
+    task = rotation([device.task(name, 0.0) for name in "abc"])
     for _ in range(7):
-        rotation()
+        task()
     assert "".join(device.calls) == "abcabca"
 
 
-# ------------------------------------------------------------------------------------------ plan
+# ---------------------------------------------------------------------------------------- points
 
 
 def test_the_grid_has_all_sizes_and_precisions() -> None:
@@ -103,57 +102,6 @@ def test_peers_that_do_not_suit_a_point() -> None:
     assert "few shapes" in unsuited("compile", whole._replace(cell=Cell(64, 512, 64, 768)))
     assert "one T" in unsuited("compile", whole._replace(cell=Cell(16, 4096, 64, 256)))
     assert unsuited("compile", Point(TINY, "float32")) is None
-
-
-SMALL, LARGE = Point(Cell(1, 512, 64, 64), "float32"), Point(Cell(64, 512, 64, 2048), "float32")
-COST = {"loop": 5.0, "compile": 20.0, "graph": 2.0}
-
-
-def made_cost(point: Point, who: str) -> float:
-    return COST.get(who, 1.0) * (2 if point == LARGE else 1)
-
-
-def test_with_enough_time_nothing_is_left_out() -> None:
-    wanted = {SMALL: ["rnn", "graph", "loop", "compile"], LARGE: ["rnn", "graph", "loop"]}
-    choice = choose(wanted, 100.0, made_cost)
-    assert choice.kept == wanted
-    assert not choice.dropped
-    assert not choice.points_dropped
-
-
-def test_the_most_expensive_are_dropped_first_but_each_peer_is_measured_once() -> None:
-    wanted = {SMALL: ["rnn", "graph", "loop", "compile"], LARGE: ["rnn", "graph", "loop", "compile"]}
-    # All take 93 seconds; compile at the large shape takes 40, the loop there 10.
-    assert choose(wanted, 60.0, made_cost).dropped == {LARGE: ["compile"]}
-    assert choose(wanted, 45.0, made_cost).dropped == {LARGE: ["compile", "loop"]}
-    # compile was measured before, so that its small shape is no longer kept for it.
-    assert choose(wanted, 45.0, made_cost, measured=["compile"]).dropped == {
-        LARGE: ["compile"],
-        SMALL: ["compile"],
-    }
-
-
-def test_nn_rnn_stays_and_then_the_last_points_are_dropped() -> None:
-    wanted = {SMALL: ["rnn", "graph", "loop"], LARGE: ["rnn", "graph", "loop"]}
-    choice = choose(wanted, 9.0, made_cost)
-    assert choice.kept == {SMALL: ["rnn"], LARGE: ["rnn"]}
-    choice = choose(wanted, 8.0, made_cost)
-    assert choice.kept == {SMALL: ["rnn"]}
-    assert choice.points_dropped == [LARGE]
-    assert LARGE not in choice.dropped
-    assert choose(wanted, 0.0, made_cost).kept == {}
-
-
-def test_costs_learn_from_earlier_measurements() -> None:
-    costs = Costs()
-    before = costs(SMALL, "scan")
-    for seconds in (1.0, 3.0):
-        costs.made("scan", seconds)
-    guessed = Costs()
-    guessed.made("scan", 2.0)
-    assert costs(SMALL, "scan") == pytest.approx(guessed(SMALL, "scan"))
-    assert costs(SMALL, "scan") < before < costs(SMALL, "compile")
-    assert costs(SMALL, OURS) < costs(LARGE, OURS)
 
 
 # ----------------------------------------------------------------------------------------- floor
@@ -189,7 +137,7 @@ def test_before_clusters_a_large_matrix_needs_all_multiprocessors() -> None:
 
 
 def test_rates_are_measured_and_survive_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    stopwatch = Bench(plan=PLAN).new_stopwatch()
+    stopwatch = BENCH.new_stopwatch()
     rates = floor.measure_rates(stopwatch, "cpu", 16, 1 << 12, latencies=lambda: LATENCIES)
     assert rates.copy_bytes_per_s > 0
     assert min(rates.flops_per_s.values()) > 0
