@@ -170,19 +170,17 @@ COMPILED_SIZES = {(128, 16), (512, 16)}  # H and B of the GPU grid; each takes a
 
 
 def label(contender: str) -> str:
-    ours = {OURS: OURS, RECURRENCE: f"{OURS}, recurrence alone"}
-    return ours.get(contender) or PEERS[contender].label
+    if contender in PEERS:
+        return PEERS[contender].label
+    return OURS if contender == OURS else f"{OURS}, {contender} alone"
 
 
-def unsuited(peer: str, point: Point) -> str | None:
-    """Why a peer is not measured at a point, however much time there is."""
+def suits(peer: str, point: Point) -> bool:
+    """Whether a peer is measured at a point if there is time for it."""
     if peer == "half" and point.precision != "bfloat16":
-        return "is measured beside bfloat16 only"
-    if point.packed and not PEERS[peer].packs:
-        return "accepts no packed batch"
-    if peer in ("compile", "flash"):
-        if point.cell.T > GPU_STEPS:
-            return "is compiled at one T only"
-        if point in gpu_grid() and (point.cell.H, point.cell.B) not in COMPILED_SIZES:
-            return "is compiled at few shapes only"
-    return None
+        return False
+    if peer in ("compile", "flash"):  # they are compiled for each shape
+        steps, sizes = point.cell.T, (point.cell.H, point.cell.B)
+        if steps > GPU_STEPS or (point in gpu_grid() and sizes not in COMPILED_SIZES):
+            return False
+    return PEERS[peer].packs or not point.packed

@@ -35,7 +35,7 @@ from .check import TF32_TOLERANCE, Checker, UsageError, WrongAnswerError
 from .gpu import tf32_allowed
 from .host import OtherLoad
 from .jax_scan import prepare_jax
-from .peers import PEERS, RECURRENCE, Recurrence, make_ours, unsuited
+from .peers import PEERS, RECURRENCE, Recurrence, make_ours, suits
 from .problem import (
     CPU_GRID,
     CPU_QUICK_GRID,
@@ -135,7 +135,7 @@ def measure_points(
             break
         print(f"[{number}/{len(points)}] {seconds:4.0f} s  {point}", file=sys.stderr, flush=True)
         load = OtherLoad()
-        suited = [name for name in names if name not in skipped and unsuited(name, point) is None]
+        suited = [name for name in names if name not in skipped and suits(name, point)]
         peers = [name for name in suited if spent[name] + PEERS[name].seconds <= SHARE * budget]
         timings, failed = measure_point(point, peers, bench, gemm, spent, bench.input_sets * number)
         cell = cell_figures(point, timings, rates)

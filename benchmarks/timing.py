@@ -131,7 +131,12 @@ class Bench:
     clock: Callable[[], float] = time.perf_counter  # of the whole run
 
     def measure(self, tasks: Mapping[Key, Task]) -> dict[Key, Timing]:
+        """Time the tasks against each other. Each must have been called once before."""
         return measure(tasks, self.plan, self.new_stopwatch())
+
+    def figures(self, tasks: Mapping[Key, Task]) -> dict[Key, dict[str, Any]]:
+        """The same as plain values, for a JSON file."""
+        return {key: timing.figures() for key, timing in self.measure(tasks).items()}
 
     def rotation(self, make: Callable[[int], Task]) -> Task:
         """The tasks `make(seed)` of all input sets in turn. Each is called once here."""

@@ -15,7 +15,7 @@ import torch
 from benchmark_helpers import BENCH, LATENCIES, RATES, ROOT, TINY
 
 from benchmarks import floor, gpu
-from benchmarks.peers import unsuited
+from benchmarks.peers import PEERS, suits
 from benchmarks.problem import Cell, Point, gpu_grid
 from benchmarks.timing import EventStopwatch, rotation
 
@@ -92,16 +92,17 @@ def test_the_grid_has_all_sizes_and_precisions() -> None:
     assert {p.precision for p in gpu_grid(["bfloat16"])} == {"bfloat16"}
 
 
-def test_peers_that_do_not_suit_a_point() -> None:
+def test_points_that_do_not_suit_a_peer() -> None:
     whole, packed = Point(Cell(16, 512, 64, 512), "float32"), Point(Cell(64, 512, 64, 256), "bfloat16", True)
-    assert unsuited("scan", packed) == "accepts no packed batch"
-    assert unsuited("rnn", packed) is None
-    assert unsuited("half", packed) is None
-    assert unsuited("half", whole) == "is measured beside bfloat16 only"
-    assert unsuited("compile", whole) is None
-    assert "few shapes" in unsuited("compile", whole._replace(cell=Cell(64, 512, 64, 768)))
-    assert "one T" in unsuited("compile", whole._replace(cell=Cell(16, 4096, 64, 256)))
-    assert unsuited("compile", Point(TINY, "float32")) is None
+    assert [name for name in PEERS if suits(name, packed)] == ["rnn", "half", "graph", "loop"]
+    assert [name for name in PEERS if not suits(name, whole)] == ["half"]
+    for cell in (Cell(64, 512, 64, 768), Cell(16, 4096, 64, 256)):  # another shape of the grid, a long T
+        assert [name for name in PEERS if not suits(name, whole._replace(cell=cell))] == [
+            "half",
+            "compile",
+            "flash",
+        ]
+    assert suits("compile", Point(TINY, "float32"))
 
 
 # ----------------------------------------------------------------------------------------- floor

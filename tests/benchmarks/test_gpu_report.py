@@ -19,7 +19,7 @@ from benchmark_helpers import BENCH, CARD, ROOT, gpu_run
 
 from benchmarks import gpu, gpu_report, host, layer, nade, optimizer, report
 from benchmarks.__main__ import main
-from benchmarks.gpu_report import Command, Outcome, Stage, run_command, run_stages
+from benchmarks.gpu_report import Command, Outcome, Stage, run_stages
 
 
 def stage(name: str, *command: str, **more: Any) -> Stage:
@@ -39,29 +39,32 @@ def outcomes_of(stages: list[Stage], folder: Path, seconds: float = 60.0) -> lis
 
 
 def test_later_stages_run_after_a_failed_one(tmp_path: Path) -> None:
+    """A stage ends with its first command that fails, and commands know how long they may take."""
+    commands = [[sys.executable, "-c", f"print({n}); raise SystemExit({n == 2})"] for n in (1, 2, 3)]
     stages = [
         python("good", "print('first'); print('all is well')"),
         python("bad", "print('so far', flush=True); raise SystemExit('it broke')"),
+        Stage("three", commands, 20.0),
         stage("absent", "no-such-program"),
         stage("lacking", "never", needs=("no-such-program",)),
         python("empty", "print('3 skipped')", must=(r"\d passed",)),
+        python("told", "print('--budget={seconds}')", limit=33.0),  # less the time to start
         python("last", "import os; print(os.environ['WORD'])", variables={"WORD": "heard"}),
     ]
     assert outcomes_of(stages, tmp_path) == [
         ("good", "passed", "all is well"),
         ("bad", "failed", "status 1: it broke"),
+        ("three", "failed", "status 1: 2"),
         ("absent", "failed", "status 127: [Errno 2] No such file or directory: 'no-such-program'"),
         ("lacking", "missing", "this host lacks no-such-program"),
         ("empty", "failed", r"the log lacks '\\d passed': 3 skipped"),
+        ("told", "passed", "--budget=13"),
         ("last", "passed", "heard"),
     ]
-    assert "so far\nit broke" in (tmp_path / "02-bad.log").read_text()
-    assert len(list(tmp_path.glob("*.log"))) == 6
-
-
-def test_a_stage_ends_with_its_first_command_that_fails(tmp_path: Path) -> None:
-    commands = [[sys.executable, "-c", f"print({n}); raise SystemExit({n == 2})"] for n in (1, 2, 3)]
-    assert outcomes_of([Stage("three", commands, 20.0)], tmp_path) == [("three", "failed", "status 1: 2")]
+    lines = (tmp_path / "02-bad.log").read_text().splitlines()
+    assert lines[0].startswith("$ ")
+    assert lines[-2:] == ["so far", "it broke"]  # of both streams
+    assert len(list(tmp_path.glob("*.log"))) == 8
 
 
 def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -94,21 +97,6 @@ def test_the_time_is_divided_among_the_stages(tmp_path: Path) -> None:
     ]
     run_stages(stages, tmp_path, 100.0, {}, run=run, clock=lambda: now[0])
     assert limits == [50.0, 100 - 10 - 20 - 10, 100 - 70 - 10, 10.0]
-
-
-def test_a_command_knows_how_long_it_may_take(tmp_path: Path) -> None:
-    """The seconds are those of the stage less the time to start."""
-    (outcome,) = outcomes_of([python("told", "print('--budget={seconds}')", limit=33.0)], tmp_path)
-    assert outcome == ("told", "passed", "--budget=13")
-
-
-def test_a_log_has_the_command_and_both_streams(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    text = "import sys; print('out', flush=True); print('err', file=sys.stderr)"
-    assert run_command([sys.executable, "-c", text], log, 20.0, {}) == 0
-    lines = log.read_text().splitlines()
-    assert lines[0].startswith("$ ")
-    assert lines[1:] == ["out", "err"]
 
 
 # -------------------------------------------------------------------------------------- messages
