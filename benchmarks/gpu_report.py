@@ -36,7 +36,6 @@ GPU_TESTS = [  # the small ones are marked `sanitize`
     str(ROOT / "tests" / "cuda" / name)
     for name in ("test_cuda.py", "test_cuda_optimizer.py", "test_cuda_nade.py")
 ]
-BENCHMARKS = ("optimizer", "nade", "layer", "recurrence")
 START_UP = 20.0  # seconds of a benchmark for imports and for writing its results
 PYTHON = sys.executable
 MODULES = ("setuptools", "pybind11", "pytest", "hypothesis")  # everything else is a program
@@ -225,7 +224,8 @@ def run_stage(
 def finish(folder: Path, found: dict[str, Any], outcomes: Sequence[Outcome]) -> int:
     """Write the JSON file, the full log and the summary; return the status of the report."""
     bad = [outcome.name for outcome in outcomes if outcome.status != "passed"]
-    runs = {name: load(folder / f"{name}.json") for name in BENCHMARKS}
+    files = {outcome.name: folder / f"{outcome.name}.json" for outcome in outcomes}
+    runs = {name: load(path) for name, path in files.items() if path.exists()}
     for document in filter(None, runs.values()):
         found |= {"rnnkernels": document["environment"]["rnnkernels"]}
     rows = [outcome._asdict() for outcome in outcomes]
@@ -239,10 +239,10 @@ def finish(folder: Path, found: dict[str, Any], outcomes: Sequence[Outcome]) -> 
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A benchmark that was stopped may have left no file or a part of one."""
+    """The document of a benchmark; None if the file is damaged."""
     try:
         document: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except ValueError:
         return None
     return document
 

@@ -13,6 +13,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ def test_ratios_follow_from_the_medians(run: Run) -> None:
     document["gemm"]["best_flops_per_s"] = 4000.0
     document["cells"] = [
         recurrence.cell_figures(
-            Point(cell), {(who, name): Timing(each) for who, each in times.items() for name in PASSES}, None
+            Point(cell), {(key, name): Timing(each) for key, each in times.items() for name in PASSES}, None
         )
         for cell, times in cells
     ]
@@ -310,12 +311,13 @@ def test_statistics_of_made_up_numbers() -> None:
 def test_measure_interleaves_and_spares_slow_tasks() -> None:
     calls: list[str] = []
     durations = {"quick": 0.01, "slow": 3.0}
+
+    def stopwatch(task: Callable[[], object]) -> float:
+        task()
+        return durations[calls[-1]]
+
     plan = TimingPlan(seconds=60, rounds=4, rest=0.0)
-    timings = measure(
-        {name: lambda name=name: calls.append(name) or name for name in durations},
-        plan,
-        stopwatch=lambda task: durations[str(task())],
-    )
+    timings = measure({name: partial(calls.append, name) for name in durations}, plan, stopwatch)
     assert timings["slow"].times == [3.0] * plan.slow_calls
     assert timings["slow"].slow
     assert timings["quick"].times == [0.01] * (4 * 2)  # a turn of 20 ms holds two calls

@@ -213,7 +213,11 @@ def test_the_optimizer_rotates_through_sets_of_its_own(monkeypatch: pytest.Monke
         return [seed]
 
     monkeypatch.setattr(optimizer, "make_parameters", make_parameters)
-    task = optimizer.rotation(lambda params: lambda: calls.append(params[0]), "25 M", BENCH)
+
+    def make(params: Any) -> Any:
+        return lambda: calls.append(params[0])
+
+    task = optimizer.rotation(make, "25 M", BENCH)
     for _ in range(3):
         task()
     assert made == [0, 1]
