@@ -73,9 +73,9 @@ def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
     for task in found.values():
         task()
     load = OtherLoad()
-    timings = bench.measure(found)
+    timed = bench.figures(found)
     cores = load.cores()
-    cells = [{"what": what, "call": t.figures(), "cores_of_others": cores} for what, t in timings.items()]
+    cells = [{"what": what, "call": figures, "cores_of_others": cores} for what, figures in timed.items()]
     return report.document("call", bench, cells)
 
 

@@ -94,15 +94,6 @@ def line(gpu: dict[str, Any]) -> str:
     )
 
 
-def tf32_is_allowed(backend: Any) -> bool:
-    """Whether float32 products may round to TF32 in torch.backends.cuda.matmul or torch.backends.cudnn.
-
-    `allow_tf32` raises RuntimeError once a user has set `fp32_precision`, which torch has from 2.9 on.
-    """
-    precision = getattr(getattr(backend, "rnn", backend), "fp32_precision", None)
-    return bool(backend.allow_tf32) if precision is None else precision == "tf32"
-
-
 @contextmanager
 def tf32_allowed(allowed: bool) -> Iterator[None]:
     """Allow TF32 to torch's matrix products and to cuDNN alike, or to neither.
@@ -110,7 +101,7 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
     By default torch allows it to cuDNN alone, so that a comparison would be unfair.
     """
     backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [tf32_is_allowed(backend) for backend in backends]
+    before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:
             backend.allow_tf32 = allowed

@@ -3,13 +3,11 @@ command.
 
 Builds in place for the GPU that is there, runs the GPU tests, runs the small ones again under
 compute-sanitizer, then the benchmarks. Everything is written to one folder, and the summary is printed
-last. It needs no network and installs nothing. Status 0 means that all stages passed; a stage that could
-not run has not passed, unless it is optional."""
+last. It needs no network and installs nothing. Status 0 means that all stages passed."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -36,10 +34,8 @@ GPU_TESTS = [  # the small ones are marked `sanitize`
     str(ROOT / "tests" / "cuda" / name)
     for name in ("test_cuda.py", "test_cuda_optimizer.py", "test_cuda_nade.py")
 ]
-BENCHMARKS = ("optimizer", "nade", "recurrence")
 START_UP = 20.0  # seconds of a benchmark for imports and for writing its results
 PYTHON = sys.executable
-MODULES = ("setuptools", "pybind11", "pytest", "hypothesis", "matplotlib")  # everything else is a program
 COUNTS = r"(?:\d+ [a-z]+(?:, )?)+(?= in [\d.]+)"  # in pytest's last line
 PASSES = r"\b[1-9]\d* passed"  # tests that were skipped have not passed
 CHECK_BUILD = (
@@ -64,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     variables = build_variables(tuple(found["card"]["capability"]))
     print(f"{gpu.line(found['card'])}\n{folder}", flush=True)
     outcomes = run_stages(stages, folder, arguments.seconds, variables)
-    return finish(folder, found, stages, outcomes)
+    return finish(folder, found, outcomes)
 
 
 def folder_name(name: str, now: datetime) -> str:
@@ -97,11 +93,9 @@ class Stage:
     commands: Sequence[Command]  # `{seconds}` in an argument is replaced by the seconds that they may take
     limit: float  # seconds, at most
     least: float = 0.0  # seconds that earlier stages leave for it
-    needs: Sequence[str] = ()  # modules and programs
     says: str = ""  # pattern of the messages in the log, without which the message is the log's last line
     must: Sequence[str] = ()  # patterns without which it has failed, although its commands ended with 0
     variables: Mapping[str, str] = field(default_factory=dict)  # of the environment
-    optional: bool = False  # a report without it is complete
 
     def message(self, log: str) -> str:
         found = list(dict.fromkeys(re.findall(self.says, log, re.MULTILINE))) if self.says else []
@@ -120,40 +114,27 @@ def all_stages(folder: Path) -> list[Stage]:
     def benchmark(name: str, *options: str) -> Command:
         return [PYTHON, "-m", "benchmarks", name, "--device", "cuda", "--output", str(folder), *options]
 
-    compiler = os.environ.get("CXX", "c++").split()[0]
     build = [[PYTHON, str(ROOT / "setup.py"), "build_ext", "--inplace"], [PYTHON, "-c", CHECK_BUILD]]
-    tools = ("setuptools", "pybind11", "cmake", "ninja", "nvcc", compiler)
     tests = [PYTHON, "-m", "pytest", *GPU_TESTS, "-p", "no:cacheprovider"]
-    draw = ["show", str(folder / "recurrence.json"), "--picture", str(folder / "recurrence.png")]
+    recurrence = benchmark("recurrence", "--budget={seconds}")
 
     def sanitized(tool: str, **variables: str) -> Stage:
         """The tests of small shapes under compute-sanitizer, which watches this package's kernels only."""
         options = ["--tool", tool, "--error-exitcode", "99", "--kernel-name", "kernel_substring=rnnkernels"]
-        command = [find_tool("compute-sanitizer") or "", *options, *tests, "-m", "sanitize"]
-        needs, says = ("pytest", "hypothesis", "compute-sanitizer"), f"{COUNTS}|SUMMARY: .+"
-        return Stage(tool, [command], 75, 20, needs, says, (PASSES, "SUMMARY:"), variables)
+        command = [find_tool("compute-sanitizer") or "compute-sanitizer", *options, *tests, "-m", "sanitize"]
+        return Stage(tool, [command], 75, 20, f"{COUNTS}|SUMMARY: .+", (PASSES, "SUMMARY:"), variables)
 
     return [
-        Stage("host", [["nvidia-smi"]], 30, 5, ("nvidia-smi",), r"Driver Version: \S+", optional=True),
-        Stage("build", build, 200, 60, tools),
-        Stage("tests", [tests], 120, 30, ("pytest", "hypothesis"), COUNTS, (PASSES,)),
+        Stage("build", build, 200, 60),
+        Stage("tests", [tests], 120, 30, COUNTS, (PASSES,)),
         # Without torch's memory cache each tensor is one allocation, whose end memcheck knows.
         sanitized("memcheck", PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
         sanitized("racecheck"),
-        Stage("optimizer", [benchmark("optimizer")], 45, 25, says=r"^.+ in the geometric mean.*$"),
-        Stage("nade", [benchmark("nade")], 60, 30, says=r"^.+ in the geometric mean.*$"),
-        Stage(
-            "recurrence", [benchmark("recurrence", "--budget={seconds}")], 400, 60,
-            says=r"^\[\d+/\d+\]|^error: .+",
-        ),
-        Stage("picture", [[PYTHON, "-m", "benchmarks", *draw]], 20, 10, ("matplotlib",), optional=True),
-    ]  # fmt: skip
-
-
-def lacking(needs: Sequence[str]) -> str | None:
-    found = {name: importlib.util.find_spec(name) if name in MODULES else find_tool(name) for name in needs}
-    missing = [name for name, where in found.items() if where is None]
-    return f"this host lacks {', '.join(missing)}" if missing else None
+        Stage("optimizer", [benchmark("optimizer")], 45, 25, r"^.+ in the geometric mean.*$"),
+        Stage("nade", [benchmark("nade")], 60, 30, r"^.+ in the geometric mean.*$"),
+        Stage("layer", [benchmark("layer")], 45, 25, r"^\d+ networks, .+$"),
+        Stage("recurrence", [recurrence], 400, 60, r"^\[\d+/\d+\]|^error: .+"),
+    ]
 
 
 def run_command(command: Command, log: Path, limit: float, variables: Mapping[str, str]) -> int | None:
@@ -203,10 +184,8 @@ def run_stage(
     stage: Stage, log: Path, limit: float, variables: Mapping[str, str], run: Any, clock: Callable[[], float]
 ) -> tuple[str, str]:
     """The status and the message of a stage."""
-    start, text = clock(), lacking(stage.needs) or ""
+    start, text = clock(), ""
     log.write_text(text)
-    if text:
-        return "missing", text
     budget = f"{max(10.0, limit - START_UP):.0f}"
     for command in stage.commands:
         left = limit - (clock() - start)
@@ -225,15 +204,11 @@ def run_stage(
 # --------------------------------------------------------------------------------------- summary
 
 
-def finish(folder: Path, found: dict[str, Any], stages: Sequence[Stage], outcomes: Sequence[Outcome]) -> int:
+def finish(folder: Path, found: dict[str, Any], outcomes: Sequence[Outcome]) -> int:
     """Write the JSON file, the full log and the summary; return the status of the report."""
-    optional = {stage.name for stage in stages if stage.optional}
-    bad = [
-        o.name
-        for o in outcomes
-        if o.status != "passed" and not (o.status == "missing" and o.name in optional)
-    ]
-    runs = {name: load(folder / f"{name}.json") for name in BENCHMARKS}
+    bad = [outcome.name for outcome in outcomes if outcome.status != "passed"]
+    files = {outcome.name: folder / f"{outcome.name}.json" for outcome in outcomes}
+    runs = {name: load(path) for name, path in files.items() if path.exists()}
     for document in filter(None, runs.values()):
         found |= {"rnnkernels": document["environment"]["rnnkernels"]}
     rows = [outcome._asdict() for outcome in outcomes]
@@ -247,10 +222,10 @@ def finish(folder: Path, found: dict[str, Any], stages: Sequence[Stage], outcome
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A benchmark that was stopped may have left no file or a part of one."""
+    """The document of a benchmark; None if the file is damaged."""
     try:
         document: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except ValueError:
         return None
     return document
 
@@ -271,7 +246,6 @@ def summary(
             left_out = len(document.get("points_left_out", ()))
             lines += [f"{name}, {len(document['cells'])} points, {left_out} left out", ""]
             lines += [*report.draw(module.tables(document)[-1], markdown), ""]
-            lines += getattr(module, "networks_notes", lambda document: [])(document)
     rows = [["stage", "", "seconds", "message"]]
     rows += [[name, status, f"{seconds:.0f}", said[:100]] for name, status, seconds, said in outcomes]
     verdict = f"not passed: {', '.join(bad)}" if bad else "all stages passed"

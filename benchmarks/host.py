@@ -1,8 +1,7 @@
-"""Describes the host of a measurement, its load, and the rates that bound a recurrence on its processor."""
+"""Describes the host of a measurement, and its load by other processes."""
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import subprocess
@@ -12,36 +11,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cpuinfo
 import torch
-from torch import Tensor
 
 from . import ROOT, gpu
 
 # The instruction sets that decide how fast a matrix product can be.
 _INSTRUCTION_SETS = (
-    "fma",
-    "avx2",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_vnni",
-    "amx_tile",
-    "amx_bf16",
-    "asimd",
-    "bf16",
-    "sve",
-)
+    "fma", "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "bf16", "sve",
+)  # fmt: skip
 
 
 def environment(threads: int, device: str = "cpu", package: bool = True) -> dict[str, Any]:
     """Everything needed to judge or repeat the figures, without paths or host names."""
     cpu, jax = _cpu(), _version("jax")
+    flags = (cpu.get("flags") or cpu.get("Features", "")).split()  # on x86 and on ARM
     return {
         **({"card": gpu.describe()} if device == "cuda" else {}),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
-        "cpu": cpu.get("brand_raw") or platform.processor() or platform.machine(),
-        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in cpu.get("flags", ())],
+        "cpu": cpu.get("model name", platform.machine()),
+        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
         "cores": _cores(),
         "threads": threads,
         "os": " ".join((platform.system(), platform.machine(), *platform.libc_ver())).strip(),
@@ -90,9 +79,14 @@ def _build_config() -> dict[str, Any]:
     return dict(rnnkernels.build_config())
 
 
-@functools.cache
-def _cpu() -> dict[str, Any]:
-    return dict(cpuinfo.get_cpu_info())
+def _cpu() -> dict[str, str]:
+    """The first processor's fields in /proc/cpuinfo, which other systems than Linux do not have."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    fields = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in fields}
 
 
 def _cores() -> int:
@@ -134,35 +128,3 @@ class OtherLoad:
             return None, clock
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, first[1:9])
         return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - own, clock
-
-
-class Gemm:
-    """A large square matrix product by torch's library: the rate that a recurrence is compared with."""
-
-    def __init__(self, size: int, dtype: torch.dtype) -> None:
-        chance = torch.Generator().manual_seed(0)
-        self.size = size
-        self.flops = 2.0 * size**3
-        self._a, self._b = (torch.randn(size, size, generator=chance, dtype=dtype) for _ in "ab")
-        self._out = torch.empty(size, size, dtype=dtype)
-
-    def __call__(self) -> Tensor:
-        return torch.mm(self._a, self._b, out=self._out)
-
-
-class CacheRead:
-    """One thread reads the recurrent matrix once per step and does nothing else: the rate of its cache."""
-
-    def __init__(self, hidden: int, steps: int, element_size: int) -> None:
-        import rnnkernels._C
-
-        self.bytes, self.steps = matrix_bytes(hidden, element_size), steps
-        self._read = rnnkernels._C.read_memory
-
-    def __call__(self) -> float:
-        return self._read(self.bytes, self.steps)
-
-
-def matrix_bytes(hidden: int, element_size: int) -> int:
-    """Size of the recurrent matrix as the kernels store it, in panels of 16 columns."""
-    return element_size * hidden * (-(-hidden // 16) * 16)

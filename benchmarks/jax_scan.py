@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from .gpu import tf32_is_allowed
 from .problem import Problem, Results
 
 
@@ -25,7 +24,7 @@ class JaxScan:
             jax.config.update("jax_enable_x64", True)
         if problem.x.is_cuda:
             # As in torch, float32 is exact unless TF32 was allowed.
-            tf32 = tf32_is_allowed(torch.backends.cuda.matmul)
+            tf32 = torch.backends.cuda.matmul.allow_tf32
             jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else "highest")
 
         def layer(weights: dict[str, Any], x: Any) -> Any:

@@ -43,17 +43,6 @@ def leaky_loop(x: Tensor, weights: list[Tensor], decay: float) -> Tensor:
     return _steps(pre, torch.zeros_like(pre[0]), weights[1].t(), decay)
 
 
-def naive_loop(x: Tensor, weights: list[Tensor], decay: float) -> Tensor:
-    """The loop in its most common form: the formula as it stands, with steps taken by index."""
-    pre = F.linear(x, weights[0], weights[2]) + weights[3]
-    h = torch.zeros_like(pre[0])
-    outputs = []
-    for t in range(x.shape[0]):
-        h = decay * h + (1 - decay) * torch.relu(pre[t] + F.linear(h, weights[1]))
-        outputs.append(h)
-    return torch.stack(outputs)
-
-
 def tanh_loop(x: Tensor, weights: list[Tensor], decay: float) -> Tensor:
     """The equation of FlashRNN's Elman network: tanh, without a leak."""
     pre = project(x, weights)
@@ -73,10 +62,6 @@ def from_loop(problem: Problem, loop: Loop) -> TorchContender:
 
 def make_loop(problem: Problem) -> TorchContender:
     return from_loop(problem, leaky_loop)
-
-
-def make_naive_loop(problem: Problem) -> TorchContender:
-    return from_loop(problem, naive_loop)
 
 
 def make_script(problem: Problem) -> TorchContender:

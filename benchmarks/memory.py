@@ -9,10 +9,9 @@ the large batch the gradient of the output exists before."""
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import torch
 
 import rnnkernels
 
-from . import ROOT, report
+from . import report
 from .peers import PEERS, label, make_ours
 from .problem import OURS, Cell, make_problem
 from .timing import Bench, TimingPlan
@@ -95,20 +94,18 @@ def step(case: Case, steps: int) -> int:
     return resident("VmHWM") - before
 
 
-def added_bytes(values: Sequence[Any]) -> int:
+def added_bytes(case: Case) -> int:
     """The peak of a case in this process, after a short step that loads and sets up everything."""
-    case = Case(*values)
     step(case, case.segment)
     return step(case, case.steps)
 
 
-def added_bytes_elsewhere(benchmark: str, case: Sequence[Any]) -> int:
-    """`added_bytes` of a benchmark, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks", benchmark, "--threads", str(torch.get_num_threads())]
-    child = subprocess.run(
-        [*command, "--case", json.dumps(case)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return int(child.stdout)
+def in_new_process(function: Callable[..., int], *arguments: Any) -> int:
+    """Call a function of a module in a process of its own, with as many threads as this one has."""
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)
+    ) as process:
+        return process.submit(function, *arguments).result()
 
 
 def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
@@ -117,7 +114,7 @@ def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
             **case._asdict(),
             "what": str(case),
             "note": case.note,
-            "peak_bytes": added_bytes_elsewhere("memory", case),
+            "peak_bytes": in_new_process(added_bytes, case),
             "output_bytes": 4 * case.steps * case.batch * case.hidden,
         }
 

@@ -13,7 +13,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch._inductor.config
@@ -24,7 +25,7 @@ from rnnkernels.outputs import _nade_composite
 
 from . import nade_peers, report
 from .check import WrongAnswerError
-from .memory import MEGABYTE, added_bytes_elsewhere, resident
+from .memory import MEGABYTE, in_new_process, resident
 from .timing import Bench, Task, TimingPlan
 
 PLAN = TimingPlan(seconds=10.0)
@@ -127,19 +128,18 @@ def check_draws(name: str, function: Function, case: Case, device: str = "cpu") 
 # ---------------------------------------------------------------------------------------- memory
 
 
-def added_bytes(values: Sequence[Any]) -> int:
+def added_bytes(name: str, case: Case) -> int:
     """The peak bytes that forward and backward of a contender add to this process."""
-    function, case = LOG_PROB[values[0]], Case(*values[1:])
-    step(function, *make_arguments(case._replace(rows=WARM_ROWS)))  # loads and sets up everything
+    step(LOG_PROB[name], *make_arguments(case._replace(rows=WARM_ROWS)))  # loads and sets up everything
     arguments = make_arguments(case)
     before = resident("VmRSS")
-    step(function, *arguments)
+    step(LOG_PROB[name], *arguments)
     return resident("VmHWM") - before
 
 
 def measured_bytes(name: str, case: Case, device: str) -> int:
     if device == "cpu":
-        return added_bytes_elsewhere("nade", [name, *case])
+        return in_new_process(added_bytes, name, case)
     arguments = make_arguments(case, device)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -152,38 +152,28 @@ def measured_bytes(name: str, case: Case, device: str) -> int:
 
 
 def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
-    quick = arguments.quick
-
     def measure_case(case: Case) -> report.Document:
-        functions, seconds = checked_functions(case, bench, compiles=not quick and bench.device == "cpu")
+        compiles = case == COMPILED_FOR and bench.device == "cpu"
+        functions, seconds = checked_functions(case, bench, compiles)
         for name, function in DRAWS.items():
             check_draws(name, function, case, bench.device)
 
-        def rotation(task: Callable[[Tensor, list[Tensor]], object]) -> Task:
-            def make(seed: int) -> Task:
-                v, tensors = make_arguments(case, bench.device, seed)
-                return lambda: task(v, tensors)
+        def timed(tasks: dict[str, Callable[[Tensor, list[Tensor]], object]]) -> report.Document:
+            def rotation(task: Callable[[Tensor, list[Tensor]], object]) -> Task:
+                return bench.rotation(lambda seed: partial(task, *make_arguments(case, bench.device, seed)))
 
-            return bench.rotation(make)
+            return bench.figures({name: rotation(task) for name, task in tasks.items()})
 
-        log_prob = {
-            name: rotation(lambda v, tensors, f=function: step(f, v, tensors))
-            for name, function in functions.items()
-        }
-        draws = {
-            name: rotation(lambda _v, tensors, f=function: f(None, *tensors))
-            for name, function in DRAWS.items()
-        }
-        named = () if quick else LOG_PROB  # a small call fits into memory that the process already has
+        named = () if arguments.quick else LOG_PROB  # a small call fits into memory that the process has
         return {
             **case._asdict(),
-            "log_prob": {name: timing.figures() for name, timing in bench.measure(log_prob).items()},
-            "draws": {name: timing.figures() for name, timing in bench.measure(draws).items()},
+            "log_prob": timed({name: partial(step, function) for name, function in functions.items()}),
+            "draws": timed({name: lambda _v, tensors, f=f: f(None, *tensors) for name, f in DRAWS.items()}),
             "peak_bytes": {name: measured_bytes(name, case, bench.device) for name in named},
             "compile_seconds": seconds,
         }
 
-    cells = report.measure_cells(QUICK if quick else CASES, measure_case)
+    cells = report.measure_cells(QUICK if arguments.quick else CASES, measure_case)
     clock = "processor" if arguments.processor_time else bench.device
     return report.document("nade", bench, cells, {"clock": clock})
 
@@ -191,7 +181,7 @@ def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
 def checked_functions(case: Case, bench: Bench, compiles: bool) -> tuple[dict[str, Function], float | None]:
     """The contenders whose answers are right, and the seconds that the compiled one took to compile."""
     functions, seconds = dict(LOG_PROB), None
-    if compiles and case == COMPILED_FOR:
+    if compiles:
         functions[COMPILED] = torch.compile(_loop)
         begin = time.perf_counter()
         with torch._inductor.config.patch(force_disable_caches=True):
@@ -228,20 +218,13 @@ def tables(document: report.Document) -> list[report.Table]:
     rows = [["ms", "ones", *names, "loop / ours", "best / ours", "MB", "of the loop's"]]
     for key, title in (("log_prob", "forward + backward"), ("draws", "draws")):
         for cell in cells:
+            case = Case(*(cell[name] for name in Case._fields))
             medians = {name: figures["median_s"] for name, figures in cell[key].items()}
+            times = [report.digits(1e3 * medians[name]) if name in medians else report.NONE for name in names]
             best = min(median for name, median in medians.items() if name != OURS)
-            peaks = cell["peak_bytes"] if key == "log_prob" else {}
-            rows.append(
-                [
-                    f"{title}, {Case(*(cell[name] for name in Case._fields))}",
-                    f"{100 * cell['ones']:.0f} %",
-                    *(
-                        report.digits(1e3 * medians[name]) if name in medians else report.NONE
-                        for name in names
-                    ),
-                    *(report.ratio_text(other / medians[OURS]) for other in (medians[LOOP], best)),
-                    f"{peaks[OURS] / MEGABYTE:.1f}" if peaks else report.NONE,
-                    report.percent(peaks[OURS] / peaks[LOOP] if peaks else None),
-                ]
-            )
+            ratios = [report.ratio_text(other / medians[OURS]) for other in (medians[LOOP], best)]
+            memory = [report.NONE, report.NONE]
+            if key == "log_prob" and (peaks := cell["peak_bytes"]):
+                memory = [f"{peaks[OURS] / MEGABYTE:.1f}", report.percent(peaks[OURS] / peaks[LOOP])]
+            rows.append([f"{title}, {case}", f"{100 * case.ones:.0f} %", *times, *ratios, *memory])
     return [report.Table("", rows, 2)]

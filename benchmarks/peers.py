@@ -17,8 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnkernels import LeakyRNN
+from rnnkernels.functional import leaky_recurrence
+
 from .jax_scan import JaxScan, no_jax
-from .loops import GraphedLoop, from_loop, make_compiled, make_loop, make_naive_loop, make_script, tanh_loop
+from .loops import GraphedLoop, from_loop, make_compiled, make_loop, make_script, tanh_loop
 from .problem import GPU_STEPS, OURS, WEIGHTS, Contender, Point, Problem, Results, TorchContender, gpu_grid
 
 RECURRENCE = "recurrence"  # timed beside the contenders without being one
@@ -41,8 +44,6 @@ def _from_module(problem: Problem, module: torch.nn.Module, decay: float) -> Tor
 
 
 def make_ours(problem: Problem) -> Contender:
-    from rnnkernels import LeakyRNN
-
     module = LeakyRNN(problem.cell.I, problem.cell.H, decay=problem.decay, dtype=problem.x.dtype)
     return _from_module(problem, module, problem.decay)
 
@@ -51,8 +52,6 @@ class Recurrence(TorchContender):
     """rnnkernels without the input projection, which is compared with the host's rates."""
 
     def __init__(self, problem: Problem) -> None:
-        from rnnkernels.functional import leaky_recurrence
-
         w = problem.weights
         rows = problem.rows(problem.x)
         pre = F.linear(rows, w["weight_ih_l0"], w["bias_ih_l0"] + w["bias_hh_l0"])
@@ -152,8 +151,9 @@ class Peer:
     label: str  # in tables
     make: Callable[[Problem], Contender]
     missing: Callable[[], str | None] = lambda: None  # why it cannot be measured here
-    default_on: tuple[str, ...] = ("cpu", "cuda")  # devices on which it is measured by default
+    devices: tuple[str, ...] = ("cpu", "cuda")  # on which it is measured by default
     packs: bool = False  # accepts sequences of different lengths
+    seconds: float = 0.0  # to make it for a new shape, about
 
 
 PEERS: dict[str, Peer] = {
@@ -162,27 +162,25 @@ PEERS: dict[str, Peer] = {
     "graph": Peer("CUDA graph", GraphedLoop, no_cuda, ("cuda",), packs=True),
     "loop": Peer("loop", make_loop, packs=True),
     "script": Peer("TorchScript", make_script, no_script, ("cpu",)),
-    "compile": Peer("compiled", make_compiled, no_compiler, ("cuda",)),
-    "scan": Peer("lax.scan", JaxScan, no_jax),
-    "flash": Peer("FlashRNN", make_flashrnn, no_flashrnn, ("cuda",)),
-    "naive": Peer("naive loop", make_naive_loop, default_on=()),
+    "compile": Peer("compiled", make_compiled, no_compiler, ("cuda",), seconds=40.0),
+    "scan": Peer("lax.scan", JaxScan, no_jax, seconds=4.0),
+    "flash": Peer("FlashRNN", make_flashrnn, no_flashrnn, ("cuda",), seconds=60.0),
 }
 COMPILED_SIZES = {(128, 16), (512, 16)}  # H and B of the GPU grid; each takes a minute to compile
 
 
 def label(contender: str) -> str:
-    return OURS if contender == OURS else PEERS[contender].label
+    if contender in PEERS:
+        return PEERS[contender].label
+    return OURS if contender == OURS else f"{OURS}, {contender} alone"
 
 
-def unsuited(peer: str, point: Point) -> str | None:
-    """Why a peer is not measured at a point, however much time there is."""
+def suits(peer: str, point: Point) -> bool:
+    """Whether a peer is measured at a point if there is time for it."""
     if peer == "half" and point.precision != "bfloat16":
-        return "is measured beside bfloat16 only"
-    if point.packed and not PEERS[peer].packs:
-        return "accepts no packed batch"
-    if peer in ("compile", "flash"):
-        if point.cell.T > GPU_STEPS:
-            return "is compiled at one T only"
-        if point in gpu_grid() and (point.cell.H, point.cell.B) not in COMPILED_SIZES:
-            return "is compiled at few shapes only"
-    return None
+        return False
+    if peer in ("compile", "flash"):  # they are compiled for each shape
+        steps, sizes = point.cell.T, (point.cell.H, point.cell.B)
+        if steps > GPU_STEPS or (point in gpu_grid() and sizes not in COMPILED_SIZES):
+            return False
+    return PEERS[peer].packs or not point.packed

@@ -1,98 +1,21 @@
-"""Figures, tables, notes and pictures of `python -m benchmarks recurrence`, on the CPU and on a GPU."""
+"""Ratios, tables, notes and picture of `python -m benchmarks recurrence`, on the CPU and on a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .loops import COMPILED_STEPS
-from .peers import PEERS, RECURRENCE, label
+from .peers import PEERS, label
 from .problem import OURS, Cell
-from .report import (
-    GREY,
-    NONE,
-    Document,
-    Table,
-    digits,
-    draw,
-    figure,
-    geometric_mean,
-    percent,
-    ratio_text,
-)
-from .timing import Timing
+from .report import GREY, NONE, Document, Table, digits, figure, geometric_mean, percent, ratio_text
 
 PASSES = {"forward": "forward", "forward_backward": "forward + backward"}
-GEMM, CACHE, FLOOR = "gemm", "cache", "floor"
+GEMM, CACHE = "gemm", "cache"
 STEADY = 0.75  # share of the matrix product's best rate; a run with less has a note
-# Color and shape both differ, so that neither gray printing nor color blindness confuses them.
-MARKS = {
-    OURS: ("#000000", "|"),
-    "rnn": ("#0072B2", "o"),
-    "loop": ("#D55E00", "s"),
-    "script": ("#CC79A7", "D"),
-    "scan": ("#009E73", "^"),
-    "naive": ("#8C6D31", "v"),
-    "graph": ("#E69F00", "P"),
-    "compile": ("#56B4E9", "X"),
-    "half": ("#44AA99", "h"),
-    "flash": ("#882255", "*"),
-    FLOOR: (GREY, "<"),
-}
 
 
-# --------------------------------------------------------------------------------------- figures
-
-
-def pass_figures(
-    cell: Cell, name: str, timings: Mapping[tuple[str, str], Timing], gemm_rate: float
-) -> Document:
-    """All times of one pass and the ratios of their medians. Contenders may be missing."""
-    times = {contender: t for (contender, which), t in timings.items() if which == name}
-    recurrence = times.pop(RECURRENCE, None)
-    ours = times.get(OURS)
-    ratios = {peer: t.median / ours.median for peer, t in times.items() if peer != OURS} if ours else {}
-    best = min(ratios, key=ratios.__getitem__, default=None)
-    flops = cell.recurrence_flops(name == "forward_backward")
-    rate = recurrence and flops / recurrence.median
-    return {
-        "times": {contender: t.figures() for contender, t in times.items()},
-        "peer_over_ours": ratios,
-        "best_peer": best,
-        "best_peer_over_ours": None if best is None else ratios[best],
-        "recurrence": recurrence and recurrence.figures(),
-        "recurrence_flops_per_s": rate,
-        "recurrence_share_of_gemm": rate and rate / gemm_rate,
-    }
-
-
-def share(figures: Document) -> float | None:
-    """The recurrence alone, relative to its limit: the floor on a GPU, the matrix product on the CPU."""
-    found: float | None = figures.get("share_of_floor", figures["recurrence_share_of_gemm"])
-    return found
-
-
-def means(figures: Sequence[Document]) -> Document:
-    """Geometric means over cells, because ratios multiply."""
-    best = [f["best_peer_over_ours"] for f in figures if f["best_peer"] is not None]
-    peers = dict.fromkeys(peer for f in figures for peer in f["peer_over_ours"])
-    ratios = {
-        peer: [f["peer_over_ours"][peer] for f in figures if peer in f["peer_over_ours"]] for peer in peers
-    }
-    return {
-        "cells": len(figures),
-        "best_peer_over_ours": geometric_mean(best),
-        "least": min(best, default=None),
-        "peer_over_ours": {peer: geometric_mean(values) for peer, values in ratios.items()},
-        "share": geometric_mean(s for f in figures if (s := share(f))),
-    }
-
-
-def summary(cells: Sequence[Document]) -> Document:
-    return {name: means([cell[name] for cell in cells]) for name in PASSES}
-
-
-# ---------------------------------------------------------------------------------------- tables
+# ---------------------------------------------------------------------------------------- ratios
 
 
 def on_gpu(document: Document) -> bool:
@@ -101,73 +24,92 @@ def on_gpu(document: Document) -> bool:
 
 def ordered(document: Document) -> list[Document]:
     """The cells in the order of the tables. Older files name the dtype only once."""
-    cells = [
-        {
-            "precision": document["settings"].get("dtype"),
-            "packed": False,
-            "failed": {},
-            "left_out": [],
-            **cell,
-        }
-        for cell in document["cells"]
-    ]
+    old = {"precision": document["settings"].get("dtype"), "packed": False, "failed": {}, "left_out": []}
+    cells = [{**old, **cell} for cell in document["cells"]]
     if not on_gpu(document):
         return cells
     return sorted(cells, key=lambda c: (c["packed"], c["precision"], c["T"], c["H"], c["B"], c["I"]))
 
 
+def sizes(cell: Document) -> Cell:
+    return Cell(*(cell[size] for size in Cell._fields))
+
+
+def kind(cell: Document) -> str:
+    return f"packed {cell['precision']}" if cell["packed"] else str(cell["precision"])
+
+
 def measured_peers(document: Document) -> list[str]:
     """The peers with a time anywhere, in their usual order."""
-    found = {who for cell in document["cells"] for name in PASSES for who in cell[name]["times"]}
+    found = {peer for cell in document["cells"] for name in PASSES for peer in cell[name]["times"]}
     return [peer for peer in PEERS if peer in found]
 
 
+def peer_over_ours(figures: Document) -> dict[str, float]:
+    """Ratios of medians, for the times of one pass. Contenders may be missing."""
+    medians = {contender: timing["median_s"] for contender, timing in figures["times"].items()}
+    ours = medians.pop(OURS, None)
+    return {peer: median / ours for peer, median in medians.items()} if ours else {}
+
+
+def best(figures: Document) -> float | None:
+    return min(peer_over_ours(figures).values(), default=None)
+
+
+def share(document: Document, cell: Document, name: str) -> float | None:
+    """The recurrence alone, relative to its limit: the floor on a GPU, the matrix product on the CPU."""
+    alone = cell[name]["recurrence"]
+    if not alone:
+        return None
+    if on_gpu(document):
+        return float(cell["T"] * cell[name]["floor"]["floor_s"] / alone["median_s"])
+    rate = sizes(cell).recurrence_flops(name == "forward_backward") / alone["median_s"]
+    return float(rate / document["gemm"]["best_flops_per_s"])
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Geometric, because ratios multiply."""
+    return geometric_mean(value for value in values if value is not None)
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
 def tables(document: Document) -> list[Table]:
-    unit = "microseconds per step" if on_gpu(document) else "milliseconds"
-    found = [Table(f"{title}, {unit}", rows(document, name)) for name, title in PASSES.items()]
+    found = [Table(f"{title}, milliseconds", rows(document, name)) for name, title in PASSES.items()]
     return [*found, Table("", summary_rows(document), 2)]
 
 
 def rows(document: Document, name: str) -> list[list[str]]:
     """One row per cell; `*` marks a median of few calls."""
-    gpu, peers = on_gpu(document), measured_peers(document)
-    if gpu:
-        head = ["H", "B", "T", "dtype", "ours", *peers, "best", "alone", "floor", "share"]
-    else:
-        head = [*Cell._fields, *map(label, (OURS, *peers)), "vs best", "vs loop", "gemm"]
-    lines = [head]
+    peers, gpu = measured_peers(document), on_gpu(document)
+    kinds, limit = (["dtype"], "floor") if gpu else ([], "gemm")
+    lines = [[*Cell._fields, *kinds, *map(label, (OURS, *peers)), "vs best", "vs loop", limit]]
     for cell in ordered(document):
-        figures, unit = cell[name], 1e6 / cell["T"] if gpu else 1e3
-
-        def time(timing: Document | None, unit: float = unit) -> str:
-            return digits(unit * timing["median_s"]) + ("*" if timing["slow"] else "") if timing else NONE
-
-        sizes = [str(cell[size]) for size in ("HB" if gpu else Cell._fields)]
-        ends = [ratio_text(figures["best_peer_over_ours"])]
-        if gpu:
-            sizes += ["packed" if cell["packed"] else str(cell["T"]), cell["precision"]]
-            ends += [time(figures["recurrence"]), digits(1e6 * figures["floor"]["floor_s"])]
-        else:
-            ends.append(ratio_text(figures["peer_over_ours"].get("loop")))
-        times = [time(figures["times"].get(who)) for who in (OURS, *peers)]
-        lines.append([*sizes, *times, *ends, percent(share(figures))])
+        figures = cell[name]
+        times = [time_text(figures["times"].get(contender)) for contender in (OURS, *peers)]
+        ratios = [best(figures), peer_over_ours(figures).get("loop")]
+        ends = [*map(ratio_text, ratios), percent(share(document, cell, name))]
+        lines.append([*map(str, sizes(cell)), *([kind(cell)] if gpu else []), *times, *ends])
     return lines
 
 
-def kind_of(cell: Document) -> str:
-    return f"packed {cell['precision']}" if cell["packed"] else str(cell["precision"])
+def time_text(timing: Document | None) -> str:
+    return digits(1e3 * timing["median_s"]) + ("*" if timing["slow"] else "") if timing else NONE
 
 
 def summary_rows(document: Document) -> list[list[str]]:
-    """Means and the least ratio, for each pass and precision."""
-    peers, cells = measured_peers(document), ordered(document)
-    limit = "share of floor" if on_gpu(document) else "gemm"
+    """Geometric means and the least ratio, for each pass and precision."""
+    peers, limit = measured_peers(document), "share of floor" if on_gpu(document) else "gemm"
     lines = [["geometric means", "", "cells", "vs best", "least", *map(label, peers), limit]]
     for name, title in PASSES.items():
-        for kind in dict.fromkeys(map(kind_of, cells)):
-            mean = means([cell[name] for cell in cells if kind_of(cell) == kind])
-            ratios = [mean["best_peer_over_ours"], mean["least"], *map(mean["peer_over_ours"].get, peers)]
-            lines.append([title, kind, str(mean["cells"]), *map(ratio_text, ratios), percent(mean["share"])])
+        for each in dict.fromkeys(map(kind, ordered(document))):
+            cells = [cell for cell in ordered(document) if kind(cell) == each]
+            bests = [ratio for cell in cells if (ratio := best(cell[name])) is not None]
+            ratios = [geometric_mean(bests), min(bests, default=None)]
+            ratios += [mean(peer_over_ours(cell[name]).get(peer) for cell in cells) for peer in peers]
+            shares = mean(share(document, cell, name) for cell in cells)
+            lines.append([title, each, str(len(cells)), *map(ratio_text, ratios), percent(shares)])
     return lines
 
 
@@ -177,29 +119,24 @@ def summary_rows(document: Document) -> list[list[str]]:
 def notes(document: Document) -> list[str]:
     cells, settings = ordered(document), document["settings"]
     lines = gpu_notes(document) if on_gpu(document) else cpu_notes(document)
-    alone = [cell[name]["recurrence"] for cell in cells for name in PASSES]
-    timings = [timing for cell in cells for name in PASSES for timing in cell[name]["times"].values()]
-    if any(timing and timing["slow"] for timing in (*timings, *alone)):
+    passes = [cell[name] for cell in cells for name in PASSES]
+    timings = [timing for figures in passes for timing in (*figures["times"].values(), figures["recurrence"])]
+    if any(timing and timing["slow"] for timing in timings):
         lines.append(
             f"*: {settings['slow_calls']} calls only, because one takes more than {settings['slow_s']:g} s."
         )
     lines += [f"Not measured: {label(peer)} ({why})." for peer, why in document["skipped"].items()]
     for cell in cells:
-        for who, why in cell["failed"].items():
-            name = f"{OURS}, recurrence alone" if who == RECURRENCE else label(who)
-            lines.append(f"Failed: {name} at {cell['point']}: {why}")
-    places: dict[str, list[str]] = {}
-    for cell in cells:
-        for peer in cell["left_out"]:
-            places.setdefault(peer, []).append(f"H {cell['H']} B {cell['B']} {cell['precision']}")
-    for peer, where in places.items():
-        some = ", ".join(where[:4]) + (" and more" if len(where) > 4 else "")
-        lines.append(f"No time for {label(peer)} at {len(where)} of {len(cells)} points: {some}.")
+        for contender, why in cell["failed"].items():
+            lines.append(f"Failed: {label(contender)} at {cell['point']}: {why}")
+    for peer in dict.fromkeys(peer for cell in cells for peer in cell["left_out"]):
+        count = sum(peer in cell["left_out"] for cell in cells)
+        lines.append(f"No time for {label(peer)} at {count} of {len(cells)} points.")
     if points := document.get("points_left_out"):
         lines.append(f"No time for {len(points)} points: {'; '.join(points)}.")
     if document.get("stopped"):
         lines.append(f"Stopped: {document['stopped']}")
-    return [*lines, *networks_notes(document)]
+    return lines
 
 
 def gemm_share(document: Document, cell: Document) -> float:
@@ -218,16 +155,16 @@ def cpu_notes(document: Document) -> list[str]:
         f" run, {gemm['best_flops_per_s'] / 1e9:.0f} GFLOP/s at {gemm['size']} x {gemm['size']}.",
     ]
     for cell in document["cells"]:
-        if cache := cell.get(CACHE):
-            scan = cache.get("scan_bytes_per_s", cache.get("walk_bytes_per_s")) / 1e9
+        alone = cell["forward"]["recurrence"]
+        if (cache := cell.get(CACHE)) and alone:
             read = cache["read_bytes_per_s"] / 1e9
+            share_of_read = cache["read"]["median_s"] / alone["median_s"]
             lines.append(
-                f"{Cell(*(cell[size] for size in Cell._fields))}: the forward recurrence reads its matrix at"
-                f" {scan:.0f} GB/s, {percent(scan / read)} of the {read:.0f} GB/s at which one thread reads"
-                " its cache."
+                f"{sizes(cell)}: the forward recurrence reads its matrix at {share_of_read * read:.0f} GB/s,"
+                f" {percent(share_of_read)} of the {read:.0f} GB/s at which one thread reads its cache."
             )
-    rates = [gemm_share(document, cell) for cell in document["cells"]]
-    if min(rates) < STEADY:
+    rates = [gemm_share(document, cell) for cell in document["cells"] if GEMM in cell]
+    if min(rates, default=1.0) < STEADY:
         shares = ", ".join(f"{100 * rate:.0f}" for rate in rates)
         lines.append(f"Unsteady: torch.mm reached this percentage of its best rate, by cell: {shares}.")
     return lines
@@ -241,15 +178,14 @@ def gpu_notes(document: Document) -> list[str]:
         each = (f"{name.removesuffix('_s').replace('_', ' ')} {1e9 * s:.0f}" for name, s in found.items())
         latencies = f"latencies, ns: {', '.join(each)}"
     lines = [
-        "Medians by device events, input projection included. best: time of the fastest peer over rnnkernels."
-        " rnn: nn.RNN, by cuDNN if that supports the dtype; half: nn.RNN in float16, beside bfloat16;"
-        " graph: the loop as one CUDA graph; compile: the loop in compiled blocks of"
-        f" {COMPILED_STEPS} steps; scan: jax.lax.scan; flash: FlashRNN's Elman network. rnn, half and flash"
-        " compute a recurrence without leak, all others the leaky one. JAX waits for the device at each call."
-        " float32 is exact for all contenders; tf32 is float32 with TF32 allowed to torch and cuDNN, which is"
-        " cuDNN's default.",
+        "Medians in ms by device events, input projection included. Ratios are times of peers over ours."
+        " nn.RNN uses cuDNN if that supports the dtype, and runs in float16 beside bfloat16; CUDA graph: the"
+        f" loop as one graph; compiled: the loop in compiled blocks of {COMPILED_STEPS} steps; FlashRNN: its"
+        " Elman network. nn.RNN and FlashRNN compute a recurrence without leak, all others the leaky one. JAX"
+        " waits for the device at each call. float32 is exact for all contenders; tf32 is float32 with TF32"
+        " allowed to torch and cuDNN, which is cuDNN's default.",
         f"{sets} sets of random inputs take turns; caches are not emptied between calls.",
-        "alone: the recurrence without its projection; share: the floor relative to that. The floor follows"
+        "floor: the floor of a step relative to the recurrence alone, without its projection. It follows"
         f" from rates of this run. Copy: {1e-12 * rates['copy_bytes_per_s']:.3g} TB/s; products, TFLOP/s:"
         f" {products}; {latencies}.",
     ]
@@ -263,78 +199,39 @@ def gpu_notes(document: Document) -> list[str]:
     return lines
 
 
-def networks_notes(document: Document) -> list[str]:
-    found = document.get("networks")
-    if not found:
-        return []
-    if "failed" in found:
-        return [f"Failed: {found['failed']}"]
-    return [
-        f"{found['networks']} networks of H {found['H']}, B {found['B']} under vmap, forward + backward: "
-        f"{found['ratio']:.2f} times the time of one network (goal: at most 3)."
-    ]
-
-
 # --------------------------------------------------------------------------------------- picture
 
 
 def picture(document: Document) -> Any:
-    """Each contender's time relative to ours: one panel per pass, one line per cell; and a GPU's floor."""
-    cells, env = ordered(document), document["environment"]
-    where = f"{env['cpu']}, {env['threads']} threads, {document['settings']['dtype']}"
-    names = [[str(cell[size]) for size in Cell._fields] for cell in cells]
-    head = list(Cell._fields)
-    if on_gpu(document):
-        where = f"{env.get('card', {}).get('name', 'no GPU')}, torch {env['torch']}"
-        names = [[*sizes, kind_of(cell)] for sizes, cell in zip(names, cells, strict=True)]
-        head.append("dtype")
-    drawn = figure(9, 1.5 + 0.34 * len(cells))
+    """The time of each peer relative to ours, and a GPU's floor: one panel per pass, one line per cell."""
+    cells, peers, env = ordered(document), measured_peers(document), document["environment"]
+    drawn = figure(9, 1.5 + 0.3 * len(cells))
     panels = drawn.subplots(1, 2, sharey=True)
     for panel, (name, title) in zip(panels, PASSES.items(), strict=True):
-        _draw_pass(panel, cells, name, title)
-    panels[0].set_yticks(
-        range(-1, len(cells)), draw(Table("", [head, *names])), family="monospace", fontsize=9
-    )
-    panels[0].set_ylim(len(cells) - 0.5, -1.5)
-    handles, labels = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False)
+        # Color and shape both differ, so that neither gray printing nor color blindness confuses them.
+        for marker, peer in zip("osD^vPXh", peers, strict=False):
+            ratios = [peer_over_ours(cell[name]).get(peer) for cell in cells]
+            draw_points(panel, ratios, label=label(peer), marker=marker)
+        if on_gpu(document):
+            draw_points(panel, [floor_over_ours(cell, name) for cell in cells], label="floor", marker="<")
+        panel.axvline(1.0, color="black", linewidth=1)
+        panel.set_xscale("log")
+        panel.set_title(title, fontsize=11)
+        panel.grid(color="#dddddd", linewidth=0.6)
+    names = [f"{sizes(cell)}, {kind(cell)}" for cell in cells]
+    panels[0].set_yticks(range(len(cells)), names, fontsize=9)
+    panels[0].invert_yaxis()
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    where = env["card"]["name"] if "card" in env else f"{env['cpu']}, {env['threads']} threads"
     drawn.supxlabel(f"time relative to rnnkernels (further right is slower); {where}", fontsize=9, color=GREY)
     return drawn
 
 
-def _draw_pass(panel: Any, cells: Sequence[Document], name: str, title: str) -> None:
-    ours: dict[int, float] = {}
-    points: dict[str, list[tuple[float, int]]] = {}  # by contender: the ratio and the row
-    for row, cell in enumerate(cells):
-        times = {who: timing["median_s"] for who, timing in cell[name]["times"].items()}
-        if OURS in times:
-            ours[row] = times[OURS]
-            times |= {FLOOR: cell[name]["floor"]["floor_s"] * cell["T"]} if "floor" in cell[name] else {}
-            for who, seconds in times.items():
-                points.setdefault(who, []).append((seconds / times[OURS], row))
-    ratios = [ratio for found in points.values() for ratio, _ in found] or [1.0]
-    low, high = min(0.8, min(ratios) / 1.25), max(1.25, max(ratios) * 1.25)
-    right = high * (high / low) ** 0.2  # leaves room for our own times
-    panel.set_xscale("log")
-    panel.set_xlim(low, right)
-    for row in range(0, len(cells), 2):
-        panel.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", zorder=0)
-    panel.axvline(1.0, color="black", linewidth=1, zorder=1)
-    for place, (who, found) in enumerate(points.items()):
-        color, marker = MARKS.get(who, (GREY, "x"))
-        # Each peer has a line of its own within the row, so that equal times do not hide each other.
-        shift = 0.0 if who == OURS else 0.17 * (place - len(points) / 2)
-        x, y = zip(*((ratio, row + shift) for ratio, row in found), strict=True)
-        style = {"s": 90 if who == OURS else 26, "color": color, "marker": marker}
-        panel.scatter(x, y, label=who if who == FLOOR else label(who), zorder=3, **style)
-    panel.set_title(title, fontsize=11)
-    steps = (1, 2, 5) if high < 1000 * low else (1,)
-    ticks = [t for power in range(-4, 5) for digit in steps if low <= (t := digit * 10.0**power) <= high]
-    panel.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=9)
-    panel.minorticks_off()
-    panel.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
-    panel.tick_params(length=0)
-    for side in ("top", "right", "left"):
-        panel.spines[side].set_visible(False)
-    for row, words in {-1: f"{OURS}, ms", **{row: digits(1e3 * s) for row, s in ours.items()}}.items():
-        panel.text(right, row, f"{words} ", ha="right", va="center", fontsize=8.5, color=GREY)
+def floor_over_ours(cell: Document, name: str) -> float | None:
+    ours = cell[name]["times"].get(OURS)
+    return cell["T"] * cell[name]["floor"]["floor_s"] / ours["median_s"] if ours else None
+
+
+def draw_points(panel: Any, ratios: Sequence[float | None], **style: Any) -> None:
+    points = [(ratio, row) for row, ratio in enumerate(ratios) if ratio is not None]
+    panel.scatter([ratio for ratio, _ in points], [row for _, row in points], s=26, zorder=3, **style)

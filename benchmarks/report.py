@@ -24,13 +24,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import tabulate
 import torch
 
 from .host import OtherLoad, environment, environment_line
 from .timing import Bench
-
-tabulate.MIN_PADDING = 0  # columns are as wide as their content
 
 WIDTH = 110
 NOISY = 0.2  # cores that other processes keep busy; a report with more has a note
@@ -109,12 +106,17 @@ def text(document: Document, markdown: bool = False) -> str:
 
 def draw(table: Table, markdown: bool = False) -> list[str]:
     """The title and the table, plain or in Markdown."""
-    head, *rows = table.rows
-    aligned = ["left" if place < table.left else "right" for place in range(len(head))]
-    kind = "pipe" if markdown else "plain"
-    drawn = tabulate.tabulate(rows, head, kind, disable_numparse=True, colalign=aligned if rows else None)
-    titles = [table.title, ""] if markdown else [table.title]
-    return [*(titles if table.title else []), *(line.rstrip() for line in drawn.splitlines())]
+    widths = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
+    aligned = [
+        [cell.ljust(width) if place < table.left else cell.rjust(width)
+         for place, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        for row in table.rows
+    ]  # fmt: skip
+    if not markdown:
+        return [*([table.title] if table.title else []), *("  ".join(row).rstrip() for row in aligned)]
+    head, *rows = (f"| {' | '.join(row)} |" for row in aligned)
+    marks = "|".join(":--" if place < table.left else "--:" for place in range(len(widths)))
+    return [*([table.title, ""] if table.title else []), head, f"|{marks}|", *rows]
 
 
 def load_notes(document: Document) -> list[str]:
@@ -151,16 +153,14 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def figure(width: float, height: float, dpi: int = 200) -> Any:
+def figure(width: float, height: float) -> Any:
     figure_class: Any = importlib.import_module("matplotlib.figure").Figure
-    return figure_class(figsize=(width, height), dpi=dpi, layout="constrained")
+    return figure_class(figsize=(width, height), dpi=200, layout="constrained")
 
 
-def draw_picture(document: Document, path: Path) -> list[Path]:
-    """Draw the picture if the benchmark has one and matplotlib is installed; return the paths written."""
+def draw_picture(document: Document, path: Path) -> None:
+    """Draw the picture if the benchmark has one and matplotlib is installed."""
     module = module_of(document)
-    if not (can_draw() and document["cells"] and hasattr(module, "picture")):
-        return []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    module.picture(document).savefig(path)
-    return [path]
+    if can_draw() and document["cells"] and hasattr(module, "picture"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        module.picture(document).savefig(path)

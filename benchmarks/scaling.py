@@ -66,7 +66,7 @@ def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
     threads = torch.get_num_threads()
     tasks = {point: _task(point) for point in points(arguments.quick, threads)}
     load = OtherLoad()
-    timings = bench.measure(tasks)
+    timed = bench.figures(tasks)
     torch.set_num_threads(threads)
     cores = load.cores()
     cells = [
@@ -74,10 +74,10 @@ def measure(arguments: argparse.Namespace, bench: Bench) -> report.Document:
             **point._asdict(),
             "cell": point.cell._asdict(),
             "multiply_adds": point.multiply_adds(),
-            "step": timing.figures(),
+            "step": figures,
             "cores_of_others": cores,
         }
-        for point, timing in timings.items()
+        for point, figures in timed.items()
     ]
     return report.document("scaling", bench, cells)
 

@@ -5,7 +5,7 @@ worker threads of the previous task stop spinning), one untimed call (so that ca
 this task), then timed calls. Medians are reported because means depend on what else runs on a shared host.
 
 GPU calls return before the work is done, so on a GPU the stopwatch is a pair of device events around several
-calls (`EventStopwatch`), and each task rotates through several sets of inputs (`Rotation`). Caches are not
+calls (`EventStopwatch`), and each task rotates through several sets of inputs (`rotation`). Caches are not
 emptied between calls because a training step does not find them empty either.
 """
 
@@ -44,7 +44,7 @@ class TimingPlan:
     slow_calls: int = 2  # ... is timed only this often
 
 
-QUICK_PLAN = TimingPlan(seconds=1.0, rounds=5)
+QUICK_PLAN = TimingPlan(seconds=0.5, rounds=3)
 # Events average over several calls, and no thread spins while the device works.
 CUDA_PLAN = TimingPlan(seconds=3.0, rounds=5, turn=0.01, turn_calls=2, rest=0.0, warmup=0.05)
 CUDA_QUICK_PLAN = TimingPlan(seconds=0.2, rounds=2, turn=0.002, turn_calls=1, rest=0.0, warmup=0.01)
@@ -114,32 +114,29 @@ class EventStopwatch:
         return each
 
 
-class Rotation:
-    """One task made of several that take turns, so that none finds its inputs in a cache."""
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._tasks = itertools.cycle(tasks)
-
-    def __call__(self) -> object:
-        return next(self._tasks)()
-
-
 def rotation(tasks: Sequence[Task]) -> Task:
-    return Rotation(tasks) if len(tasks) > 1 else tasks[0]
+    """One task made of several that take turns, so that none finds its inputs in a cache."""
+    turns = itertools.cycle(tasks)
+    return tasks[0] if len(tasks) == 1 else lambda: next(turns)()
 
 
 @dataclass(frozen=True)
 class Bench:
     """Where a benchmark runs, how time is taken there, and for how long."""
 
+    plan: TimingPlan
     device: str = "cpu"
-    plan: TimingPlan = TimingPlan()
     new_stopwatch: Callable[[], Stopwatch] = lambda: wall_clock  # per measurement; it may have state
     input_sets: int = 1  # sets of inputs that take turns
     clock: Callable[[], float] = time.perf_counter  # of the whole run
 
-    def measure(self, tasks: Mapping[Key, Task], seed: int = 0) -> dict[Key, Timing]:
-        return measure(tasks, self.plan, seed=seed, stopwatch=self.new_stopwatch())
+    def measure(self, tasks: Mapping[Key, Task]) -> dict[Key, Timing]:
+        """Time the tasks against each other. Each must have been called once before."""
+        return measure(tasks, self.plan, self.new_stopwatch())
+
+    def figures(self, tasks: Mapping[Key, Task]) -> dict[Key, dict[str, Any]]:
+        """The same as plain values, for a JSON file."""
+        return {key: timing.figures() for key, timing in self.measure(tasks).items()}
 
     def rotation(self, make: Callable[[int], Task]) -> Task:
         """The tasks `make(seed)` of all input sets in turn. Each is called once here."""
@@ -153,12 +150,10 @@ def cuda_bench(quick: bool) -> Bench:
     def new_stopwatch() -> Stopwatch:
         return EventStopwatch(lambda: torch.cuda.Event(enable_timing=True))
 
-    return Bench("cuda", CUDA_QUICK_PLAN if quick else CUDA_PLAN, new_stopwatch, input_sets=3)
+    return Bench(CUDA_QUICK_PLAN if quick else CUDA_PLAN, "cuda", new_stopwatch, input_sets=3)
 
 
-def measure(
-    tasks: Mapping[Key, Task], plan: TimingPlan, *, seed: int = 0, stopwatch: Stopwatch = wall_clock
-) -> dict[Key, Timing]:
+def measure(tasks: Mapping[Key, Task], plan: TimingPlan, stopwatch: Stopwatch) -> dict[Key, Timing]:
     """Time the tasks against each other. Each must have been called once before, so that it is compiled."""
     with _no_garbage_collection():
         start = time.perf_counter()
@@ -168,7 +163,7 @@ def measure(
             key: Timing([call], True) if call > plan.slow else Timing([]) for key, call in expected.items()
         }
         order = list(tasks)
-        chance = random.Random(seed)
+        chance = random.Random(0)
         for done in range(plan.rounds):
             if done >= plan.least_rounds and time.perf_counter() - start > plan.seconds:
                 break

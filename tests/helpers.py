@@ -20,9 +20,8 @@ from rnnkernels import build_config, functional
 from rnnkernels.testing import recurrence as reference
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ["PATH"]]
-)  # cmake and ninja may be installed beside the interpreter
+# cmake and ninja may be installed beside the interpreter.
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 FORMS = ("rate", "current")
 NONLINEARITIES = tuple(reference.NONLINEARITIES)
 RNN_NONLINEARITIES = ("relu", "tanh")  # the ones that torch.nn.RNN has

@@ -11,7 +11,7 @@ from benchmarks.problem import Cell, Point
 from benchmarks.timing import Bench, TimingPlan
 
 TINY = Cell(3, 7, 4, 5)
-PLAN = TimingPlan(seconds=0.1, rounds=1, least_rounds=1, turn=0.0, rest=0.0, warmup=0.0)
+BENCH = Bench(TimingPlan(seconds=0.1, rounds=1, least_rounds=1, turn=0.0, rest=0.0, warmup=0.0), input_sets=2)
 POINTS = [Point(TINY), Point(TINY, "bfloat16", packed=True), Point(TINY, "tf32")]
 LATENCIES = {
     "barrier_s": 2e-8,
@@ -33,5 +33,5 @@ def gpu_run(
     points: list[Point] = POINTS, peers: tuple[str, ...] = ("rnn", "loop"), **more: Any
 ) -> dict[str, Any]:
     """A run of `recurrence --device cuda` with the CPU as its device."""
-    settings: dict[str, Any] = {"bench": Bench(plan=PLAN, input_sets=2), "rates": RATES, "budget": 1e6} | more
+    settings: dict[str, Any] = {"bench": BENCH, "rates": RATES, "budget": 1e6} | more
     return recurrence.measure_points(points, peers, **settings)

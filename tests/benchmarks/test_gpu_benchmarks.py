@@ -13,20 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_helpers import CARD, PLAN, POINTS, RATES, TINY, gpu_run
+from benchmark_helpers import BENCH, CARD, POINTS, RATES, TINY, gpu_run
 
 import benchmarks.__main__
-from benchmarks import floor, loops, optimizer, recurrence, report
+from benchmarks import floor, layer, loops, optimizer, recurrence, report
 from benchmarks.__main__ import main
-from benchmarks.budget import Costs
 from benchmarks.check import Checker, WrongAnswerError
 from benchmarks.peers import PEERS, HalfRnn, Peer, Recurrence, make_nn_rnn, make_ours, no_flashrnn
-from benchmarks.problem import OURS, Cell, Point, Problem, make_problem
-from benchmarks.recurrence_report import PASSES
-from benchmarks.timing import Bench, Rotation
-
-BENCH = Bench(plan=PLAN)
-
+from benchmarks.problem import OURS, Cell, make_problem
+from benchmarks.recurrence_report import PASSES, share
+from benchmarks.timing import Bench
 
 # ----------------------------------------------------------------------------------------- peers
 
@@ -104,141 +100,91 @@ def test_all_agree_on_a_packed_batch() -> None:
 # --------------------------------------------------------------------------------------- the run
 
 
-def test_a_run_has_times_ratios_and_shares(tmp_path: Path) -> None:
+def test_a_run_has_times_and_shares_of_the_floor(tmp_path: Path) -> None:
     path = tmp_path / "recurrence.json"
     document = gpu_run(path=path, peers=("rnn", "loop", "graph"))
     assert json.loads(path.read_text())["cells"] == document["cells"]
     assert recurrence.failures(document) == []
     assert document["points_left_out"] == []
-    assert document["skipped"].keys() == ({"graph"} if not torch.cuda.is_available() else set())
     assert [cell["point"] for cell in document["cells"]] == [str(point) for point in POINTS]
     for cell, point in zip(document["cells"], POINTS, strict=True):
         for name in PASSES:
-            figures = cell[name]
-            assert {OURS, "rnn", "loop"} <= set(figures["times"])
-            medians = {who: figures["times"][who]["median_s"] for who in (OURS, "rnn")}
-            assert figures["peer_over_ours"]["rnn"] == pytest.approx(medians["rnn"] / medians[OURS])
+            assert {OURS, "rnn", "loop"} <= set(cell[name]["times"])
             least = floor.step_floor(RATES, point.precision, point.rows, 5, name == "forward_backward")
-            alone = figures["recurrence"]["median_s"]
-            assert figures["share_of_floor"] == pytest.approx(least["floor_s"] * 7 / alone)
+            alone = cell[name]["recurrence"]["median_s"]
+            assert share(document, cell, name) == pytest.approx(least["floor_s"] * 7 / alone)
+    if not torch.cuda.is_available():
+        assert document["skipped"].keys() == {"graph"}
+        assert "torch does not use cuDNN for nn.RNN in bfloat16, float32, tf32." in recurrence.notes(document)
 
 
 def test_tables_are_made_from_the_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "recurrence.json"
-    document = gpu_run() | {"networks": {"networks": 9, "H": 5, "B": 3, "ratio": 1.5}}
+    path, picture = tmp_path / "recurrence.json", tmp_path / "picture.png"
+    document = gpu_run()
     document["device"], document["environment"]["card"] = "cuda", CARD
     report.save_json(document, path)
-    picture = tmp_path / "picture.png"
-    drawn = ["--picture", str(picture)] if report.can_draw() else []
-    assert main(["show", str(path), *drawn]) == 0
+    assert main(["show", str(path), "--picture", str(picture)]) == 0
     printed = capsys.readouterr().out
     assert picture.exists() == report.can_draw()
     assert max(map(len, printed.splitlines())) <= report.WIDTH
     assert printed.startswith("NVIDIA Test 1, 9 multiprocessors")
     words = " ".join(printed.split())
-    assert "9 networks of H 5, B 3 under vmap, forward + backward: 1.50 times the time of one" in words
     assert "barrier 20, shared read 10, product 20, cluster read 100, flag 400" in words
-    heads = [line.split() for line in printed.splitlines() if "floor" in line.split() and "H" in line.split()]
-    assert heads == [["H", "B", "T", "dtype", "ours", "rnn", "loop", "best", "alone", "floor", "share"]] * 2
-    assert main(["show", str(path), "--markdown"]) == 0
-    head = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
-    assert [cell.strip() for cell in head.split("|")[1:5]] == ["H", "B", "T", "dtype"]
+    head = "B T I H dtype rnnkernels nn.RNN loop vs best vs loop floor"
+    assert words.count(head) == 2
+    assert words.index(" packed bfloat16 ") > words.index(" tf32 ")
 
 
 def test_the_whole_command_with_the_cpu_as_its_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmarks.__main__, "no_gpu", lambda: None)
-    monkeypatch.setattr(benchmarks.__main__, "cuda_bench", lambda quick: Bench(plan=PLAN, input_sets=2))
+    monkeypatch.setattr(benchmarks.__main__, "cuda_bench", lambda quick: BENCH)
     monkeypatch.setattr(recurrence, "prepare_jax", lambda *what: None)
     monkeypatch.setattr(floor, "measure_rates", lambda *what, **more: RATES)
-    monkeypatch.setattr(recurrence, "QUICK_NETWORKS", (3, 2, 4, 3, 5))
-    command = ["recurrence", "--device", "cuda", "--quick", "--output", str(tmp_path), "--peers", "rnn,loop"]
-    assert main(command) == 0
-    assert "3 networks of H 5, B 2" in " ".join(capsys.readouterr().out.split())
-    document = json.loads((tmp_path / "recurrence.json").read_text())
-    assert [cell["packed"] for cell in document["cells"]] == [False, True]
+
+    def points(*options: str) -> list[str]:
+        command = ["recurrence", "--device", "cuda", "--quick", "--peers", "rnn,loop"]
+        assert main([*command, "--output", str(tmp_path), *options]) == 0
+        cells = json.loads((tmp_path / "recurrence.json").read_text())["cells"]
+        return [cell["point"] for cell in cells]
+
+    assert points() == ["B 4, T 32, I 8, H 64, float32", "B 4, T 32, I 8, H 64, bfloat16, packed"]
     assert (tmp_path / "recurrence.png").exists() == report.can_draw()
-    assert main([*command, "--grid", "3,7,4,5", "--dtype", "bfloat16"]) == 0
-    assert [c["point"] for c in json.loads((tmp_path / "recurrence.json").read_text())["cells"]] == [
-        "B 3, T 7, I 4, H 5, bfloat16"
-    ]
-    monkeypatch.setattr(recurrence, "make_ours", failing)
-    assert main([*command, "--grid", "3,7,4,5"]) == 1
-    assert "error: B 3, T 7, I 4, H 5, float32: NotImplementedError" in capsys.readouterr().err
-    assert main([*command, "--dtype", "float64"]) == 2
+    tiny = "B 3, T 7, I 4, H 5, "
+    assert points("--grid", "3,7,4,5") == [tiny + "float32", tiny + "bfloat16"]
+    assert points("--grid", "3,7,4,5", "--dtype", "bfloat16") == [tiny + "bfloat16"]
+    assert main(["recurrence", "--device", "cuda", "--dtype", "float64"]) == 2
+    assert "--device cuda supports the dtypes float32 and bfloat16" in capsys.readouterr().err
 
 
-def failing(problem: Problem) -> Any:
-    raise NotImplementedError("not for these sizes\nand more")
-
-
-def wrong(problem: Problem) -> Any:
-    return loops.from_loop(problem, lambda *arguments: 1.1 * loops.leaky_loop(*arguments))
-
-
-def without_last_gradient(problem: Problem) -> Any:
-    """The last step is missing in the gradient."""
-
-    def loop(*arguments: Any) -> torch.Tensor:
-        output = loops.leaky_loop(*arguments)
-        return torch.cat((output[:-1], output[-1:].detach()))
-
-    return loops.from_loop(problem, loop)
-
-
-def test_a_peer_that_fails_is_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PEERS, "bad", Peer("bad", failing))
-    monkeypatch.setitem(PEERS, "wrong", Peer("wrong one", wrong))
-    document = gpu_run(peers=("bad", "wrong", "rnn"), points=POINTS[:1])
-    (cell,) = document["cells"]
-    assert cell["failed"]["bad"] == "NotImplementedError: not for these sizes"
-    assert "output is wrong" in cell["failed"]["wrong"]
-    assert set(cell["forward"]["times"]) == {OURS, "rnn"}
-    assert recurrence.failures(document) == []
-    notes = recurrence.notes(document)
-    assert any(note.startswith("Failed: wrong one at B 3") for note in notes)
-    if not torch.cuda.is_available():
-        assert "torch does not use cuDNN for nn.RNN in bfloat16, float32, tf32." in notes
-
-
-def test_a_contender_with_wrong_gradients_only_is_timed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PEERS, "cut", Peer("cut", without_last_gradient))
-    document = gpu_run(peers=("cut", "rnn"), points=POINTS[:1])
-    (cell,) = document["cells"]
-    assert "gradient of weight_" in cell["failed"]["cut"]
-    assert set(cell["forward"]["times"]) == {OURS, "cut", "rnn"}
-    assert set(cell["forward_backward"]["times"]) == {OURS, "rnn"}
-
-
-def test_if_ours_fails_the_peers_are_measured_and_the_run_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recurrence, "make_ours", failing)
-    document = gpu_run(peers=("rnn",), points=POINTS[:1])
-    assert recurrence.failures(document) == [
-        "B 3, T 7, I 4, H 5, float32: NotImplementedError: not for these sizes"
-    ]
-    (cell,) = document["cells"]
-    assert set(cell["forward"]["times"]) == {"rnn"}
-    assert cell["forward"]["best_peer"] is None
-    assert "float32" in report.text(document)
-
-
-def test_a_run_leaves_out_what_its_budget_does_not_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock advances by what was estimated, so that the third point has no time."""
+def test_no_point_begins_after_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each point takes 5 s by the clock."""
     now = [0.0]
-    monkeypatch.setattr(recurrence, "Costs", FixedCosts)
     monkeypatch.setattr(recurrence, "broken_device", lambda device: now.__setitem__(0, now[0] + 5.0))
-    document = gpu_run(bench=Bench(plan=PLAN, clock=lambda: now[0]), budget=12.0)
-    assert [cell["left_out"] for cell in document["cells"]] == [["loop"], ["loop"]]
+    document = gpu_run(bench=Bench(BENCH.plan, clock=lambda: now[0]), budget=10.0)
+    assert len(document["cells"]) == 2
     assert document["points_left_out"] == [str(POINTS[2])]
-    notes = " ".join(recurrence.notes(document))
-    assert "No time for loop at 2 of 2 points: H 5 B 3 float32, H 5 B 3 bfloat16." in notes
-    assert "No time for 1 points: B 3, T 7, I 4, H 5, tf32." in notes
+    assert "No time for 1 points: B 3, T 7, I 4, H 5, tf32." in recurrence.notes(document)
 
 
-class FixedCosts(Costs):
-    def __call__(self, point: Point, who: str) -> float:
-        return 10.0 if who == "loop" else 1.0
+def test_a_peer_that_takes_long_to_make_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making the loop takes 20 s by the clock, and a quarter of the budget is 30 s."""
+    now = [0.0]
+
+    def make(problem: Any) -> Any:
+        now[0] += 20.0
+        return loops.make_loop(problem)
+
+    monkeypatch.setitem(PEERS, "loop", Peer("slow loop", make, packs=True))
+    monkeypatch.setitem(PEERS, "long", Peer("long", make, packs=True, seconds=31.0))
+    bench = Bench(BENCH.plan, clock=lambda: now[0])
+    document = gpu_run(bench=bench, budget=120.0, peers=("rnn", "loop", "long"))
+    assert [cell["left_out"] for cell in document["cells"]] == [["long"], ["long"], ["loop", "long"]]
+    assert ["loop" in cell["forward"]["times"] for cell in document["cells"]] == [True, True, False]
+    notes = recurrence.notes(document)
+    assert "No time for slow loop at 1 of 3 points." in notes
+    assert "No time for long at 3 of 3 points." in notes
 
 
 def test_a_device_that_no_longer_answers_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,34 +196,39 @@ def test_a_device_that_no_longer_answers_ends_the_run(monkeypatch: pytest.Monkey
     assert "Stopped: the device no longer answers: why" in recurrence.notes(document)
 
 
-def test_networks_side_by_side() -> None:
-    found = recurrence.measure_networks((3, 2, 4, 3, 5), BENCH)
-    assert found["ratio"] == pytest.approx(found["together"]["median_s"] / found["one"]["median_s"])
-    failed = recurrence.measure_networks((3, 2, 4, 3, 0), BENCH)
-    assert failed["failed"].startswith("3 networks under vmap: ValueError")
-    assert recurrence.networks_notes({"networks": failed}) == [f"Failed: {failed['failed']}"]
+def test_layer_compares_networks_with_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = layer.measure_pair(layer.side_by_side(3, 2, 4, 3, 5, "cpu"), BENCH)
+    assert cell["what"] == "3 networks, B 2, T 4, I 3, H 5"
+    assert cell["ratio"] == pytest.approx(cell["asked"]["median_s"] / cell["plain"]["median_s"])
+    monkeypatch.setattr(layer, "side_by_side", lambda *sizes: sizes)
+    assert list(layer.pairs(quick=False, device="cuda")) == [(100, 32, 512, 64, 128, "cuda")]
 
 
 def test_the_optimizer_rotates_through_sets_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds: list[int] = []
-    make = optimizer.make_parameters
+    made: list[int] = []
+    calls: list[int] = []
 
-    def recorded(shapes: Any, device: str = "cpu", seed: int = 0) -> Any:
-        seeds.append(seed)
-        return make(shapes, device, seed)
+    def make_parameters(shapes: Any, device: str, seed: int) -> list[Any]:
+        made.append(seed)
+        return [seed]
 
-    monkeypatch.setattr(optimizer, "make_parameters", recorded)
-    ours = optimizer.RULES["ClippedNesterov"]["ours"]
-    task = optimizer.rotation(ours, "RNN, I 88, H 200", Bench(plan=PLAN, input_sets=3))
-    assert isinstance(task, Rotation)
-    assert seeds == [0, 1, 2]
+    monkeypatch.setattr(optimizer, "make_parameters", make_parameters)
+
+    def make(params: Any) -> Any:
+        return lambda: calls.append(params[0])
+
+    task = optimizer.rotation(make, "25 M", BENCH)
+    for _ in range(3):
+        task()
+    assert made == [0, 1]
+    assert calls == [0, 1, 0, 1, 0]  # each once, then in turn
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", ["recurrence", "optimizer", "nade", "gpu-report"])
+@pytest.mark.parametrize("name", ["recurrence", "optimizer", "nade", "layer", "gpu-report"])
 def test_without_a_gpu_one_message_says_so(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name] if name == "gpu-report" else [name, "--device", "cuda"]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: this needs an NVIDIA GPU and a torch that uses it; torch")
-    assert len(said.err.splitlines()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: this needs an NVIDIA GPU and a torch that uses it; torch")
+    assert len(printed.err.splitlines()) == 1

@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_helpers import CARD, PLAN, ROOT, gpu_run
+from benchmark_helpers import BENCH, CARD, ROOT, gpu_run
 
-from benchmarks import gpu, gpu_report, host, nade, optimizer, report
+from benchmarks import gpu, gpu_report, host, layer, nade, optimizer, report
 from benchmarks.__main__ import main
-from benchmarks.gpu_report import Command, Outcome, Stage, run_command, run_stages
-from benchmarks.timing import Bench
+from benchmarks.gpu_report import Command, Outcome, Stage, run_stages
 
 
 def stage(name: str, *command: str, **more: Any) -> Stage:
@@ -40,29 +39,30 @@ def outcomes_of(stages: list[Stage], folder: Path, seconds: float = 60.0) -> lis
 
 
 def test_later_stages_run_after_a_failed_one(tmp_path: Path) -> None:
+    """A stage ends with its first command that fails, and commands know how long they may take."""
+    commands = [[sys.executable, "-c", f"print({n}); raise SystemExit({n == 2})"] for n in (1, 2, 3)]
     stages = [
         python("good", "print('first'); print('all is well')"),
         python("bad", "print('so far', flush=True); raise SystemExit('it broke')"),
+        Stage("three", commands, 20.0),
         stage("absent", "no-such-program"),
-        stage("lacking", "never", needs=("no-such-program",)),
         python("empty", "print('3 skipped')", must=(r"\d passed",)),
+        python("told", "print('--budget={seconds}')", limit=33.0),  # less the time to start
         python("last", "import os; print(os.environ['WORD'])", variables={"WORD": "heard"}),
     ]
     assert outcomes_of(stages, tmp_path) == [
         ("good", "passed", "all is well"),
         ("bad", "failed", "status 1: it broke"),
+        ("three", "failed", "status 1: 2"),
         ("absent", "failed", "status 127: [Errno 2] No such file or directory: 'no-such-program'"),
-        ("lacking", "missing", "this host lacks no-such-program"),
         ("empty", "failed", r"the log lacks '\\d passed': 3 skipped"),
+        ("told", "passed", "--budget=13"),
         ("last", "passed", "heard"),
     ]
-    assert "so far\nit broke" in (tmp_path / "02-bad.log").read_text()
-    assert len(list(tmp_path.glob("*.log"))) == 6
-
-
-def test_a_stage_ends_with_its_first_command_that_fails(tmp_path: Path) -> None:
-    commands = [[sys.executable, "-c", f"print({n}); raise SystemExit({n == 2})"] for n in (1, 2, 3)]
-    assert outcomes_of([Stage("three", commands, 20.0)], tmp_path) == [("three", "failed", "status 1: 2")]
+    lines = (tmp_path / "02-bad.log").read_text().splitlines()
+    assert lines[0].startswith("$ ")
+    assert lines[-2:] == ["so far", "it broke"]  # of both streams
+    assert len(list(tmp_path.glob("*.log"))) == 7
 
 
 def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -95,21 +95,6 @@ def test_the_time_is_divided_among_the_stages(tmp_path: Path) -> None:
     ]
     run_stages(stages, tmp_path, 100.0, {}, run=run, clock=lambda: now[0])
     assert limits == [50.0, 100 - 10 - 20 - 10, 100 - 70 - 10, 10.0]
-
-
-def test_a_command_knows_how_long_it_may_take(tmp_path: Path) -> None:
-    """The seconds are those of the stage less the time to start."""
-    (outcome,) = outcomes_of([python("told", "print('--budget={seconds}')", limit=33.0)], tmp_path)
-    assert outcome == ("told", "passed", "--budget=13")
-
-
-def test_a_log_has_the_command_and_both_streams(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    text = "import sys; print('out', flush=True); print('err', file=sys.stderr)"
-    assert run_command([sys.executable, "-c", text], log, 20.0, {}) == 0
-    lines = log.read_text().splitlines()
-    assert lines[0].startswith("$ ")
-    assert lines[1:] == ["out", "err"]
 
 
 # -------------------------------------------------------------------------------------- messages
@@ -155,7 +140,7 @@ def test_messages_of_a_sanitized_run(tmp_path: Path) -> None:
     assert lacks(stage, SANITIZED.replace("5 passed, ", "")) == [gpu_report.PASSES]
 
 
-def test_messages_of_the_benchmarks_and_of_nvidia_smi(tmp_path: Path) -> None:
+def test_messages_of_the_benchmarks(tmp_path: Path) -> None:
     stage, log = (
         the_stage("recurrence", tmp_path),
         "[68/69]   90 s  B 1\n[69/69]   92 s  B 16\n...\nwritten: a file\n",
@@ -165,8 +150,8 @@ def test_messages_of_the_benchmarks_and_of_nvidia_smi(tmp_path: Path) -> None:
     assert stage.message(log + "error: B 1: why\nerror: B 2: too\n") == "error: B 1: why; error: B 2: too"
     line = "NADE: 4.7x the loop in the geometric mean"
     assert the_stage("nade", tmp_path).message(f"a\n{line}\nb\n") == line
-    smi = "| NVIDIA-SMI 580.1   Driver Version: 580.1   CUDA |"
-    assert the_stage("host", tmp_path).message(smi) == "Driver Version: 580.1"
+    line = "100 networks, B 32, T 512  all in one call or one network  9.00  3.00   3.00"
+    assert the_stage("layer", tmp_path).message(f"   0 s  100 networks\n{line}\nwritten\n") == line
 
 
 # ---------------------------------------------------------------------------------------- report
@@ -180,18 +165,8 @@ def with_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_stages_their_order_and_their_commands(with_card: None, tmp_path: Path) -> None:
     stages = gpu_report.all_stages(tmp_path)
-    names = [stage.name for stage in stages]
-    assert names == [
-        "host",
-        "build",
-        "tests",
-        "memcheck",
-        "racecheck",
-        "optimizer",
-        "nade",
-        "recurrence",
-        "picture",
-    ]
+    names = "build tests memcheck racecheck optimizer nade layer recurrence"
+    assert [stage.name for stage in stages] == names.split()
     assert gpu_report.SECONDS < 480
     assert sum(stage.least for stage in stages) < gpu_report.SECONDS
     commands = {stage.name: [" ".join(c) for c in stage.commands] for stage in stages}
@@ -204,7 +179,7 @@ def test_the_stages_their_order_and_their_commands(with_card: None, tmp_path: Pa
     assert "recurrence --device cuda" in commands["recurrence"][0]
     assert commands["recurrence"][0].endswith("--budget={seconds}")
     assert [s.name for s in gpu_report.chosen(stages, "tests,build")] == ["build", "tests"]
-    with pytest.raises(SystemExit, match="no stage nothing; there are host, build"):
+    with pytest.raises(SystemExit, match="no stage nothing; there are build, tests"):
         gpu_report.chosen(stages, "nothing,build")
 
 
@@ -216,15 +191,15 @@ def test_stages_build_and_import_this_checkout_for_this_gpu(monkeypatch: pytest.
     assert variables["PYTHONPATH"].split(":") == [str(ROOT), "elsewhere"]
 
 
-def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu_report, "find_tool", lambda name: None if name in ("ninja", "nvcc") else name)
-    assert gpu_report.lacking(the_stage("build", tmp_path).needs) == "this host lacks ninja, nvcc"
-    monkeypatch.setattr(gpu_report, "MODULES", ("no_such_module", "sys"))
-    assert gpu_report.lacking(["no_such_module", "sys"]) == "this host lacks no_such_module"
-    monkeypatch.setattr(gpu_report, "find_tool", lambda name: None)
-    stage = the_stage("memcheck", tmp_path)
-    assert gpu_report.lacking(stage.needs) == "this host lacks pytest, hypothesis, compute-sanitizer"
-    assert not stage.optional
+def test_all_benchmarks_need_no_library_besides_torch() -> None:
+    """The host of a report may have no network."""
+    code = "import importlib, sys, torch._inductor.config, rnnkernels; before = set(sys.modules)\n"
+    code += "from benchmarks.__main__ import BENCHMARKS\n"
+    code += "for name in BENCHMARKS: importlib.import_module(f'benchmarks.{name}')\n"
+    code += "found = {name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names\n"
+    code += "print(*sorted(found - {'torch', 'rnnkernels'}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "benchmarks\n", done.stderr
 
 
 def test_folders_are_named_by_gpu_and_time() -> None:
@@ -234,55 +209,43 @@ def test_folders_are_named_by_gpu_and_time() -> None:
 
 def made_documents(folder: Path) -> None:
     """Files as the benchmarks write them, measured on the CPU."""
-    recurrence = gpu_run(peers=("rnn",)) | {"networks": {"networks": 9, "H": 5, "B": 3, "ratio": 1.5}}
-    report.save_json(recurrence, folder / "recurrence.json")
+    report.save_json(gpu_run(peers=("rnn",)), folder / "recurrence.json")
     arguments: Any = SimpleNamespace(quick=True, processor_time=False)
-    for name, module in (("optimizer", optimizer), ("nade", nade)):
-        report.save_json(module.measure(arguments, Bench(plan=PLAN)), folder / f"{name}.json")
+    for name, module in (("optimizer", optimizer), ("nade", nade), ("layer", layer)):
+        report.save_json(module.measure(arguments, BENCH), folder / f"{name}.json")
 
 
 def finished(folder: Path, *outcomes: Outcome) -> int:
-    stages = [stage(outcome.name, "unused", optional=outcome.name == "picture") for outcome in outcomes]
     for number, outcome in enumerate(outcomes, 1):
         (folder / f"{number:02}-{outcome.name}.log").write_text(f"log of {outcome.name}\n")
     found = host.environment(1, package=False) | {"card": CARD}
-    return gpu_report.finish(folder, found, stages, outcomes)
+    return gpu_report.finish(folder, found, outcomes)
 
 
 def test_a_report_has_summary_log_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_documents(tmp_path)
-    outcomes = Outcome("build", "passed", 61.0, "built for sm_90a"), Outcome("picture", "missing", 0.0, "no")
+    names = ("recurrence", "optimizer", "nade", "layer")
+    outcomes = [Outcome("build", "passed", 61.0, "built for sm_90a")]
+    outcomes += [Outcome(name, "passed", 9.0, "ok") for name in names]
     assert finished(tmp_path, *outcomes) == 0
     document = json.loads((tmp_path / "report.json").read_text())
     assert document["failed"] == []
     assert document["environment"]["card"] == CARD
     assert document["environment"]["torch"] == torch.__version__
     assert document["environment"]["rnnkernels"]["version"]
-    assert document["stages"][0] == {
-        "name": "build",
-        "status": "passed",
-        "seconds": 61.0,
-        "said": "built for sm_90a",
-    }
-    for name in ("recurrence", "optimizer", "nade"):
+    assert document["stages"][0] == outcomes[0]._asdict()
+    for name in names:
         assert document[name] == json.loads((tmp_path / f"{name}.json").read_text())
     whole = (tmp_path / "log.txt").read_text()
-    assert whole.index("log of build") < whole.index("log of picture")
+    assert whole.index("log of build") < whole.index("log of layer")
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "all stages passed"
     text = "\n".join(printed)
-    for piece in (
-        "recurrence, 3 points",
-        "share of floor",
-        "1.50 times the time of one",
-        "ClippedNesterov",
-        "draws, N 40",
-    ):
+    for piece in ("recurrence, 3 points", "share of floor", "ClippedNesterov", "draws, N 40", "packed, B 16"):
         assert piece in text
     assert re.search(r"build +passed +61 +built for sm_90a", text)
     markdown = (tmp_path / "summary.md").read_text()
     assert re.search(r"\| build +\| passed +\| 61 +\| built for sm_90a +\|", markdown)
-    assert "1.50 times" in markdown
 
 
 def test_failed_stages_are_named_last_and_decide_the_status(
@@ -291,9 +254,9 @@ def test_failed_stages_are_named_last_and_decide_the_status(
     (tmp_path / "recurrence.json").write_text('{"cells": [')  # cut short
     outcomes = (
         Outcome("tests", "failed", 3.0, "status 1: 2 failed"),
-        Outcome("memcheck", "missing", 0.0, "there is no compute-sanitizer"),
+        Outcome("memcheck", "failed", 0.0, "status 127: no compute-sanitizer"),
         Outcome("recurrence", "timed out", 9.0, "no end after 9 s"),
-        Outcome("picture", "passed", 1.0, ""),
+        Outcome("layer", "passed", 1.0, ""),
     )
     assert finished(tmp_path, *outcomes) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "not passed: tests, memcheck, recurrence"

@@ -1,4 +1,4 @@
-"""Parts of a run on a GPU: the clock, the choice of points and peers, the floor, the GPU's description."""
+"""Parts of a run on a GPU: the clock, the points and their peers, the floor, the GPU's description."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import dataclasses
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from benchmark_helpers import LATENCIES, PLAN, RATES, ROOT, TINY
+from benchmark_helpers import BENCH, LATENCIES, RATES, ROOT, TINY
 
 from benchmarks import floor, gpu
-from benchmarks.budget import Costs, choose
-from benchmarks.peers import unsuited
-from benchmarks.problem import OURS, Cell, Point, gpu_grid
-from benchmarks.timing import Bench, EventStopwatch, Rotation
+from benchmarks.peers import PEERS, suits
+from benchmarks.problem import Cell, Point, gpu_grid
+from benchmarks.timing import EventStopwatch, rotation
 
 # ----------------------------------------------------------------------------------------- clock
 
@@ -68,13 +66,13 @@ def test_events_time_as_many_calls_as_fill_the_window() -> None:
 
 def test_a_rotation_calls_one_after_another() -> None:
     device = Device()
-    rotation = Rotation([device.task(name, 0.0) for name in "abc"])
+    task = rotation([device.task(name, 0.0) for name in "abc"])
     for _ in range(7):
-        rotation()
+        task()
     assert "".join(device.calls) == "abcabca"
 
 
-# ------------------------------------------------------------------------------------------ plan
+# ---------------------------------------------------------------------------------------- points
 
 
 def test_the_grid_has_all_sizes_and_precisions() -> None:
@@ -93,67 +91,17 @@ def test_the_grid_has_all_sizes_and_precisions() -> None:
     assert {p.precision for p in gpu_grid(["bfloat16"])} == {"bfloat16"}
 
 
-def test_peers_that_do_not_suit_a_point() -> None:
+def test_points_that_do_not_suit_a_peer() -> None:
     whole, packed = Point(Cell(16, 512, 64, 512), "float32"), Point(Cell(64, 512, 64, 256), "bfloat16", True)
-    assert unsuited("scan", packed) == "accepts no packed batch"
-    assert unsuited("rnn", packed) is None
-    assert unsuited("half", packed) is None
-    assert unsuited("half", whole) == "is measured beside bfloat16 only"
-    assert unsuited("compile", whole) is None
-    assert "few shapes" in unsuited("compile", whole._replace(cell=Cell(64, 512, 64, 768)))
-    assert "one T" in unsuited("compile", whole._replace(cell=Cell(16, 4096, 64, 256)))
-    assert unsuited("compile", Point(TINY, "float32")) is None
-
-
-SMALL, LARGE = Point(Cell(1, 512, 64, 64), "float32"), Point(Cell(64, 512, 64, 2048), "float32")
-COST = {"loop": 5.0, "compile": 20.0, "graph": 2.0}
-
-
-def made_cost(point: Point, who: str) -> float:
-    return COST.get(who, 1.0) * (2 if point == LARGE else 1)
-
-
-def test_with_enough_time_nothing_is_left_out() -> None:
-    wanted = {SMALL: ["rnn", "graph", "loop", "compile"], LARGE: ["rnn", "graph", "loop"]}
-    choice = choose(wanted, 100.0, made_cost)
-    assert choice.kept == wanted
-    assert not choice.dropped
-    assert not choice.points_dropped
-
-
-def test_the_most_expensive_are_dropped_first_but_each_peer_is_measured_once() -> None:
-    wanted = {SMALL: ["rnn", "graph", "loop", "compile"], LARGE: ["rnn", "graph", "loop", "compile"]}
-    # All take 93 seconds; compile at the large shape takes 40, the loop there 10.
-    assert choose(wanted, 60.0, made_cost).dropped == {LARGE: ["compile"]}
-    assert choose(wanted, 45.0, made_cost).dropped == {LARGE: ["compile", "loop"]}
-    # compile was measured before, so that its small shape is no longer kept for it.
-    assert choose(wanted, 45.0, made_cost, measured=["compile"]).dropped == {
-        LARGE: ["compile"],
-        SMALL: ["compile"],
-    }
-
-
-def test_nn_rnn_stays_and_then_the_last_points_are_dropped() -> None:
-    wanted = {SMALL: ["rnn", "graph", "loop"], LARGE: ["rnn", "graph", "loop"]}
-    choice = choose(wanted, 9.0, made_cost)
-    assert choice.kept == {SMALL: ["rnn"], LARGE: ["rnn"]}
-    choice = choose(wanted, 8.0, made_cost)
-    assert choice.kept == {SMALL: ["rnn"]}
-    assert choice.points_dropped == [LARGE]
-    assert LARGE not in choice.dropped
-    assert choose(wanted, 0.0, made_cost).kept == {}
-
-
-def test_costs_learn_from_earlier_measurements() -> None:
-    costs = Costs()
-    before = costs(SMALL, "scan")
-    for seconds in (1.0, 3.0):
-        costs.made("scan", seconds)
-    guessed = Costs()
-    guessed.made("scan", 2.0)
-    assert costs(SMALL, "scan") == pytest.approx(guessed(SMALL, "scan"))
-    assert costs(SMALL, "scan") < before < costs(SMALL, "compile")
-    assert costs(SMALL, OURS) < costs(LARGE, OURS)
+    assert [name for name in PEERS if suits(name, packed)] == ["rnn", "half", "graph", "loop"]
+    assert [name for name in PEERS if not suits(name, whole)] == ["half"]
+    for cell in (Cell(64, 512, 64, 768), Cell(16, 4096, 64, 256)):  # another shape of the grid, a long T
+        assert [name for name in PEERS if not suits(name, whole._replace(cell=cell))] == [
+            "half",
+            "compile",
+            "flash",
+        ]
+    assert suits("compile", Point(TINY, "float32"))
 
 
 # ----------------------------------------------------------------------------------------- floor
@@ -189,7 +137,7 @@ def test_before_clusters_a_large_matrix_needs_all_multiprocessors() -> None:
 
 
 def test_rates_are_measured_and_survive_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    stopwatch = Bench(plan=PLAN).new_stopwatch()
+    stopwatch = BENCH.new_stopwatch()
     rates = floor.measure_rates(stopwatch, "cpu", 16, 1 << 12, latencies=lambda: LATENCIES)
     assert rates.copy_bytes_per_s > 0
     assert min(rates.flops_per_s.values()) > 0
@@ -250,14 +198,3 @@ def test_tf32_is_set_for_both_libraries_and_restored() -> None:
         with gpu.tf32_allowed(allowed):
             assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
     assert [backend.allow_tf32 for backend in backends] == before
-
-
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "rnn"), reason="torch has no fp32_precision")
-def test_tf32_is_read_after_a_user_has_set_torchs_newer_option() -> None:
-    """Then torch refuses to read the older one."""
-    code = "import torch; from benchmarks.gpu import tf32_allowed, tf32_is_allowed as f; b = torch.backends; "
-    code += "b.cuda.matmul.fp32_precision = 'tf32'; found = [f(b.cuda.matmul), f(b.cudnn)]\n"
-    code += "with tf32_allowed(False): found += [f(b.cuda.matmul), f(b.cudnn)]\n"
-    code += "print(found, f(b.cuda.matmul))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[True, True, False, False] True", done.stderr
