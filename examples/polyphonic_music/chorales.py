@@ -78,8 +78,7 @@ def _read_scores(folder: Path, progress: Ticker | None) -> tuple[dict[str, Roll]
     for done, path in enumerate(paths):
         if progress:
             progress(done, len(paths))
-        packed = path.suffix == ".mxl"
-        roll = read_file(path, limits.MAX_SCORE_BYTES, _roll_from_mxl if packed else _roll_from_xml)
+        roll = read_score(path)
         if len(roll) < 2 or np.mean(roll.any(axis=1)) < 0.9:
             continue
         grams = _progressions(roll)
@@ -89,6 +88,12 @@ def _read_scores(folder: Path, progress: Ticker | None) -> tuple[dict[str, Roll]
     if len(rolls) < FEWEST:
         raise UnusableError(f"{folder}: {len(rolls)} chorales found, too few to split")
     return rolls, len(paths)
+
+
+def read_score(path: Path) -> Roll:
+    """The roll [T, 88] of the four voices of a .mxl or .xml file, see `roll_from_musicxml`."""
+    parse = _roll_from_mxl if path.suffix == ".mxl" else _roll_from_xml
+    return read_file(path, limits.MAX_SCORE_BYTES, parse)
 
 
 def _roll_from_xml(text: bytes) -> Roll:

@@ -93,13 +93,13 @@ def read_if_usable(
 
 
 def _read_bytes(path: Path, most: int) -> bytes:
-    _check_regular(os.stat(path).st_mode)  # before it is opened, because opening a device can act on it
+    _check_regular(os.stat(path))  # before it is opened, because opening a device can act on it
     with open(path, "rb", opener=_open_without_waiting) as file:
-        _check_regular(os.fstat(file.fileno()).st_mode)
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise UnusableError(f"has more than {most >> 20} MiB")
-    return content
+        status = os.fstat(file.fileno())
+        _check_regular(status)
+        if status.st_size > most:
+            raise UnusableError(f"has more than {most:,} bytes")
+        return file.read(status.st_size)
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -107,9 +107,9 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _check_regular(mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise UnusableError(f"must be a regular file, got {kind}")
 
 
@@ -138,7 +138,7 @@ def check_archive(data: bytes, most: int) -> None:
     """Raise an exception unless the data is a zip archive with at most ``most`` bytes when decompressed."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > most:
-            raise UnusableError(f"has more than {most} bytes when decompressed")
+            raise UnusableError(f"has more than {most:,} bytes when decompressed")
 
 
 # ---------------------------------------------------------------------------------------- digests

@@ -34,7 +34,7 @@ def check_form(value: Any, form: Any, where: str) -> None:
     """
     if isinstance(form, Either):
         if not any(_fits(value, option) for option in form.forms):
-            raise UnusableError(f"{where} has a wrong form, {_described(value)}")
+            raise UnusableError(f"{where} has a wrong form, got {type(value).__name__}")
     elif isinstance(form, Each):
         _check_type(value, list, where)
         for i, entry in enumerate(value):
@@ -76,17 +76,13 @@ def _fits(value: Any, form: Any) -> bool:
 def _check_type(value: Any, expected: type, where: str) -> None:
     fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
     if not fits:
-        raise UnusableError(f"{where} must be of type {expected.__name__}, got {_described(value)}")
+        raise UnusableError(f"{where} must be of type {expected.__name__}, got {type(value).__name__}")
 
 
 def _check_tensor(value: Any, form: Tensor, where: str) -> None:
     if not isinstance(value, Tensor):
-        raise UnusableError(f"{where} must be a tensor, got {_described(value)}")
+        raise UnusableError(f"{where} must be a tensor, got {type(value).__name__}")
     if value.dtype != form.dtype or value.shape != form.shape or value.layout != form.layout:
         raise UnusableError(
             f"{where} must be {form.dtype} {list(form.shape)}, got {value.dtype} {list(value.shape)}"
         )
-
-
-def _described(value: Any) -> str:
-    return f"a {type(value).__name__}"

@@ -1,7 +1,7 @@
 """Limits of what is read: a file beyond one of them is refused, because a small file can state huge sizes.
 
 For comparison: MuseData, the largest of the four sets of the literature, has 783 sequences, 392,296 steps and
-1.4 million notes. It takes 1 MB as a .mat file, 7 MB as JSON and 5 to 11 MB as a pickle.
+1.4 million notes. It takes 1 MB as a compressed .mat file, 6 MB as JSON and 4 to 11 MB as a pickle.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 # --- A data set
 MAX_SEQUENCES = 100_000
 MAX_STEPS = 2_000_000  # 176 MB of rolls
-MAX_NOTES = 8 * MAX_STEPS  # from lists, in which the same step can be stated many times: seconds of reading
+MAX_NOTES = 8 * MAX_STEPS  # in lists: a pickle can state one step many times, and a note takes 0.3 us
 MAX_PITCHES = 128  # of a step: MIDI has no more
 
 # --- A file of a data set
-MAX_DATA_BYTES = 64 << 20
-MAX_MAT_BYTES = 512 << 20  # of a .mat file, decompressed: MuseData has 276 MB if it is stored as float64
+MAX_MAT_BYTES = 512 << 20  # of a .mat file, also when decompressed: MuseData in float64 has 276 MB
+MAX_LIST_BYTES = 64 << 20  # of JSON or a pickle, whose values take up to 25 times as much in memory
 MAX_LISTS = 2 * MAX_STEPS  # in JSON: "[]," takes 3 bytes in the file and 64 bytes in memory
 MAX_OPCODES = 4 * MAX_STEPS  # of a pickle: one takes up to 100 bytes in memory; MuseData has 3 to 4 million
 
 # --- A MusicXML score
-MAX_SCORE_BYTES = 16 << 20  # decompressed; the largest chorale of music21 has 0.9 MB
+MAX_SCORE_BYTES = 16 << 20  # also when decompressed; the largest chorale of music21 has 1.4 MB
 MAX_SCORE_STEPS = 20_000  # quarter notes, more than two hours
 MAX_DENOMINATOR = 1 << 20  # of an instant in quarter notes: fractions of larger numbers take time to add
 

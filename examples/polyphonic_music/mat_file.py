@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from polyphonic_music import limits
 from polyphonic_music.files import UnusableError
-from polyphonic_music.limits import MAX_MAT_BYTES
 
 HEADER_BYTES = 128
 MATRIX, COMPRESSED = 14, 15  # types of elements
@@ -46,7 +46,7 @@ def cell_arrays(data: bytes) -> Iterator[tuple[str, Iterator[NDArray[Any]]]]:
     """The names and cells of all cell arrays. A cell is read when the iterator comes to it.
 
     Raises:
-        UnusableError: The file has another format, more than MAX_MAT_BYTES when it is decompressed, or a
+        UnusableError: The file has another format, is too large when it is decompressed, or has a
             cell that is not a real matrix.
         Exception: An exception of another type, where the file is damaged.
     """
@@ -55,7 +55,7 @@ def cell_arrays(data: bytes) -> Iterator[tuple[str, Iterator[NDArray[Any]]]]:
         raise UnusableError("is not a readable MATLAB file of format 5")
     if struct.unpack(f"{order}H", data[HEADER_BYTES - 4 : HEADER_BYTES - 2])[0] != 0x0100:
         raise UnusableError("is not a readable MATLAB file of format 5; MATLAB writes it with save -v7")
-    room = MAX_MAT_BYTES
+    room = limits.MAX_MAT_BYTES
     for kind, content in _elements(memoryview(data)[HEADER_BYTES:], order):
         if kind == COMPRESSED:
             plain = _decompressed(content, room)
@@ -72,22 +72,22 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
     at = 0
     while at < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, at)
-        begin = at + 8
+        begin, end = at + 8, at + 8 + size
+        if kind != COMPRESSED:
+            end += -size % 8
         if kind >> 16:
-            kind, size, begin = kind & 0xFFFF, kind >> 16, at + 4
-        if begin + size > len(data) or (begin == at + 4 and size > 4):
+            kind, size, begin, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+        if begin + size > min(end, len(data)):
             raise ValueError(f"an element of {size} bytes does not fit into the file")
         yield kind, data[begin : begin + size]
-        at = begin + size
-        if kind != COMPRESSED:
-            at += -at % 8
+        at = end
 
 
 def _decompressed(data: memoryview, room: int) -> bytes:
     stream = zlib.decompressobj()
     plain = stream.decompress(data, room + 1)
     if len(plain) > room:
-        raise UnusableError(f"has more than {MAX_MAT_BYTES >> 20} MiB when decompressed")
+        raise UnusableError(f"has more than {limits.MAX_MAT_BYTES:,} bytes when decompressed")
     if not stream.eof:
         raise ValueError("a compressed element ends early")
     return plain

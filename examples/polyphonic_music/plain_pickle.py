@@ -8,8 +8,8 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from polyphonic_music import limits
 from polyphonic_music.files import UnusableError
-from polyphonic_music.limits import MAX_OPCODES
 
 # Not here: opcodes that call something, that allocate a size stated in the file, or that make sets, whose
 # entries are hashed: the hash of nested tuples takes exponential time or overflows the stack.
@@ -32,7 +32,7 @@ def load_plain(data: bytes) -> Any:
     Lists can contain the same list many times, or themselves.
 
     Raises:
-        UnusableError: The pickle has other values, or more than MAX_OPCODES opcodes.
+        UnusableError: The pickle has other values, or more than limits.MAX_OPCODES opcodes.
         Exception: An exception of another type, where the pickle is damaged.
     """
     return _PlainUnpickler(data).load()
@@ -58,12 +58,12 @@ class _Handlers(dict[int, Callable[[Any], None]]):
         super().__init__({CODES[name]: base[CODES[name]] for name in PLAIN.split()})
         for name, keys in KEYS.items():
             self[CODES[name]] = _with_names(base[CODES[name]], keys)
-        self.room = MAX_OPCODES
+        self.room = limits.MAX_OPCODES
 
     def __getitem__(self, code: int) -> Callable[[Any], None]:
         self.room -= 1
         if self.room < 0:
-            raise UnusableError(f"has more than {MAX_OPCODES} opcodes")
+            raise UnusableError(f"has more than {limits.MAX_OPCODES} opcodes")
         return super().__getitem__(code)
 
     def __missing__(self, code: int) -> NoReturn:

@@ -51,10 +51,15 @@ def load(path: str | Path) -> Rolls:
     message is one line and begins with the path.
     """
     path = Path(path)
-    parsers = {".mat": _from_mat, ".json": _from_json, ".pickle": _from_pickle, ".pkl": _from_pickle}
-    if path.suffix.lower() not in parsers:
-        raise UnusableError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(parsers)}")
-    splits = read_file(path, limits.MAX_DATA_BYTES, parsers[path.suffix.lower()])
+    formats = {
+        ".mat": (limits.MAX_MAT_BYTES, _from_mat),
+        ".json": (limits.MAX_LIST_BYTES, _from_json),
+        ".pickle": (limits.MAX_LIST_BYTES, _from_pickle),
+        ".pkl": (limits.MAX_LIST_BYTES, _from_pickle),
+    }
+    if path.suffix.lower() not in formats:
+        raise UnusableError(f"{path}: the ending {path.suffix!r} is not one of {', '.join(formats)}")
+    splits = read_file(path, *formats[path.suffix.lower()])
     kept = [[roll for roll in rolls if len(roll) >= 2] for rolls in splits]
     for split, rolls in zip(SPLITS, kept, strict=True):
         if not rolls:
