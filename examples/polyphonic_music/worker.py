@@ -185,6 +185,8 @@ def do(job: Job, data: Rolls, folder: Path, events: Path | None = None) -> dict[
     path = path_of(job, folder)
     for suffix in SUFFIXES:
         set_aside(path.with_suffix(suffix))
+    for half in folder.glob(f"{path.name}.*.tmp"):  # of a process that was killed while it wrote
+        half.unlink(missing_ok=True)
     checkpoint = path.with_suffix(".checkpoint")
     trainer = Trainer(job, data, checkpoint)
     result = trainer.run(*([] if events is None else [tensorboard(events / path.name, job)]))

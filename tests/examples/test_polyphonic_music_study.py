@@ -71,6 +71,7 @@ def test_a_run_is_done_by_one_process_and_is_free_when_that_is_killed(file, tmp_
         assert not do_unless_locked(job, data, study.folder, None)
         assert (study.rungs[0], study.rungs[0].trials()[0]) in study.left()
         other.kill()
+    path_of(job, study.folder).with_suffix(".json.123.tmp").touch()  # a file that was being written
     assert do_unless_locked(job, data, study.folder, None)
     assert (study.rungs[0], study.rungs[0].trials()[0]) not in study.left()
     assert [path.suffix for path in study.folder.iterdir()] == [".json"]
