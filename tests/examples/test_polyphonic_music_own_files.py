@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
 import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from polyphonic_music import __main__ as command
-from polyphonic_music import chorales, training, worker
 from polyphonic_music import study as studies
+from polyphonic_music import training, worker
 from polyphonic_music.files import UnusableError, digest, parse_tensors, sealed, tensor_bytes, unsealed
 from polyphonic_music.model import Predictor
 from polyphonic_music.plans import PLANS
@@ -339,7 +337,7 @@ def test_a_result_that_is_not_as_it_was_written_ends_the_study(
         do_unless_locked(first_job(study), data, study.folder, None)
 
 
-# --------------------------------------------------------------------------- the command, the cache
+# ------------------------------------------------------------------------------------- the command
 
 
 def test_the_command_reports_damaged_files_and_gives_the_same_figures(
@@ -369,54 +367,6 @@ def test_the_command_reports_damaged_files_and_gives_the_same_figures(
     assert len(said) <= 2 * len(files)
     assert command.main(arguments) == 0
     assert lines(caplog) == []
-
-
-def test_a_damaged_cache_of_the_chorales_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    roll = np.zeros((2, KEYS), np.uint8)
-    made = {f"bwv{i}": roll for i in range(6)}, 9
-    monkeypatch.setattr(chorales, "_read_scores", lambda folder, progress: made)
-    chorales.load_chorales(tmp_path)
-    [cache] = tmp_path.iterdir()
-    whole = cache.read_bytes()
-    good = dict(np.load(cache))
-
-    def packed(**changes: Any) -> bytes:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{**good, **changes})
-        return buffer.getvalue()
-
-    bomb = io.BytesIO()
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("frames.npy", bytes(200 << 20))
-    for content, why in (
-        (b"", "not a readable .npz file"),
-        (whole[:-30], "not a readable .npz file"),
-        (bomb.getvalue(), "when decompressed"),
-        (packed(frames=good["frames"] + 2), "must be 12 steps of 0 and 1"),
-        (packed(frames=good["frames"].astype(float)), "must be 12 steps of 0 and 1"),
-        (packed(lengths=good["lengths"] + 1), "must be 18 steps of 0 and 1"),
-        (packed(names=np.full(6, "a")), "chorales of different names"),
-        (packed(names=np.array([{}] * 6)), "not a readable .npz file"),
-    ):
-        cache.write_bytes(content)
-        assert len(chorales.load_chorales(tmp_path).train) == 3
-        [said] = lines(caplog)
-        assert said.startswith(f"{cache}: ")
-        assert why in said
-        assert said.endswith("; it is made again")
-        assert load_is_silent(tmp_path, caplog)
-    cache.unlink()
-    os.mkfifo(cache)
-    chorales.load_chorales(tmp_path)
-    assert "got a named pipe" in lines(caplog)[0]
-    assert cache.is_file()
-
-
-def load_is_silent(folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
-    chorales.load_chorales(folder)
-    return not lines(caplog)
 
 
 def test_the_files_of_a_study_can_be_read_by_others(study: Study, job: Job, data: Rolls) -> None:
