@@ -38,7 +38,9 @@ try:
     from eager import EagerLeakyRNN
     from matplotlib.figure import Figure
     from polyphonic_music import rolls
+    from polyphonic_music.batches import bucket, pad
     from polyphonic_music.chorales import load_chorales
+    from polyphonic_music.files import UnusableError
     from polyphonic_music.progress import Progress
     from torch import Tensor, nn
     from torch.nn.functional import binary_cross_entropy_with_logits
@@ -111,8 +113,8 @@ def make_batches(
     """One epoch in batches of similar length, each piece moved by -transpose..transpose keys."""
     shifts = rng.integers(-transpose, transpose + 1, len(pieces)).tolist()
     batches = []
-    for chosen in rolls.bucket([len(piece) for piece in pieces], size, rng):
-        padded, lengths = rolls.pad([rolls.transposed(pieces[i], shifts[i]) for i in chosen])
+    for chosen in bucket([len(piece) for piece in pieces], size, rng):
+        padded, lengths = pad([rolls.transposed(pieces[i], shifts[i]) for i in chosen])
         frames = torch.from_numpy(padded)
         mask = torch.arange(1, len(frames)).unsqueeze(1) < torch.from_numpy(lengths)
         batches.append(Batch(frames[:-1], frames[1:], mask.unsqueeze(2).float()))
@@ -340,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         data = load(options)
-    except rolls.RollsError as error:
+    except UnusableError as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 2
     title = f"{data.name}, {options.hidden} leaky ReLU units, decay {options.decay:g}"

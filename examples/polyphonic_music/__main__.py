@@ -15,17 +15,18 @@ import torch
 
 import polyphonic_music as package
 from polyphonic_music.baselines import keys_alone, repeat_accuracy
+from polyphonic_music.files import UnusableError, printable
 from polyphonic_music.midi import write_midi
 from polyphonic_music.model import Predictor
 from polyphonic_music.pictures import two_rolls
 from polyphonic_music.plans import PLANS, StudyPlan
 from polyphonic_music.progress import Progress
 from polyphonic_music.report import cores, environment, write_report
-from polyphonic_music.rolls import Rolls, RollsError, key_frequency
+from polyphonic_music.rolls import Rolls, key_frequency
 from polyphonic_music.sampling import sample_piece
-from polyphonic_music.study import CHORALES, Cell, Run, Study, plain_name
+from polyphonic_music.study import CHORALES, Run, Rung, Study, plain_name
 from polyphonic_music.table import table
-from polyphonic_music.worker import path_of
+from polyphonic_music.worker import load_weights
 
 ENDINGS = (".mat", ".pickle", ".pkl", ".json")
 SAMPLED_STEPS = 96
@@ -61,13 +62,13 @@ def sources(data: Path | None) -> list[str]:
         return [str(data)]
     found = sorted(str(path) for path in data.iterdir() if path.suffix.lower() in ENDINGS)
     if not found:
-        raise RollsError(f"{data}: no file of rolls ({', '.join(ENDINGS)}) in this folder")
+        raise UnusableError(f"{data}: no file of rolls ({', '.join(ENDINGS)}) in this folder")
     return found
 
 
 def results_of(study: Study, plan: StudyPlan, options: argparse.Namespace) -> dict[str, Any]:
     """The content of the results file, which docs/experiments.md describes."""
-    runs = {cell.job(run): result for cell in study.cells for run, result in cell.results.items()}
+    runs = {rung.job(run): result for rung in study.rungs for run, result in rung.results.items()}
     where = "" if options.data is None else f" --data {'DIR' if options.data.is_dir() else 'FILE'}"
     return {
         "format": 1,
@@ -82,38 +83,37 @@ def results_of(study: Study, plan: StudyPlan, options: argparse.Namespace) -> di
             }
             for data in study.data.values()
         },
-        "results": [cell.entry() for cell in study.cells],
+        "results": [rung.entry() for rung in study.rungs],
     }
 
 
 def write_samples(study: Study, folder: Path) -> Iterator[str]:
     """For each data set, write a sample of the network with the best validation, and yield lines about it."""
     for source, data in study.data.items():
-        cells = [cell for cell in study.cells if cell.source == source]
-        finished = [(cell, run) for cell in cells for run in cell.chosen() if run in cell.results]
-        finished = [(cell, run) for cell, run in finished if cell.results[run]["valid"] is not None]
+        rungs = [rung for rung in study.rungs if rung.source == source]
+        finished = [(rung, run) for rung in rungs for run in rung.chosen() if run in rung.results]
+        finished = [(rung, run) for rung, run in finished if rung.results[run]["valid"] is not None]
         if not finished:
             continue
-        cell, run = max(finished, key=lambda pair: float(pair[0].results[pair[1]]["valid"]))
+        rung, run = max(finished, key=lambda pair: float(pair[0].results[pair[1]]["valid"]))
         try:
-            model = load_model(study, cell, run, data)
-        except FileNotFoundError as error:
-            yield f"no sampled piece for {data.name}: {error.filename} is missing"
+            model = load_model(study, rung, run, data)
+        except UnusableError as error:
+            yield f"no sampled piece for {data.name}: {error}"
             continue
         real = max(data.test, key=lambda roll: min(len(roll), SAMPLED_STEPS))
         piece = sample_piece(model, real[:1], SAMPLED_STEPS, torch.Generator().manual_seed(0))
         name = f"sampled-{plain_name(data)}"
         write_midi(piece, folder / f"{name}.mid")
-        yield f"sampled piece of {cell.part.model} {cell.technique}: {folder / name}.mid"
+        yield f"sampled piece of {rung.part.model} {rung.technique}: {folder / name}.mid"
         yield two_rolls(piece, real, folder / f"{name}.png", name=data.name)
 
 
-def load_model(study: Study, cell: Cell, run: Run, data: Rolls) -> Predictor:
+def load_model(study: Study, rung: Rung, run: Run, data: Rolls) -> Predictor:
     """The network of a full run, with its best weights."""
-    job = cell.job(run)
+    job = rung.job(run)
     model = Predictor(job.model, job.settings, key_frequency(data.train))
-    weights = path_of(job, study.folder).with_suffix(".weights")
-    model.load_state_dict(torch.load(weights, weights_only=True))
+    load_weights(model, job, study.folder)
     return model.eval()
 
 
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = PLANS[options.plan]
     try:
         study = Study(plan, sources(options.data), options.out / "runs")
-    except (RollsError, OSError) as error:
+    except (UnusableError, OSError) as error:
         return failed(error, 2)
     try:
         run_and_report(study, plan, options)
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def failed(why: object, status: int) -> int:
     """Print one line and return the exit status."""
-    print(f"python -m polyphonic_music: {why}", file=sys.stderr)
+    print(f"python -m polyphonic_music: {printable(str(why))}", file=sys.stderr)
     return status
 
 
@@ -148,7 +148,7 @@ def run_and_report(study: Study, plan: StudyPlan, options: argparse.Namespace) -
     finally:
         results = results_of(study, plan, options)
         lines = [*write_report(results, options.out), *write_samples(study, options.out)]
-        print(table(results), *lines, f"results: {options.out}", sep="\n")
+        print(table(results), *map(printable, [*lines, f"results: {options.out}"]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Piano rolls as packed sequences: frames 1 to T-1 are the input, frames 2 to T the target."""
+"""Batches of piano rolls: of similar length, padded or packed.
+
+In a packed batch, frames 1 to T-1 are the input and frames 2 to T the target.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,31 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from polyphonic_music.recipes import Settings
-from polyphonic_music.rolls import Roll, bucket, pad, transposed
+from polyphonic_music.rolls import KEYS, Roll, transposed
 
 # Bounds the memory of a batch for validation or test.
 MOST_ROWS = 1 << 14
+
+
+def bucket(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[list[int]]:
+    """Divide range(len(lengths)) into random batches of at most `size` sequences of similar length."""
+    order = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: lengths[i] // 8)
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    return [batches[i] for i in rng.permutation(len(batches)).tolist()]
+
+
+def pad(rolls: Sequence[Roll]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return frames [max T_i, B, 88], zero after the end of a roll [T_i, 88], and lengths [B]."""
+    lengths = np.array([len(roll) for roll in rolls], np.int64)
+    frames = np.zeros((int(lengths.max()), len(rolls), KEYS), np.float32)
+    for i, roll in enumerate(rolls):
+        frames[: len(roll), i] = roll
+    return frames, lengths
 
 
 class Batch(NamedTuple):

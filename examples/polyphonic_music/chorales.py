@@ -9,22 +9,30 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
+import logging
 import os
+import re
 import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
+from xml.parsers import expat
 
 import numpy as np
 
-from polyphonic_music.files import write_file
-from polyphonic_music.rolls import KEYS, LOWEST_PITCH, MAX_STEPS, Roll, Rolls, RollsError, brief, counts
+from polyphonic_music import limits
+from polyphonic_music.files import UnusableError, brief, check_archive, read_file, read_if_usable, write_file
+from polyphonic_music.rolls import KEYS, LOWEST_PITCH, Roll, Rolls, counts
 
 CACHE_FORMAT = 1  # increase it when the reading of the scores changes
+FEWEST = 5  # chorales that can be split
 VOICES = ("soprano", "alto", "tenor", "bass")
+DURATION = re.compile(r"\d{1,9}(\.\d{1,9})?")  # unlike Fraction, without an exponent of any size
+LOG = logging.getLogger(__name__)
 
 Ticker: TypeAlias = Callable[[int, int], object]  # called with the number of scores read and their total
 Note: TypeAlias = tuple[Fraction, Fraction, int]  # begin and end in quarter notes, MIDI pitch
@@ -39,14 +47,14 @@ def load_chorales(cache_dir: Path | None = None, progress: Ticker | None = None)
     training, one fifth each for validation and test, chosen by a hash of the file name.
 
     The rolls are cached in `cache_dir`, by default $XDG_CACHE_HOME/rnnkernels or ~/.cache/rnnkernels. A
-    damaged cache is replaced; a folder that is not writable is ignored. `progress(done, total)` is called
-    while the scores are read.
+    damaged cache is reported in the log and replaced; a folder that is not writable is ignored.
+    `progress(done, total)` is called while the scores are read.
 
-    Raises RollsError if music21 or its scores are missing.
+    Raises UnusableError if music21 or its scores are missing.
     """
     spec = importlib.util.find_spec("music21")
     if spec is None or spec.origin is None:
-        raise RollsError("the chorales need the package music21 (pip install music21)")
+        raise UnusableError("the chorales need the package music21 (pip install music21)")
     version = importlib.metadata.version("music21")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = cache_dir or Path(base, "rnnkernels")
@@ -70,28 +78,34 @@ def _read_scores(folder: Path, progress: Ticker | None) -> tuple[dict[str, Roll]
     for done, path in enumerate(paths):
         if progress:
             progress(done, len(paths))
-        try:
-            roll = roll_from_musicxml(_score_text(path), VOICES)
-        except (OSError, KeyError, zipfile.BadZipFile, RollsError) as error:
-            raise RollsError(f"{path}: {brief(error)}") from None
+        roll = read_score(path)
         if len(roll) < 2 or np.mean(roll.any(axis=1)) < 0.9:
             continue
         grams = _progressions(roll)
         if all(len(grams & other) <= 0.5 * min(len(grams), len(other)) for other in seen):
             seen.append(grams)
             rolls[path.name] = roll
-    if len(rolls) < 5:
-        raise RollsError(f"{folder}: {len(rolls)} chorales found, too few to split")
+    if len(rolls) < FEWEST:
+        raise UnusableError(f"{folder}: {len(rolls)} chorales found, too few to split")
     return rolls, len(paths)
 
 
-def _score_text(path: Path) -> bytes:
-    if path.suffix == ".xml":
-        return path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
+def read_score(path: Path) -> Roll:
+    """The roll [T, 88] of the four voices of a .mxl or .xml file, see `roll_from_musicxml`."""
+    parse = _roll_from_mxl if path.suffix == ".mxl" else _roll_from_xml
+    return read_file(path, limits.MAX_SCORE_BYTES, parse)
+
+
+def _roll_from_xml(text: bytes) -> Roll:
+    return roll_from_musicxml(text, VOICES)
+
+
+def _roll_from_mxl(data: bytes) -> Roll:
+    check_archive(data, limits.MAX_SCORE_BYTES)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         scores = [name for name in archive.namelist() if name.endswith("xml")]
         scores = [name for name in scores if not name.startswith("META-INF")]
-        return archive.read(scores[0] if scores else "score.xml")  # KeyError if there is none
+        return _roll_from_xml(archive.read(scores[0] if scores else "score.xml"))  # KeyError if there is none
 
 
 def _progressions(roll: Roll) -> set[bytes]:
@@ -114,10 +128,10 @@ def roll_from_musicxml(text: bytes, voices: Sequence[str] = ()) -> Roll:
     names begin with these words (in lower case here, in any case in the score) are read, and the roll is
     empty, [0, 88], unless there is exactly one part for each word.
 
-    Raises RollsError if the text is not such a score.
+    Raises UnusableError if the text is not such a score, declares entities, or exceeds a limit of limits.py.
     """
     try:
-        score = ET.fromstring(text)
+        score = _tree(text)
         if score.tag != "score-partwise":
             raise ValueError(f"must be a score-partwise, got {score.tag!r}")
         parts = list(score.iterfind("part"))
@@ -128,8 +142,24 @@ def roll_from_musicxml(text: bytes, voices: Sequence[str] = ()) -> Roll:
             if sorted(word for word in words if word in voices) != sorted(voices):
                 parts = []
         return _sampled([_notes(part) for part in parts])
-    except (ET.ParseError, ValueError, ZeroDivisionError, LookupError) as error:
-        raise RollsError(f"not a readable MusicXML score ({brief(error)})") from None
+    except Exception as error:  # numbers that are none, missing elements, results that are too large, ...
+        raise UnusableError(f"not a readable MusicXML score ({brief(error)})") from None
+
+
+def _tree(text: bytes) -> ET.Element:
+    """The root of an XML document without declarations of entities, which can stand for very long text."""
+
+    def refuse(name: str, *_: object) -> NoReturn:
+        raise ValueError(f"must not declare the entity {name!r}")
+
+    tree, parser = ET.TreeBuilder(), expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = tree.start
+    parser.EndElementHandler = tree.end
+    parser.CharacterDataHandler = tree.data
+    parser.EntityDeclHandler = refuse
+    parser.Parse(text, True)
+    return tree.close()
 
 
 def _notes(part: ET.Element) -> tuple[list[Note], Fraction]:
@@ -149,16 +179,25 @@ def _notes(part: ET.Element) -> tuple[list[Note], Fraction]:
                     transpose = int(item.findtext("transpose/chromatic") or 0) + 12 * octaves
             if item.tag not in ("note", "backup", "forward") or item.find("grace") is not None:
                 continue
-            length = Fraction(item.findtext("duration") or "") / divisions
+            length = _duration(item) / divisions
             if item.find("chord") is None:  # further notes of a chord begin with the first one
                 chord_begin = here
                 here += -length if item.tag == "backup" else length
                 furthest = max(furthest, here)
+            if here.denominator > limits.MAX_DENOMINATOR:
+                raise ValueError(f"divides a quarter note into {here.denominator:.3e} parts")
             pitch = item.find("pitch")
             if pitch is not None:
                 notes.append((chord_begin, chord_begin + length, _midi(pitch) + transpose))
         bar = furthest
     return notes, second_bar
+
+
+def _duration(item: ET.Element) -> Fraction:
+    text = (item.findtext("duration") or "").strip()
+    if not DURATION.fullmatch(text):
+        raise ValueError(f"duration must be a decimal number, got {text!r}")
+    return Fraction(text)
 
 
 def _midi(pitch: ET.Element) -> int:
@@ -177,8 +216,8 @@ def _sampled(parts: list[tuple[list[Note], Fraction]]) -> Roll:
     spans = [span for span in spans if span[0] < span[1] and 0 <= span[2] < KEYS]
     first = min((begin for begin, _, _ in spans), default=0)
     last = max((end for _, end, _ in spans), default=0)
-    if last - first > MAX_STEPS:
-        raise ValueError(f"more than {MAX_STEPS} steps")
+    if last - first > limits.MAX_SCORE_STEPS:
+        raise ValueError(f"more than {limits.MAX_SCORE_STEPS} steps")
     roll = np.zeros((last - first, KEYS), np.uint8)
     for begin, end, key in spans:
         roll[begin - first : end - first, key] = 1
@@ -186,16 +225,23 @@ def _sampled(parts: list[tuple[list[Note], Fraction]]) -> Roll:
 
 
 def _read_cache(path: Path) -> tuple[dict[str, Roll], int] | None:
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            frames, lengths, names = kept["frames"], kept["lengths"], kept["names"]
-            scores = int(kept["scores"])
-        if frames.dtype != np.uint8 or frames.shape != (lengths.sum(), KEYS):
-            return None
-        rolls = np.split(frames, np.cumsum(lengths)[:-1])
-        return {str(name): roll for name, roll in zip(names, rolls, strict=True)}, scores
-    except Exception:  # missing or damaged in any way: the caller replaces it
-        return None
+    """The rolls and the number of scores; None if there is no cache or a damaged one."""
+    return read_if_usable(
+        path, limits.MAX_CACHE_BYTES, _parse_cache, lambda why: LOG.warning("%s; it is made again", why)
+    )
+
+
+def _parse_cache(data: bytes) -> tuple[dict[str, Roll], int]:
+    check_archive(data, limits.MAX_CACHE_BYTES)
+    with np.load(io.BytesIO(data), allow_pickle=False) as kept:
+        frames, lengths, names = kept["frames"], kept["lengths"], kept["names"]
+        scores = int(kept["scores"])
+    if frames.dtype != np.uint8 or frames.shape != (lengths.sum(), KEYS) or frames.max() > 1:
+        raise UnusableError(f"the frames must be {int(lengths.sum())} steps of 0 and 1 for {KEYS} keys")
+    if len(set(names.tolist())) != len(lengths) or len(lengths) < FEWEST or lengths.min() < 2:
+        raise UnusableError(f"must have {FEWEST} or more chorales of different names")
+    rolls = np.split(frames, np.cumsum(lengths)[:-1])
+    return {str(name): roll for name, roll in zip(names, rolls, strict=True)}, scores
 
 
 def _write_cache(path: Path, rolls: dict[str, Roll], scores: int) -> None:

@@ -31,9 +31,8 @@ MODELS = ("RNN", "RNN-NADE", "RNN-RBM")
 class Settings:
     """Everything that a run depends on except data, seed and number of updates."""
 
-    lr: float = (
-        0.1  # the optimizer gets lr (1 - momentum), so momentum does not lengthen steps in the long run
-    )
+    # The optimizer gets lr (1 - momentum), so that momentum does not lengthen steps in the long run.
+    lr: float = 0.1
     clip: float | None = None  # largest norm of the gradient of the loss per step; None: no clipping
     slowest: float | None = None  # update fraction 1 - d of the slowest unit; None: no leak
     nonlinearity: str = "tanh"

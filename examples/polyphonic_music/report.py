@@ -19,8 +19,7 @@ def write_report(results: Results, folder: str | Path) -> list[str]:
 
     Args:
         results: ``results``, ``data``, ``environment``, ``plan``, ``command`` and ``seconds`` of the study.
-        NaN
-            and infinities become null.
+            NaN and infinities become null.
         folder: The output folder, which is created if necessary. Each file is replaced as a whole, so an
             interruption leaves the old file.
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from polyphonic_music import rolls
 from polyphonic_music.chorales import load_chorales
+from polyphonic_music.files import UnusableError
 from polyphonic_music.plans import Part, StudyPlan
 from polyphonic_music.recipes import Settings, draw, ranges_above, ranges_of
 from polyphonic_music.training import Job
@@ -31,11 +32,11 @@ from polyphonic_music.worker import do_unless_locked, result_of, start_worker
 CHORALES = ""  # in place of a file name: the chorales of music21
 POLL_SECONDS = 1.0
 
-Show = Callable[[float, str], object]  # arguments: the fraction of the work that is done, and the last cell
+Show = Callable[[float, str], object]  # arguments: the fraction of the work that is done, and the last rung
 
 
 class Run(NamedTuple):
-    """A run of a cell: with the settings of a trial, for a number of updates."""
+    """A run of a rung: with the settings of a trial, for a number of updates."""
 
     trial: int
     updates: int
@@ -44,14 +45,14 @@ class Run(NamedTuple):
 
 
 @dataclass(eq=False)
-class Cell:
-    """One row of a table in one column: a rung of a model on a data set."""
+class Rung:
+    """A rung of the ladder of one model on one data set, with its runs: a cell of the tables."""
 
     source: str
     data: str  # the name of the data set and a digest of its content
     part: Part
     technique: str
-    below: Cell | None = None  # the rung below in the same part
+    below: Rung | None = None  # the rung below in the same part
     results: dict[Run, dict[str, Any]] = field(default_factory=dict)
 
     def job(self, run: Run) -> Job:
@@ -85,7 +86,7 @@ class Cell:
         return all(run in self.results for run in [*self.trials(), *self.full_runs()])
 
     def chosen(self) -> list[Run]:
-        """The runs in the table, one per seed; empty until the cell is decided, or if all runs diverged.
+        """The runs in the table, one per seed; empty until the rung is decided, or if all runs diverged.
 
         They have the settings and the number of updates of the first full run, or with ``short_runs`` of the
         best trial, that is best on the validation split.
@@ -144,12 +145,12 @@ class Cell:
         }
 
 
-def ladder(source: str, data: str, part: Part) -> list[Cell]:
-    """The cells of a part on a data set, from the lowest rung up."""
-    cells = [Cell(source, data, part, technique) for technique in part.techniques]
-    for below, above in pairwise(cells):
+def ladder(source: str, data: str, part: Part) -> list[Rung]:
+    """The rungs of a part on a data set, from the lowest rung up."""
+    rungs = [Rung(source, data, part, technique) for technique in part.techniques]
+    for below, above in pairwise(rungs):
         above.below = below
-    return cells
+    return rungs
 
 
 class Study:
@@ -163,33 +164,33 @@ class Study:
             data = load_chorales() if source == CHORALES else rolls.load(source)
             same = [other for other, known in self.data.items() if plain_name(known) == plain_name(data)]
             if same:
-                raise rolls.RollsError(f"{source}: the data set has the same name as {same[0]}")
+                raise UnusableError(f"{source}: the data set has the same name as {same[0]}")
             self.data[source] = data
-        self.cells = [
-            cell
+        self.rungs = [
+            rung
             for source, data in self.data.items()
             for part in plan.parts_on(plain_name(data))
-            for cell in ladder(source, name_of(data), part)
+            for rung in ladder(source, name_of(data), part)
         ]
 
-    def left(self) -> list[tuple[Cell, Run]]:
+    def left(self) -> list[tuple[Rung, Run]]:
         """Read the results that are new in the folder. Return the runs that can be done now."""
-        for cell in self.cells:
+        for rung in self.rungs:
             while new := {
-                run: found for run in cell.left() if (found := result_of(cell.job(run), self.folder))
+                run: found for run in rung.left() if (found := result_of(rung.job(run), self.folder))
             }:
-                cell.results |= new
-        return [(cell, run) for cell in self.cells for run in cell.left()]
+                rung.results |= new
+        return [(rung, run) for rung in self.rungs for run in rung.left()]
 
     def updates(self) -> int:
         """The number of updates of all runs that have results."""
-        return sum(run.updates for cell in self.cells for run in cell.results)
+        return sum(run.updates for rung in self.rungs for run in rung.results)
 
     def run(self, workers: int, show: Show, events: Path | None = None) -> None:
         """Do the runs that are left, in processes of one thread each. An error or Ctrl-C ends them."""
         if not self.left():
             return
-        before, total = self.updates(), sum(cell.part.most_updates for cell in self.cells)
+        before, total = self.updates(), sum(rung.part.most_updates for rung in self.rungs)
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, context, initializer=start_worker)
         try:
@@ -198,11 +199,11 @@ class Study:
                 done, running = wait(running, POLL_SECONDS, FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-                known = [len(cell.results) for cell in self.cells]
+                known = [len(rung.results) for rung in self.rungs]
                 self.left()
-                for cell, count in zip(self.cells, known, strict=True):
-                    if len(cell.results) > count:
-                        text = f"{plain_name(self.data[cell.source])}, {cell.part.model} {cell.technique}"
+                for rung, count in zip(self.rungs, known, strict=True):
+                    if len(rung.results) > count:
+                        text = f"{plain_name(self.data[rung.source])}, {rung.part.model} {rung.technique}"
                         show((self.updates() - before) / (total - before), text)
         except BaseException:
             for process in list((pool._processes or {}).values()):
@@ -216,8 +217,8 @@ def work_on(study: Study, events: Path | None) -> None:
     """Do runs until none is left; wait while other processes do runs that others depend on."""
     while left := study.left():
         if not any(
-            do_unless_locked(cell.job(run), study.data[cell.source], study.folder, events)
-            for cell, run in left
+            do_unless_locked(rung.job(run), study.data[rung.source], study.folder, events)
+            for rung, run in left
         ):
             time.sleep(POLL_SECONDS)
 

@@ -32,8 +32,8 @@ NONE = "-"
 Results: TypeAlias = dict[str, Any]
 
 
-class Cell(NamedTuple):
-    """Summary over the seeds; a spread or an interval that does not exist is None."""
+class Summary(NamedTuple):
+    """What a cell shows, over the seeds; a spread or an interval that does not exist is None."""
 
     value: float
     seeds: int = 0  # 0 for a baseline
@@ -81,8 +81,8 @@ class Grid(NamedTuple):
     measure: Measure
     rows: list[str]
     sets: list[str]
-    cells: dict[tuple[str, str], Cell]  # by row and data set
-    means: dict[str, Cell]  # by row, over `common`
+    cells: dict[tuple[str, str], Summary]  # by row and data set
+    means: dict[str, Summary]  # by row, over `common`
     common: list[str]  # the data sets on which every rung that has figures has one
 
     @property
@@ -114,7 +114,7 @@ def rows_of(results: Results, model: str) -> list[str]:
     return sorted(found, key=lambda row: TECHNIQUES.index(row) if row in TECHNIQUES else len(TECHNIQUES))
 
 
-def summary(runs: Iterable[Results], measure: Measure) -> Cell | None:
+def summary(runs: Iterable[Results], measure: Measure) -> Summary | None:
     """The cell of one row on one data set; None without any value."""
     known = [(run, x) for run in runs if (x := number(run.get(measure.key))) is not None]
     values = [measure.scale * x for _, x in known]
@@ -122,11 +122,11 @@ def summary(runs: Iterable[Results], measure: Measure) -> Cell | None:
     if not count:
         return None
     if not measure.mean:
-        return Cell(statistics.median(values), count)
+        return Summary(statistics.median(values), count)
     deviation = statistics.stdev(values) if count > 1 else None
     error = None if deviation is None else deviation / math.sqrt(count)
     intervals = [run.get("interval") for run, _ in known if measure is LOG_LIKELIHOOD]
-    return Cell(statistics.fmean(values), count, deviation, error, _mean_interval(intervals))
+    return Summary(statistics.fmean(values), count, deviation, error, _mean_interval(intervals))
 
 
 def _mean_interval(intervals: Sequence[Sequence[float] | None]) -> tuple[float, float] | None:
@@ -137,12 +137,12 @@ def _mean_interval(intervals: Sequence[Sequence[float] | None]) -> tuple[float, 
     return statistics.fmean(low for low, _ in known), statistics.fmean(high for _, high in known)
 
 
-def over_sets(cells: Sequence[Cell]) -> Cell:
+def over_sets(cells: Sequence[Summary]) -> Summary:
     """The mean over data sets, with its spread over seeds."""
     deviations = [c.deviation for c in cells if c.deviation is not None]
     errors = [c.error for c in cells if c.error is not None]
     spread = len(deviations) == len(cells)
-    return Cell(
+    return Summary(
         statistics.fmean(c.value for c in cells),
         min(c.seeds for c in cells),
         math.hypot(*deviations) / len(cells) if spread else None,
@@ -165,7 +165,7 @@ def make_grid(results: Results, model: str, measure: Measure) -> Grid:
         for name in sets:
             value = number(results["data"].get(name, {}).get("baselines", {}).get(measure.baseline[1]))
             if value is not None:
-                cells[rows[0], name] = Cell(measure.scale * value)
+                cells[rows[0], name] = Summary(measure.scale * value)
     whole = [row for row in rows if common and all((row, name) in cells for name in common)]
     means = {row: over_sets([cells[row, name] for name in common]) for row in whole}
     return Grid(measure, rows, sets, cells, means, common)
@@ -174,7 +174,7 @@ def make_grid(results: Results, model: str, measure: Measure) -> Grid:
 # ------------------------------------------------------------------------------------------ cells
 
 
-def cell_text(found: Cell | None, measure: Measure, seeds: int, bold: bool) -> str:
+def cell_text(found: Summary | None, measure: Measure, seeds: int, bold: bool) -> str:
     """`-8.40 ± 0.05`, followed by (n) where seeds are missing; an interval is on a second line."""
     if found is None:
         return NONE
@@ -195,7 +195,7 @@ def decimal(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
 
 
-def best_rows(cells: dict[str, Cell], measure: Measure) -> set[str]:
+def best_rows(cells: dict[str, Summary], measure: Measure) -> set[str]:
     """The rows with the highest value of a column, as rounded in the table."""
     shown = {row: round(found.value, measure.digits) for row, found in cells.items()}
     highest = max(shown.values(), default=0.0)

@@ -11,19 +11,31 @@ checkpoint with the same bits.
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from polyphonic_music import limits
 from polyphonic_music.batches import Batch, training_batches, whole_batches
-from polyphonic_music.files import write_tensors
+from polyphonic_music.files import (
+    UnusableError,
+    parse_tensors,
+    read_if_usable,
+    sealed,
+    tensor_bytes,
+    unsealed,
+    write_bytes,
+)
+from polyphonic_music.forms import Each, check_finite, check_form
 from polyphonic_music.model import Predictor
 from polyphonic_music.recipes import Settings
 from polyphonic_music.rolls import Rolls, key_frequency
@@ -33,6 +45,8 @@ from rnnkernels import ClippedNesterov, activity_penalty, sparsity
 VALIDATIONS = 40  # in a run of full length
 PATIENCE = 12  # validations without a new best value before a run ends
 CHECKPOINT_SECONDS = 20.0
+CHECKPOINT_FORMAT = 2  # increase it when the content of a checkpoint or the course of a run changes
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,14 @@ class Job:
     scale: Scale = field(default_factory=Scale)
 
 
+def check_origin(content: Any, version: int, job: Job) -> None:
+    """Raise UnusableError unless the content of a file has this version and belongs to this job."""
+    check_form(content, dict, "the content")
+    for name, own, what in (("format", version, "version of the study"), ("job", repr(job), "run")):
+        if content.get(name) != own:
+            raise UnusableError(f"belongs to another {what}")
+
+
 @dataclass
 class State:
     """The progress of a run."""
@@ -63,26 +85,48 @@ class State:
     ended: bool = False
 
 
+STATE_FORM = {
+    **dict.fromkeys(("epoch", "updates", "best_epoch", "validations_since"), int),
+    **dict.fromkeys(("best", "seconds"), float),
+    "curve": {"epoch": Each(int), "train": Each(float), "valid": Each(float)},
+    "ended": bool,
+}
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds of a trainer."""
+
+    model: Predictor
+    optimizer: ClippedNesterov
+    best_weights: dict[str, Tensor]
+    state: State
+    random: Tensor  # of torch's global generator
+
+
 Watcher = Callable[[State], object]
 
 
 class Trainer:
-    """The network, the optimizer and the progress of a job, restored from the checkpoint if there is one."""
+    """The network, the optimizer and the progress of a job, restored from the checkpoint if there is one.
+
+    A checkpoint that cannot be used is reported in the log, and the run begins again.
+    """
 
     def __init__(self, job: Job, data: Rolls, checkpoint: Path | None = None) -> None:
         self.job, self.data, self.checkpoint = job, data, checkpoint
-        settings = job.settings
         torch.manual_seed(job.seed)
-        self.model = Predictor(job.model, settings, key_frequency(data.train))
-        self.optimizer = ClippedNesterov(
-            self.model.parameters(), 0.0, settings.momentum, settings.clip, nonfinite="apply"
-        )
+        self.model = Predictor(job.model, job.settings, key_frequency(data.train))
+        self.optimizer = self._optimizer_of(self.model)
         self.best_weights = _copies(self.model)
         self.state = State()
         self.valid = whole_batches(data.valid)
         self._saved = time.monotonic()
-        if checkpoint is not None and checkpoint.exists():
+        if checkpoint is not None:
             self._load(checkpoint)
+
+    def _optimizer_of(self, model: Predictor) -> ClippedNesterov:
+        settings = self.job.settings
+        return ClippedNesterov(model.parameters(), 0.0, settings.momentum, settings.clip, nonfinite="apply")
 
     def run(self, watch: Watcher = lambda state: None) -> dict[str, Any]:
         """Train to the end. Return the entry of the results file."""
@@ -170,8 +214,10 @@ class Trainer:
         assert drive.grad is not None
         return sparsity(states, drive.grad)._asdict()
 
-    def _save(self, path: Path) -> None:
-        content = {
+    def _content(self) -> dict[str, Any]:
+        """The content of a checkpoint."""
+        return {
+            "format": CHECKPOINT_FORMAT,
             "job": repr(self.job),
             "state": asdict(self.state),
             "model": self.model.state_dict(),
@@ -179,22 +225,41 @@ class Trainer:
             "best": self.best_weights,
             "random": torch.get_rng_state(),  # scoring after the last epoch draws from it
         }
-        write_tensors(path, content)
+
+    def _save(self, path: Path) -> None:
+        write_bytes(path, sealed(tensor_bytes(self._content())))
         self._saved = time.monotonic()
 
     def _load(self, path: Path) -> None:
-        """Restore a checkpoint; ignore one that is damaged or belongs to another job."""
-        try:
-            content = torch.load(path, weights_only=True)
-            if content["job"] != repr(self.job):
-                return
-            torch.set_rng_state(content["random"])
-        except Exception:  # torch raises exceptions of many types for damaged files
-            return
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.best_weights = content["best"]
-        self.state = State(**content["state"])
+        """Restore a checkpoint as a whole, if there is one that can be used."""
+        restored = read_if_usable(
+            path,
+            limits.MAX_TENSOR_BYTES,
+            self._restored,
+            lambda why: LOG.warning("%s; the run begins again", why),
+        )
+        if restored is not None:
+            self.model, self.optimizer, self.best_weights, self.state, random = restored
+            torch.set_rng_state(random)
+
+    def _restored(self, data: bytes) -> Restored:
+        """Make a network, an optimizer and a state from the content of a checkpoint of this job."""
+        content, own = parse_tensors(unsealed(data)), self._content()
+        check_origin(content, CHECKPOINT_FORMAT, self.job)
+        optimizer_form = {**own["optimizer"], "state": dict}  # the fresh optimizer has no states yet
+        check_form(content, own | {"state": STATE_FORM, "optimizer": optimizer_form}, "the checkpoint")
+        state = State(**content["state"])
+        if not 0 <= state.updates <= self.job.updates:
+            raise UnusableError(f"has made {state.updates} of {self.job.updates} updates")
+        check_finite(content["best"], "best")
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(content["model"])
+        optimizer = self._optimizer_of(model)
+        optimizer.load_state_dict(content["optimizer"])
+        for i, (parameter, found) in enumerate(optimizer.state.items()):
+            check_form(found, {"velocity": parameter.detach()}, f"state {i} of the optimizer")
+        torch.Generator().set_state(content["random"])  # raises an error if it is no state of a generator
+        return Restored(model, optimizer, content["best"], state, content["random"])
 
 
 def _copies(model: Predictor) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from eager import EagerLeakyRNN
 from polyphonic_music import rolls
+from polyphonic_music.batches import bucket, pad
 from torch import nn
 
 from rnnkernels import LeakyRNN
@@ -167,20 +168,20 @@ def test_batches_are_transposed_as_a_whole() -> None:
 
 def test_buckets_hold_each_sequence_once_and_similar_lengths() -> None:
     lengths = [int(n) for n in np.random.default_rng(1).integers(2, 400, 101)]
-    batches = rolls.bucket(lengths, 16, np.random.default_rng(2))
+    batches = bucket(lengths, 16, np.random.default_rng(2))
     assert sorted(i for batch in batches for i in batch) == list(range(101))
     assert sorted(map(len, batches)) == [5] + [16] * 6
     spans = sorted((min(b), max(b)) for b in ([lengths[i] for i in batch] for batch in batches))
     for (_, longest), (shortest, _) in pairwise(spans):
         assert shortest >= longest - 8
-    assert batches == rolls.bucket(lengths, 16, np.random.default_rng(2))
-    assert batches != rolls.bucket(lengths, 16, np.random.default_rng(3))
+    assert batches == bucket(lengths, 16, np.random.default_rng(2))
+    assert batches != bucket(lengths, 16, np.random.default_rng(3))
 
 
 def test_pad() -> None:
     first, second = np.zeros((1, 88), np.uint8), np.zeros((2, 88), np.uint8)
     first[0, 39] = second[0, 40] = second[1, 41:43] = 1
-    frames, lengths = rolls.pad([first, second])
+    frames, lengths = pad([first, second])
     assert frames.shape == (2, 2, 88)
     assert frames.dtype == np.float32
     assert lengths.tolist() == [1, 2]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import os
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from polyphonic_music import chorales, rolls
+from polyphonic_music.files import UnusableError
 
 
 def measure(text: str, divisions: int = 1, more: str = "") -> str:
@@ -84,7 +88,7 @@ def test_wrong_scores_are_refused() -> None:
     bars = ("H4/1", "C4/x", "C4/1000000000", "<note><rest/></note>")
     wrong = [score(A=measure(bar)) for bar in bars] + [score(A=measure("C4/1", 0))]
     for text in [*wrong, b"", b"<score", b"<score-timewise/>"]:
-        with pytest.raises(rolls.RollsError, match="not a readable MusicXML score"):
+        with pytest.raises(UnusableError, match="not a readable MusicXML score"):
             chorales.roll_from_musicxml(text)
 
 
@@ -161,6 +165,51 @@ def test_the_cache_is_used_and_made_again_when_damaged(
     assert list(cache.iterdir()) == [kept]
 
 
+def test_a_damaged_cache_of_the_chorales_is_reported(
+    music21: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    roll = np.zeros((2, rolls.KEYS), np.uint8)
+    made = {f"bwv{i}": roll for i in range(6)}, 9
+    monkeypatch.setattr(chorales, "_read_scores", lambda folder, progress: made)
+    chorales.load_chorales(tmp_path / "cache")
+    [cache] = (tmp_path / "cache").iterdir()
+    whole = cache.read_bytes()
+    good = dict(np.load(cache))
+
+    def packed(**changes: Any) -> bytes:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{**good, **changes})
+        return buffer.getvalue()
+
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("frames.npy", bytes(200 << 20))
+    for content, why in (
+        (b"", "not a readable .npz file"),
+        (whole[:-30], "not a readable .npz file"),
+        (bomb.getvalue(), "when decompressed"),
+        (packed(frames=good["frames"] + 2), "must be 12 steps of 0 and 1"),
+        (packed(frames=good["frames"].astype(float)), "must be 12 steps of 0 and 1"),
+        (packed(lengths=good["lengths"] + 1), "must be 18 steps of 0 and 1"),
+        (packed(names=np.full(6, "a")), "chorales of different names"),
+        (packed(names=np.array([{}] * 6)), "not a readable .npz file"),
+    ):
+        cache.write_bytes(content)
+        assert len(chorales.load_chorales(tmp_path / "cache").train) == 3
+        [said] = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        assert said.startswith(f"{cache}: ")
+        assert why in said
+        assert said.endswith("; it is made again")
+        chorales.load_chorales(tmp_path / "cache")
+        assert not caplog.records
+    cache.unlink()
+    os.mkfifo(cache)
+    chorales.load_chorales(tmp_path / "cache")
+    assert "got a named pipe" in caplog.records[0].getMessage()
+    assert cache.is_file()
+
+
 def test_the_cache_follows_xdg_and_may_be_missing(
     music21: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,14 +224,14 @@ def test_no_music21_no_scores_broken_score(
     music21: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (music21 / "bwv93.mxl").write_bytes(b"not a zip")
-    with pytest.raises(rolls.RollsError, match=r"bwv93\.mxl: BadZipFile"):
+    with pytest.raises(UnusableError, match=r"bwv93\.mxl: not a readable \.mxl file \(BadZipFile"):
         chorales.load_chorales(tmp_path)
     for path in music21.iterdir():
         path.unlink()
-    with pytest.raises(rolls.RollsError, match="0 chorales found, too few"):
+    with pytest.raises(UnusableError, match="0 chorales found, too few"):
         chorales.load_chorales(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(rolls.RollsError, match="pip install music21"):
+    with pytest.raises(UnusableError, match="pip install music21"):
         chorales.load_chorales(tmp_path)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyphonic_music import rolls
+from polyphonic_music import limits, rolls
+from polyphonic_music.files import UnusableError
 from scipy.io import savemat
 
 SPLITS: dict[str, list[list[list[int]]]] = {
@@ -47,7 +48,7 @@ def written(folder: Path, content: Any, ending: str, protocol: int | None = None
 
 def refused(path: Path) -> str:
     """The message of the error, which must be one line that names the file."""
-    with pytest.raises(rolls.RollsError) as caught:
+    with pytest.raises(UnusableError) as caught:
         rolls.load(path)
     message = str(caught.value)
     assert message.startswith(str(path))
@@ -124,9 +125,9 @@ def test_huge_numbers_in_a_pickle(tmp_path: Path) -> None:
 
 def test_more_steps_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, SPLITS, ".json")
-    monkeypatch.setattr(rolls, "MAX_STEPS", 11)
+    monkeypatch.setattr(limits, "MAX_STEPS", 11)
     check_splits(rolls.load(path))
-    monkeypatch.setattr(rolls, "MAX_STEPS", 10)
+    monkeypatch.setattr(limits, "MAX_STEPS", 10)
     assert "more than 10 steps" in refused(path)
 
 
@@ -167,7 +168,7 @@ def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
 def test_missing_file_folder_and_unknown_ending(tmp_path: Path) -> None:
     assert "cannot be read: No such file" in refused(tmp_path / "no.json")
     (tmp_path / "folder.pickle").mkdir()
-    assert "cannot be read: Is a directory" in refused(tmp_path / "folder.pickle")
+    assert "must be a regular file, got a directory" in refused(tmp_path / "folder.pickle")
     assert "the ending '.txt' is not one of .mat, .json" in refused(tmp_path / "a.txt")
 
 
@@ -195,7 +196,7 @@ def test_mat(tmp_path: Path) -> None:
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_a_changed_file_loads_or_is_refused(data: st.DataObject) -> None:
-    """Changed bytes give a data set or a RollsError, never another error."""
+    """Changed bytes give a data set or an UnusableError, never another error."""
     ending = data.draw(st.sampled_from([".json", ".pickle"]))
     with tempfile.TemporaryDirectory() as folder:
         path = written(Path(folder), SPLITS, ending, 2)
@@ -204,5 +205,5 @@ def test_a_changed_file_loads_or_is_refused(data: st.DataObject) -> None:
             at = data.draw(st.integers(0, len(changed) - 1))
             changed[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
         path.write_bytes(changed)
-        with contextlib.suppress(rolls.RollsError):
+        with contextlib.suppress(UnusableError):
             assert len(rolls.load(path).train) > 0
