@@ -57,17 +57,19 @@ RNNKERNELS_INLINE U rounded(BFloat16, F x) {
   const U bits = __builtin_bit_cast(U, x);
   return x != x ? U{} + 0x7fc0u : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
+// The sum with a power of two rounds, because its last place is that of the half: 2^13 times the power of two
+// in x, or 0.5 where the half is subnormal.
 template <class U, class F>
 RNNKERNELS_INLINE U rounded(Float16, F x) {
   const U bits = __builtin_bit_cast(U, x);
   const U sign = bits & 0x80000000u, magnitude = bits ^ sign;
-  // After adding 0.5 the last place of a float is that of a subnormal half, so the addition rounds.
-  const F shifted = __builtin_bit_cast(F, magnitude) + 0.5f;
-  const U subnormal = __builtin_bit_cast(U, shifted) - 0x3f000000u;
-  const U normal = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  const U special = magnitude > 0x7f800000u ? U{} + 0x7e00u : U{} + 0x7c00u;
-  U half = magnitude < 0x38800000u ? subnormal : normal;
-  half = magnitude >= 0x47800000u ? special : half;
+  const U limited = magnitude > 0x47800000u ? U{} + 0x47800000u : magnitude;  // 65536 is infinity below
+  const U scaled = (limited & 0x7f800000u) + 0x06800000u;
+  const U power = scaled > 0x3f000000u ? scaled : U{} + 0x3f000000u;
+  const U sum = __builtin_bit_cast(U, __builtin_bit_cast(F, limited) + __builtin_bit_cast(F, power));
+  // The fraction of a normal half includes its leading 1 here, so the exponent is less by 1.
+  const U fraction = sum - power, exponent = (power - 0x3f000000u) >> 13;
+  const U half = magnitude > 0x7f800000u ? U{} + 0x7e00u : fraction + exponent;
   return half | sign >> 16;
 }
 
@@ -85,6 +87,18 @@ RNNKERNELS_INLINE void assign(double* to, double x) { *to = x; }
 template <class E>
 RNNKERNELS_INLINE void assign(E* to, float x) {
   to->bits = static_cast<uint16_t>(rounded<uint32_t>(E{}, x));
+}
+
+// Whether an element has the bits that `assign` writes for this value.
+RNNKERNELS_INLINE bool is_rounded(float element, float x) {
+  return __builtin_bit_cast(uint32_t, element) == __builtin_bit_cast(uint32_t, x);
+}
+RNNKERNELS_INLINE bool is_rounded(double element, double x) {
+  return __builtin_bit_cast(uint64_t, element) == __builtin_bit_cast(uint64_t, x);
+}
+template <class E>
+RNNKERNELS_INLINE bool is_rounded(E element, float x) {
+  return rounded<uint32_t>(E{}, x) == element.bits;
 }
 
 // Calls fn(element) with an element of this type.

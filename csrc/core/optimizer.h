@@ -19,10 +19,10 @@ namespace rnnkernels {
 // One parameter. The arithmetic, the states and the master copy are float64 for float64 parameters, else
 // float32. Each array has `size` elements in memory of its own, and may be null where size is 0.
 struct Leaf {
-  void* param = nullptr;        // of `type`, read and written (only written where there is a master copy)
+  void* param = nullptr;        // of `type`, read and written
   const void* grad = nullptr;   // of `grad_type`, read
   void* state[2] = {};          // read and written; the rule has kStates of them, the others are null
-  void* master = nullptr;       // the master copy, read and written; null: the parameter has none
+  void* master = nullptr;       // the master copy, read and written (`start_of`); null: there is none
   float* step_count = nullptr;  // one value, t - 1, read and after the step incremented; null: not counted
   int64_t size = 0;             // 0: nothing happens but that the step is counted
   int64_t first_chunk = 0;      // the number of chunks of all leaves before this one (chunks_of)
@@ -155,6 +155,14 @@ struct LeafStep {
     return Rule::template coefficients<T>(settings, c, t);
   }
 };
+
+// The value that the update of an element with a master copy starts from: the master copy, unless the
+// parameter is not the master copy rounded. Then the parameter has been written since the last step (loaded,
+// clamped, masked), and it is the newer one.
+template <class P>
+RNNKERNELS_INLINE ComputeType<P> start_of(P param, ComputeType<P> master) {
+  return is_rounded(param, master) ? master : widen(param);
+}
 
 // Prepare a leaf and a group for the next step. Only for a step that is not skipped, and after every LeafStep
 // of it has been made.

@@ -94,7 +94,9 @@ void update_run(const Leaf& leaf, int64_t begin, int64_t n,
     return after;
   };
   if (master) {
-    for (int64_t i = 0; i < n; ++i) assign(param + i, master[i] = element(i, master[i]));
+    for (int64_t i = 0; i < n; ++i) {
+      assign(param + i, master[i] = element(i, start_of(param[i], master[i])));
+    }
   } else {
     for (int64_t i = 0; i < n; ++i) assign(param + i, element(i, widen(param[i])));
   }

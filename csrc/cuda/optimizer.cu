@@ -221,10 +221,11 @@ RNNKERNELS_DEVICE void update_run(const Leaf& leaf, int64_t begin, int64_t end,
   for_packs(begin, end, [&](int64_t i, int count) {
     const bool whole = aligned && count == kPack;
     T theta[kPack], g[kPack], a[kPack], b[kPack] = {};
-    if (master) {
-      load(master + i, count, whole, theta);
-    } else {
-      load(param + i, count, whole, theta);
+    const Pack<P> before = load(param + i, count, whole);
+    if (master) load(master + i, count, whole, theta);
+    RNNKERNELS_UNROLL
+    for (int k = 0; k < kPack; ++k) {
+      theta[k] = master ? start_of(before.x[k], theta[k]) : static_cast<T>(widen(before.x[k]));
     }
     load(grad + i, count, whole, g);
     load(first + i, count, whole, a);

@@ -19,19 +19,23 @@ RNNKERNELS_DEVICE bool is_aligned(const E* array) {
   return reinterpret_cast<uintptr_t>(array) % sizeof(Pack<E>) == 0;
 }
 
-// Loads the first `count` elements of a pack and converts them; the others become 0. `whole`: all of them, at
-// an aligned address, in one access.
+// Loads the first `count` elements of a pack; the others become 0. `whole`: all of them, at an aligned address,
+// in one access.
+template <class E>
+RNNKERNELS_DEVICE Pack<E> load(const E* from, int count, bool whole) {
+  if (whole) return *reinterpret_cast<const Pack<E>*>(from);
+  Pack<E> pack{};
+  RNNKERNELS_UNROLL
+  for (int k = 0; k < kPack; ++k) {
+    if (k < count) pack.x[k] = from[k];
+  }
+  return pack;
+}
+
+// Loads a pack and converts it.
 template <class E, class T>
 RNNKERNELS_DEVICE void load(const E* from, int count, bool whole, T (&to)[kPack]) {
-  Pack<E> pack{};
-  if (whole) {
-    pack = *reinterpret_cast<const Pack<E>*>(from);
-  } else {
-    RNNKERNELS_UNROLL
-    for (int k = 0; k < kPack; ++k) {
-      if (k < count) pack.x[k] = from[k];
-    }
-  }
+  const Pack<E> pack = load(from, count, whole);
   RNNKERNELS_UNROLL
   for (int k = 0; k < kPack; ++k) to[k] = static_cast<T>(widen(pack.x[k]));
 }
