@@ -92,7 +92,8 @@ class TimeShift:
 
     def sum_per_unit(self, x: Tensor, value: Tensor) -> Tensor:
         """The transpose of :meth:`per_unit`: ``x`` summed to the shape of ``value``."""
-        return self.rows(x).sum(-2).sum_to_size(value.shape).to(value.dtype)
+        wide = torch.promote_types(x.dtype, value.dtype)
+        return self.rows(x).sum(-2, dtype=wide).sum_to_size(value.shape).to(value.dtype)
 
     def _step_of_each_row(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Batch sizes and first rows of the steps; and for every row its step and its place in that step."""
