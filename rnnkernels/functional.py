@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnnkernels._autograd.checkpointing import checkpointed
 from rnnkernels._autograd.forward import recurrence
-from rnnkernels._checks import check_sizes, check_tensor
+from rnnkernels._checks import check_tensor, checked_size
 from rnnkernels._devices import autocasts, has_kernels
 from rnnkernels._ops import composite
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec, RecurrenceTensors
@@ -249,7 +249,7 @@ def run_projected(
     device for which the operator with the projection has no kernel, torch projects.
     """
     if checkpoint_every is not None:
-        check_sizes(checkpoint_every=checkpoint_every)
+        checkpoint_every = checked_size("checkpoint_every", checkpoint_every)
     if tensors.batch_sizes is not None and tensors.h0 is None:
         tensors = tensors._replace(h0=_zero_h0(tensors.batch_sizes, tensors.input, tensors.weight_hh))
     if checkpoint_every is not None:
