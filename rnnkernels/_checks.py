@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,20 +20,33 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raise TypeError or ValueError unless every size is a positive int."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise TypeError(f"{name} must be an int, got {type(size).__name__}")
-        if size <= 0:
-            raise ValueError(f"{name} must be greater than zero, got {size}")
+def has_values(x: Tensor) -> bool:
+    """Return whether a tensor has values to check: not on the meta device, nor in torch's fake mode."""
+    return not x.is_meta and not hasattr(x, "fake_mode")
 
 
-def check_flags(**flags: bool) -> None:
-    """Raise TypeError unless every flag is a bool."""
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+def unboxed(value: Any) -> Any:
+    """Return the Python number that a NumPy scalar holds, and any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def checked_size(name: str, size: Any) -> int:
+    """Return a size as an int; raise TypeError or ValueError unless it is a positive integer."""
+    number = unboxed(size)
+    if not hasattr(number, "__index__") or isinstance(number, bool):
+        raise TypeError(f"{name} must be an int, got {type(size).__name__}")
+    number = operator.index(number)
+    if number <= 0:
+        raise ValueError(f"{name} must be greater than zero, got {number}")
+    return number
+
+
+def checked_flag(name: str, flag: Any) -> bool:
+    """Return a flag as a bool; raise TypeError unless it is one."""
+    value = unboxed(flag)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+    return value
 
 
 def check_choice(name: str, value: str, choices: list[str]) -> None:
@@ -45,14 +61,18 @@ def check_spec(nonlinearity: str, form: str) -> None:
     check_choice("form", form, ["rate", "current"])
 
 
-def check_dropout(dropout: float, num_layers: int) -> None:
-    """Raise ValueError unless ``dropout`` is a probability; warn if it has no effect."""
-    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+def checked_dropout(dropout: Any, num_layers: int) -> float:
+    """Return ``dropout`` as a float, with a warning if it has no effect; raise ValueError unless it is a
+    probability.
+    """
+    number = unboxed(dropout)
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
         raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
-    if dropout > 0 and num_layers == 1:
+    if number > 0 and num_layers == 1:
         warnings.warn(
-            f"dropout acts between layers, so dropout={dropout} does nothing in one layer", stacklevel=3
+            f"dropout acts between layers, so dropout={number} does nothing in one layer", stacklevel=3
         )
+    return float(number)
 
 
 def check_like_input(name: str, tensor: Tensor, like: Tensor) -> None:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rnnkernels._checks import checked_size, has_values
+
 __all__ = ["DaleLaw", "LowRank", "Mask", "no_self_connections"]
 
 
@@ -36,7 +38,8 @@ class DaleLaw(nn.Module):
         register_parametrization(rnn, "weight_hh_l0", DaleLaw(signs))
 
     Args:
-        signs: ``s``, +1 or -1 for each sending unit, ``[H]``.
+        signs: ``s``, +1 or -1 for each sending unit, ``[H]``. On the meta device they have no values to
+            check, and must be loaded.
 
     Raises:
         ValueError: ``signs`` has another shape or other values.
@@ -48,7 +51,7 @@ class DaleLaw(nn.Module):
 
     def __init__(self, signs: Tensor) -> None:
         super().__init__()
-        if signs.dim() != 1 or not bool((signs.abs() == 1).all()):
+        if signs.dim() != 1 or (has_values(signs) and not bool((signs.abs() == 1).all())):
             raise ValueError(f"signs must be +1 or -1 for each unit, [H], got {signs}")
         self.register_buffer("signs", signs.detach().to(torch.get_default_dtype(), copy=True))
 
@@ -133,15 +136,14 @@ class LowRank(nn.Module):
 
     Raises:
         ValueError: ``rank`` is not positive, or larger than the smaller side of the weight.
+        TypeError: ``rank`` is not an int.
 
     Source: Mastrogiuseppe and Ostojic 2018, doi 10.1016/j.neuron.2018.07.003; their ``m n^T / N`` is ``L R``.
     """
 
     def __init__(self, rank: int) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"rank must be greater than zero, got {rank}")
-        self.rank = rank
+        self.rank = checked_size("rank", rank)
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Return ``W``, ``[H, H]``, for ``L``, ``[H, rank]``, and ``R``, ``[rank, H]``."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from rnnkernels import _ops
 from rnnkernels._autograd.checkpointing import checkpointed
 from rnnkernels._autograd.forward import recurrence
-from rnnkernels._checks import check_sizes, check_tensor
+from rnnkernels._checks import check_tensor, checked_size
 from rnnkernels._devices import autocasts, has_kernels
 from rnnkernels._ops import composite
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec, RecurrenceTensors
@@ -249,7 +249,7 @@ def run_projected(
     device for which the operator with the projection has no kernel, torch projects.
     """
     if checkpoint_every is not None:
-        check_sizes(checkpoint_every=checkpoint_every)
+        checkpoint_every = checked_size("checkpoint_every", checkpoint_every)
     elif not torch.compiler.is_compiling():
         result = _ops.projected_recurrence_directly(*tensors, *spec)
         if result is not None:

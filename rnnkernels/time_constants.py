@@ -11,6 +11,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from rnnkernels._checks import has_values, unboxed
+
 __all__ = ["decay_from_tau", "draw_decay", "draw_tau", "noise_scale"]
 
 
@@ -45,15 +47,17 @@ def decay_from_tau(tau: float | Tensor, dt: float, *, exact: bool = False) -> fl
     """
     if not (dt > 0 and math.isfinite(dt)):
         raise ValueError(f"dt must be positive and finite, got {dt}")
-    taus = tau if isinstance(tau, Tensor) else torch.tensor(float(tau), dtype=torch.float64)
-    if not bool(((taus > 0) & torch.isfinite(taus)).all()):
+    dt = float(dt)
+    # On the CPU, because other devices, and the default device with them, may not have float64.
+    taus = tau if isinstance(tau, Tensor) else torch.tensor(float(tau), dtype=torch.float64, device="cpu")
+    if not _holds((taus > 0) & torch.isfinite(taus)):
         raise ValueError(f"tau must be positive and finite, got {tau}")
-    if not exact and bool((taus < dt).any()):
+    if not exact and not _holds(taus >= dt):
         raise ValueError(
             f"dt must be at most tau in the Euler form (or use exact=True), got dt={dt}, tau={tau}"
         )
     decay = torch.exp(-dt / taus) if exact else 1 - dt / taus
-    if bool((decay >= 1).any()):
+    if not _holds(decay < 1):
         raise ValueError(f"dt must not vanish beside tau: the decay rounds to 1, got dt={dt}, tau={tau}")
     return decay if isinstance(tau, Tensor) else float(decay)
 
@@ -127,7 +131,7 @@ def draw_decay(
         *size, low=low, high=high, log_uniform=log_uniform, generator=generator, device=device, dtype=dtype
     )
     decay = 1 - update_fraction
-    if bool((decay >= 1).any()):
+    if not _holds(decay < 1):
         raise ValueError(f"low must not be so small that a decay rounds to 1, got {low}")
     return decay
 
@@ -167,10 +171,18 @@ def noise_scale(sigma: float, decay: float | Tensor, *, added_to: str = "drive")
     """
     if added_to not in ("drive", "state"):
         raise ValueError(f"added_to must be 'drive' or 'state', got {added_to!r}")
+    sigma, decay = unboxed(sigma), unboxed(decay)
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must be finite and not negative, got {sigma}")
     new = 1 - decay
-    if not bool(torch.as_tensor((new > 0) & (new <= 1)).all()):
+    if not _holds((new > 0) & (new <= 1)):
         raise ValueError(f"decay must lie in [0, 1), got {decay}")
     squared = 2 / new if added_to == "drive" else 2 * new
     return sigma * squared**0.5
+
+
+def _holds(condition: bool | Tensor) -> bool:
+    """Return whether a condition holds everywhere; True if it is a tensor without values."""
+    if isinstance(condition, Tensor):
+        return not has_values(condition) or bool(condition.all())
+    return condition

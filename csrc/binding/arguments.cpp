@@ -18,12 +18,16 @@ std::string nonlinearity_names() {
   return names;
 }
 
+void check_device(const char* name, const at::Tensor& tensor, const at::Tensor& like, const char* like_name) {
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, " must be on the device of ", like_name, ", ",
+                    like.device(), ", got ", tensor.device());
+}
+
 void check_placement(const char* name, const at::Tensor& tensor, const at::Tensor& like,
                      const char* like_name) {
   TORCH_CHECK_VALUE(tensor.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name,
                     ", ", like.scalar_type(), ", got ", tensor.scalar_type());
-  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, " must be on the device of ", like_name, ", ",
-                    like.device(), ", got ", tensor.device());
+  check_device(name, tensor, like, like_name);
 }
 
 }  // namespace
@@ -128,7 +132,9 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
   if (h0.has_value()) check_like("h0", *h0, sizes.state(), sizes.grouped ? "[G, B, H]" : "[B, H]", pre, name);
 
   // Half precision cannot represent a decay near 1, so there the decay may be float32.
-  if (!at::isReducedFloatingType(pre.scalar_type()) || decay.scalar_type() != at::kFloat) {
+  if (at::isReducedFloatingType(pre.scalar_type()) && decay.scalar_type() == at::kFloat) {
+    check_device("decay", decay, pre, name);
+  } else {
     check_placement("decay", decay, pre, name);
   }
   TORCH_CHECK_VALUE(decay.dim() == 0 || (decay.dim() <= 1 + lead && decay.sym_size(-1) == sizes.hidden &&
@@ -138,6 +144,33 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
   return sizes;
 }
 
+SavedParts parts_to_save(const RecurrenceSpec& spec, int64_t save, at::ScalarType type) {
+  TORCH_CHECK_VALUE(save >= kSaveNothing && save <= kSaveForDecay, "save must be 0, 1 or 2, got ", save);
+  if (save == kSaveNothing) return {};
+  SavedParts parts;
+  parts.active = spec.keeps_bits;
+  parts.activation = spec.keeps_activation;
+  parts.decay_slope = save == kSaveForDecay && at::isReducedFloatingType(type);
+  return parts;
+}
+
+std::vector<c10::SymInt> saved_shape(const SavedParts& parts, const Sizes& sizes) {
+  const c10::SymInt words = (sizes.hidden + 31) / 32;
+  if (parts.none()) return {0};
+  if (parts.words_alone()) return sizes.sequence(words);
+  if (parts.active) return sizes.sequence((words + (sizes.hidden + 1) / 2) * 2);
+  return sizes.sequence(parts.activation && parts.decay_slope ? sizes.hidden * 2 : sizes.hidden);
+}
+
+SavedParts parts_of(const at::Tensor& saved, const Sizes& sizes, const RecurrenceSpec& spec,
+                    at::ScalarType type) {
+  if (at::isReducedFloatingType(type) && saved.scalar_type() == type) {
+    const SavedParts parts = parts_to_save(spec, kSaveForDecay, type);
+    if (saved.sym_sizes() == c10::SymIntArrayRef(saved_shape(parts, sizes))) return parts;
+  }
+  return parts_to_save(spec, kSaveForBackward, type);
+}
+
 void check_backward(const Sizes& sizes, const RecurrenceSpec& spec, const OptionalTensor& grad_output,
                     const OptionalTensor& grad_h_n, const at::Tensor& output, const at::Tensor& saved) {
   const auto sequence = sizes.sequence(sizes.hidden);
@@ -145,12 +178,13 @@ void check_backward(const Sizes& sizes, const RecurrenceSpec& spec, const Option
   if (grad_h_n) check_like("grad_h_n", *grad_h_n, sizes.state(), "[B, H]", output, "output");
   TORCH_CHECK_VALUE(saved.layout() == at::kStrided && saved.device() == output.device(),
                     "saved must be on the device of output, ", output.device(), ", got ", saved.device());
-  if (spec.keeps_bits || spec.keeps_activation) {
-    const auto expected = spec.keeps_bits ? sizes.sequence((sizes.hidden + 31) / 32) : sequence;
-    TORCH_CHECK_VALUE(saved.sym_sizes() == c10::SymIntArrayRef(expected) && saved.is_contiguous() &&
-                          saved.scalar_type() == (spec.keeps_bits ? at::kInt : output.scalar_type()),
-                      "saved must be what leaky_recurrence(save=True) returned, got ", saved.scalar_type(),
-                      " ", saved.sym_sizes());
+  const SavedParts parts = parts_of(saved, sizes, spec, output.scalar_type());
+  if (!parts.none()) {
+    const auto shape = saved_shape(parts, sizes);
+    TORCH_CHECK_VALUE(saved.sym_sizes() == c10::SymIntArrayRef(shape) && saved.is_contiguous() &&
+                          saved.scalar_type() == saved_type(parts, output.scalar_type()),
+                      "saved must be what leaky_recurrence returned with save=1 or 2, got ",
+                      saved.scalar_type(), " ", saved.sym_sizes());
   }
 }
 

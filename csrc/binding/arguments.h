@@ -65,6 +65,33 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const Call& call) {
   return check_forward(name, pre, call.h0, call.weight_hh, call.decay, call.batch_sizes);
 }
 
+// What a forward operator saves for backward: its argument `save`.
+enum Save : int64_t { kSaveNothing, kSaveForBackward, kSaveForDecay };
+
+// The parts of the tensor `saved` (core/problem.h, Saved), one after the other in each of its rows: the active
+// bits or the activation, then decay_slope. The tensor has the dtype of the sequences; bits alone are int32.
+// Before a decay_slope, the words of bits are counted as two elements each, and a row has an even number of
+// elements.
+struct SavedParts {
+  bool active = false;
+  bool activation = false;
+  bool decay_slope = false;
+
+  bool none() const { return !active && !activation && !decay_slope; }
+  bool words_alone() const { return active && !decay_slope; }
+};
+
+// What a call with sequences of this dtype saves, and the shape and dtype of `saved`.
+SavedParts parts_to_save(const RecurrenceSpec& spec, int64_t save, at::ScalarType type);
+std::vector<c10::SymInt> saved_shape(const SavedParts& parts, const Sizes& sizes);
+inline at::ScalarType saved_type(const SavedParts& parts, at::ScalarType type) {
+  return parts.words_alone() ? at::kInt : type;
+}
+
+// What a tensor that forward saved has; its shape is checked by check_backward.
+SavedParts parts_of(const at::Tensor& saved, const Sizes& sizes, const RecurrenceSpec& spec,
+                    at::ScalarType type);
+
 // Checks the results of forward and the incoming gradients that a backward operator gets.
 void check_backward(const Sizes& sizes, const RecurrenceSpec& spec, const OptionalTensor& grad_output,
                     const OptionalTensor& grad_h_n, const at::Tensor& output, const at::Tensor& saved);

@@ -37,8 +37,8 @@ SpecArguments kept_spec(AutogradContext* context) {
 
 // Whether a gradient has to be computed. Raises if the call saved nothing for backward.
 bool has_any(AutogradContext* context, const variable_list& grads) {
-  TORCH_CHECK(context->saved_data["save"].toBool(),
-              "the recurrence was called with save=False, so it has no backward");
+  TORCH_CHECK(context->saved_data["save"].toInt() != kSaveNothing,
+              "the recurrence was called with save=0, so it has no backward");
   return grads[0].defined() || grads[1].defined() || grads[2].defined();
 }
 

@@ -181,14 +181,14 @@ class WeightGradient {
   }
 };
 
-// dd = sum / (1 - d), where the sum is that of `rows`, [B, H] or [G, B, H], over the batch; in the shape of
-// `decay`.
-at::Tensor decay_gradient(const at::Tensor& rows, const at::Tensor& decay) {
+// dd, in the shape of `decay`: the sum of `rows`, [B, H] or [G, B, H], over the batch. It is divided by 1 - d
+// where the rows are sums of differences between outputs.
+at::Tensor decay_gradient(const at::Tensor& rows, const at::Tensor& decay, const SavedParts& parts) {
   std::vector<int64_t> shape = rows.sizes().vec();
   shape.erase(shape.end() - 2);
   const at::Tensor sum = at::empty(shape, rows.options());
   sum_over_rows(sum, rows);
-  return sum_like(decay, sum.div(at::rsub(decay, 1)));
+  return sum_like(decay, parts.decay_slope ? sum : sum.div(at::rsub(decay, 1)));
 }
 
 }  // namespace
@@ -215,7 +215,8 @@ BackwardResult run_backward(const BackwardCall& call, const RecurrenceSpec& spec
   BackwardProblem problem;
   const at::Tensor weight = computed(call.weight_hh), decay = computed(call.decay);
   fill_recurrence(problem, sizes, spec, layout, call.output, h0_units, weight, decay);
-  fill_saved(problem, sizes, spec, call.saved);
+  const SavedParts parts = parts_of(call.saved, sizes, spec, call.output.scalar_type());
+  fill_saved(problem, sizes, parts, call.saved);
   problem.grad_output = sequence_of(grad_output_units, sizes);
   problem.grad_h_n = rows_of(grad_h_n_units, sizes);
   problem.output = sequence_of(output_units, sizes);
@@ -233,7 +234,7 @@ BackwardResult run_backward(const BackwardCall& call, const RecurrenceSpec& spec
     WeightGradient(problem, sizes, spec, layout.layout, output_units, h0_units, d_pre, sum).compute();
     if (!sum.is_same(d_weight)) d_weight.copy_(sum);
   }
-  if (wanted[kDecay]) d_decay.copy_(decay_gradient(d_decay_rows, decay));
+  if (wanted[kDecay]) d_decay.copy_(decay_gradient(d_decay_rows, decay, parts));
   return result;
 }
 

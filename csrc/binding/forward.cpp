@@ -12,11 +12,12 @@ namespace {
 
 // All results, with an output that exists already.
 ForwardResult with_output(const at::Tensor& output, const Sizes& sizes, const RecurrenceSpec& spec,
-                          bool save) {
-  return {output, at::empty_symint(sizes.state(), output.options()), empty_saved(sizes, spec, save, output)};
+                          int64_t save) {
+  return {output, at::empty_symint(sizes.state(), output.options()),
+          empty_saved(sizes, parts_to_save(spec, save, output.scalar_type()), output)};
 }
 
-ForwardResult empty_results(const Sizes& sizes, const RecurrenceSpec& spec, bool save,
+ForwardResult empty_results(const Sizes& sizes, const RecurrenceSpec& spec, int64_t save,
                             const at::Tensor& pre) {
   return with_output(at::empty_symint(sizes.sequence(sizes.hidden), pre.options()), sizes, spec, save);
 }
@@ -33,7 +34,7 @@ void run_forward(const Call& call, const at::Tensor& pre, const Sizes& sizes, co
   ForwardProblem problem;
   const at::Tensor weight = computed(call.weight_hh), decay = computed(call.decay);
   fill_recurrence(problem, sizes, spec, layout, pre, h0_units, weight, decay);
-  if (call.save) fill_saved(problem, sizes, spec, saved);
+  fill_saved(problem, sizes, parts_to_save(spec, call.save, pre.scalar_type()), saved);
   problem.pre = sequence_of(pre_units, sizes);
   problem.output = sequence_of(output, sizes);
   problem.h_n = rows_of(h_n, sizes);

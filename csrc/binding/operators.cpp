@@ -13,7 +13,8 @@
 //   decay                        d: one value, [H], or [G, H]
 //   batch_sizes                  int64 on the CPU, as in a PackedSequence
 //   nonlinearity, form, reverse  which recurrence; binding/arguments.h, RecurrenceSpec
-//   save                         whether backward will follow
+//   save                         0: nothing; 1: what backward needs; 2: also, in half precision, what an
+//                                accurate d_decay needs
 // They return output (shaped like pre), h_n [B, H], and the tensor that backward needs besides the output.
 #define RECURRENCE_SPEC "str nonlinearity, str form, bool reverse"
 #define FORWARD_RESULT "(Tensor output, Tensor h_n, Tensor saved)"
@@ -35,13 +36,13 @@ using binding::limited;
 TORCH_LIBRARY(rnnkernels, m) {
   m.def(
       "leaky_recurrence(Tensor pre, Tensor? h0, Tensor weight_hh, Tensor decay, Tensor? "
-      "batch_sizes, " RECURRENCE_SPEC ", bool save) -> " FORWARD_RESULT);
+      "batch_sizes, " RECURRENCE_SPEC ", int save) -> " FORWARD_RESULT);
   // The same with pre = input weight_ih^T + bias + drive, which is computed in the memory of the output:
   // input [T, B, I] or packed rows, weight_ih [H, I], bias [H] or None, drive shaped like pre or None, each
   // with a leading G if weight_hh has it; float32 or float64.
   m.def(
       "projected_recurrence(Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "
-      "Tensor? drive, Tensor decay, Tensor? batch_sizes, " RECURRENCE_SPEC ", bool save) -> " FORWARD_RESULT);
+      "Tensor? drive, Tensor decay, Tensor? batch_sizes, " RECURRENCE_SPEC ", int save) -> " FORWARD_RESULT);
   // wanted: d_pre (returned in any case), d_h0, d_weight_hh, d_decay; the others are returned empty.
   m.def("leaky_recurrence_backward(" BACKWARD_TENSORS ", " RECURRENCE_SPEC
         ", bool[4] wanted) -> " BACKWARD_RESULT);

@@ -89,23 +89,29 @@ void fill_recurrence(Recurrence& problem, const Sizes& sizes, const RecurrenceSp
   problem.h0 = rows_of(h0, sizes);
 }
 
-at::Tensor empty_saved(const Sizes& sizes, const RecurrenceSpec& spec, bool save, const at::Tensor& like) {
-  if (save && spec.keeps_bits) {
-    return at::empty_symint(sizes.sequence((sizes.hidden + 31) / 32), like.options().dtype(at::kInt));
-  }
-  if (save && spec.keeps_activation) return at::empty_symint(sizes.sequence(sizes.hidden), like.options());
-  return at::empty({0}, like.options());
+at::Tensor empty_saved(const Sizes& sizes, const SavedParts& parts, const at::Tensor& like) {
+  return at::empty_symint(saved_shape(parts, sizes),
+                          like.options().dtype(saved_type(parts, like.scalar_type())));
 }
 
-void fill_saved(Recurrence& problem, const Sizes& sizes, const RecurrenceSpec& spec,
-                const at::Tensor& saved) {
-  if (spec.keeps_bits) {
-    problem.saved.active = static_cast<uint32_t*>(saved.data_ptr());
-    problem.saved.active_network_stride = sizes.grouped ? saved.stride(0) : 0;
+void fill_saved(Recurrence& problem, const Sizes& sizes, const SavedParts& parts, const at::Tensor& saved) {
+  if (parts.none()) return;
+  const Rows rows = rows_of(saved, sizes);
+  const int64_t hidden = sizes.hidden.expect_int();
+  int64_t before = 0;  // elements of a row before decay_slope
+  if (parts.active) {
+    const int64_t elements_of_word = parts.words_alone() ? 1 : 2;
+    problem.saved.active = {rows.data, rows.network_stride / elements_of_word,
+                            rows.row_stride / elements_of_word};
+    before = (hidden + 31) / 32 * elements_of_word;
   }
-  if (spec.keeps_activation) {
-    problem.saved.activation = saved.data_ptr();
-    problem.saved.activation_network_stride = sizes.grouped ? saved.stride(0) : 0;
+  if (parts.activation) {
+    problem.saved.activation = rows;
+    before = hidden;
+  }
+  if (parts.decay_slope) {
+    problem.saved.decay_slope = {static_cast<char*>(rows.data) + before * saved.element_size(),
+                                 rows.network_stride, rows.row_stride};
   }
 }
 

@@ -32,10 +32,10 @@ Rows rows_of(const at::Tensor& tensor, const Sizes& sizes);
 void fill_recurrence(Recurrence& problem, const Sizes& sizes, const RecurrenceSpec& spec,
                      const LayoutStorage& layout, const at::Tensor& like, const at::Tensor& h0,
                      const at::Tensor& weight_hh, const at::Tensor& decay);
-void fill_saved(Recurrence& problem, const Sizes& sizes, const RecurrenceSpec& spec, const at::Tensor& saved);
+void fill_saved(Recurrence& problem, const Sizes& sizes, const SavedParts& parts, const at::Tensor& saved);
 
-// An empty tensor for what forward saves: words, values, or nothing.
-at::Tensor empty_saved(const Sizes& sizes, const RecurrenceSpec& spec, bool save, const at::Tensor& like);
+// An empty tensor for what forward saves.
+at::Tensor empty_saved(const Sizes& sizes, const SavedParts& parts, const at::Tensor& like);
 
 // Runs a pass on the device of weight_hh, which has the dtype that is computed in. The workspace is a tensor;
 // on the CPU the threads are torch's.

@@ -29,7 +29,7 @@ struct RecurrenceCall {
   at::Tensor weight_hh, decay;
   OptionalTensor batch_sizes;
   SpecArguments spec;
-  bool save;
+  int64_t save;  // one of Save
 
   template <class F>
   auto unpack(F&& f) const {
@@ -47,7 +47,7 @@ struct ProjectedCall {
   at::Tensor decay;
   OptionalTensor batch_sizes;
   SpecArguments spec;
-  bool save;
+  int64_t save;  // one of Save
 
   template <class F>
   auto unpack(F&& f) const {

@@ -37,6 +37,9 @@ struct ComputeTypeOf<double> {
 template <class E>
 using ComputeType = typename ComputeTypeOf<E>::type;
 
+template <class E>
+constexpr bool kIsHalf = sizeof(E) == 2;
+
 // The value of a half as a float, from its 16 bits in an integer of 32. F is float and U uint32_t, or both
 // are vectors of them.
 template <class F, class U>

@@ -84,14 +84,16 @@ struct Matrix {
 };
 
 // Values that the forward pass keeps for the backward pass, besides its output: the forward pass writes them,
-// the backward pass reads them. Null: not kept.
-//   active:     [G, rows, ceil(H / 32)] words; bit i of a row says f'(z_i) = 1 (rate, f with a binary slope)
-//   activation: [G, rows, H] values f(z) (rate, other f)
+// the backward pass reads them. Null: not kept. Each has one row for each row of all steps.
+//   active:      [G, rows, ceil(H / 32)] words; bit i of a row says f'(z_i) = 1 (rate, f with a binary slope)
+//   activation:  [G, rows, H] values f(z) (rate, other f)
+//   decay_slope: [G, rows, H] values h_{t-1} - y_t, where h_t = d h_{t-1} + (1-d) y_t: the derivative of h_t by
+//                d for a given past. In half precision only, and only if d_decay will be wanted, because the
+//                rounded outputs do not give it: h_{t-1} - h_t is 1-d times as much.
 struct Saved {
-  uint32_t* active = nullptr;
-  int64_t active_network_stride = 0;
-  void* activation = nullptr;
-  int64_t activation_network_stride = 0;
+  Rows active;  // of words
+  Rows activation;
+  Rows decay_slope;
 };
 
 // The part that all passes have in common. Only read by the kernels, but for `saved`.
@@ -126,7 +128,9 @@ struct BackwardProblem : Recurrence {
   Sequence output;       // h_t of the forward pass, read
   Sequence d_pre;        // u, written
   Rows d_h0;             // c_0, written; null: not wanted
-  Rows d_decay;  // sum_t delta_t (h_{t-1} - h_t) per row, float64 or float32, written; null: not wanted
+  // sum_t delta_t (h_{t-1} - h_t) per row; sum_t delta_t (h_{t-1} - y_t) if saved.decay_slope is there.
+  // float64 or float32, written; null: not wanted.
+  Rows d_decay;
 };
 
 // The recurrence with f replaced by its slope:

@@ -118,16 +118,15 @@ struct PassBase {
       state[v] = load_or_zero(advance(h0, v), hidden - column - v);
     }
   }
-  StepBits bits_at(int64_t t) const {
-    const int64_t row_words = (hidden + 31) / 32;
-    return {problem.saved.active + network * problem.saved.active_network_stride +
-                problem.layout.first_row(t) * row_words,
-            row_words, blocks};
+  // The rows of step t in saved values.
+  template <class E>
+  StepRows<E> saved_at(const Rows& saved, int64_t t) const {
+    const StepRows<E> rows = rows_of<E>(saved, network);
+    return {rows.at(problem.layout.first_row(t), 0), rows.row_stride};
   }
-  StepRows<S> activation_at(int64_t t) const {
-    return {static_cast<S*>(problem.saved.activation) + network * problem.saved.activation_network_stride +
-                problem.layout.first_row(t) * hidden,
-            hidden};
+  StepBits bits_at(int64_t t) const {
+    const StepRows<uint32_t> words = saved_at<uint32_t>(problem.saved.active, t);
+    return {words.data, words.row_stride, blocks};
   }
 };
 
@@ -143,6 +142,7 @@ struct ForwardPass : PassBase<S> {
     StepRows<const S> pre;
     StepRows<S> output;
     StepRows<S> activation;
+    StepRows<S> decay_slope;
     StepBits bits;
   };
 
@@ -157,8 +157,9 @@ struct ForwardPass : PassBase<S> {
     step.rows = layout.rows_at(t);
     step.pre = rows_of<const S>(forward.pre, layout, this->network, t);
     step.output = rows_of<S>(forward.output, layout, this->network, t);
-    if (Cell::kKeepsActivation && forward.saved.activation) step.activation = this->activation_at(t);
-    if (Cell::kKeepsBits && forward.saved.active) step.bits = this->bits_at(t);
+    if (Cell::kKeepsActivation) step.activation = this->template saved_at<S>(forward.saved.activation, t);
+    if (kIsHalf<S>) step.decay_slope = this->template saved_at<S>(forward.saved.decay_slope, t);
+    if (Cell::kKeepsBits) step.bits = this->bits_at(t);
     return step;
   }
 
@@ -168,6 +169,7 @@ struct ForwardPass : PassBase<S> {
     prefetch_block(step.pre, row, column);
     prefetch_block(step.output, row, column);
     prefetch_block(step.activation, row, column);
+    if constexpr (kIsHalf<S>) prefetch_block(step.decay_slope, row, column);
   }
 
   RNNKERNELS_INLINE void operand(const Step&, int64_t, int64_t, Block<T>& state, T* x) const {
@@ -179,16 +181,19 @@ struct ForwardPass : PassBase<S> {
     const S* pre = step.pre.at(row, column);
     S* output = step.output.at(row, column);
     S* activation = step.activation.at(row, column);
+    S* decay_slope = step.decay_slope.at(row, column);
     uint32_t bits = 0;
     for (int v = 0; v < kBlock; v += kLanes<T>) {
       const int64_t valid = this->hidden - column - v;
       if (valid <= 0) break;
       Vec<T> a;
-      const Vec<T> h = Cell::update(state[v], load_first(pre + v, valid), load(product + v),
+      const Vec<T> previous = state[v];
+      const Vec<T> h = Cell::update(previous, load_first(pre + v, valid), load(product + v),
                                     this->decay_at(column + v), a);
       state[v] = h;
       store_first(output + v, h, valid);
       if (Cell::kKeepsActivation && activation) store_first(activation + v, a, valid);
+      if (kIsHalf<S> && decay_slope) store_first(decay_slope + v, previous - a, valid);
       if (Cell::kKeepsBits && step.bits.words) bits |= bits_of<T>(slope_is_one(a)) << v;
     }
     if (Cell::kKeepsBits && step.bits.words) {
@@ -224,6 +229,7 @@ struct BackwardPass : PassBase<S> {
     StepRows<const S> h0;
     StepRows<S> d_pre;
     StepRows<S> activation;
+    StepRows<S> decay_slope;
     StepBits bits;
 
     RNNKERNELS_INLINE const S* previous_at(int64_t row, int64_t column) const {
@@ -248,7 +254,8 @@ struct BackwardPass : PassBase<S> {
     const int64_t previous = layout.previous_step(t);
     step.carried_rows = layout.carried_rows(t);
     if (previous >= 0) step.previous = rows_of<const S>(backward.output, layout, this->network, previous);
-    if (Cell::kKeepsActivation) step.activation = this->activation_at(t);
+    if (Cell::kKeepsActivation) step.activation = this->template saved_at<S>(backward.saved.activation, t);
+    if (kIsHalf<S>) step.decay_slope = this->template saved_at<S>(backward.saved.decay_slope, t);
     if (Cell::kKeepsBits) step.bits = this->bits_at(t);
     return step;
   }
@@ -315,15 +322,18 @@ struct BackwardPass : PassBase<S> {
   }
 
  private:
-  // In both forms h_t = d h_{t-1} + (1-d) y, and y does not depend on d,
-  // so that (1-d) dh_t/dd = h_{t-1} - h_t.
+  // In both forms h_t = d h_{t-1} + (1-d) y_t, and y_t does not depend on d, so that
+  // dh_t/dd = h_{t-1} - y_t = (h_{t-1} - h_t) / (1-d). The caller divides a sum of differences of outputs.
   void add_d_decay(const Step& step, int64_t row, int64_t column, const Block<T>& delta) const {
     T* sum = rows_of<T>(backward.d_decay, this->network).at(row, column);
     const S* previous = step.previous_at(row, column);
     const S* output = step.output.at(row, column);
+    const S* decay_slope = step.decay_slope.at(row, column);
     for (int v = 0; v < kBlock && v < this->hidden - column; v += kLanes<T>) {
       const int64_t valid = this->hidden - column - v;
-      const Vec<T> change = load_or_zero(advance(previous, v), valid) - load_first(output + v, valid);
+      const Vec<T> change = kIsHalf<S> && decay_slope
+                                ? load_first(decay_slope + v, valid)
+                                : load_or_zero(advance(previous, v), valid) - load_first(output + v, valid);
       store_first(sum + v, load_first(sum + v, valid) + delta[v] * change, valid);
     }
   }

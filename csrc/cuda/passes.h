@@ -114,14 +114,10 @@ class PassBase {
   }
   RNNKERNELS_DEVICE T h0(int row, int unit) const { return h0_.data ? widen(*h0_.at(row, unit)) : T{}; }
 
-  // The values saved for the backward pass.
-  RNNKERNELS_DEVICE ScanRows<S> activation() const {
-    const Saved& saved = problem_.saved;
-    return {saved.activation, saved.activation_network_stride, problem_.hidden, problem_.hidden, scan_};
-  }
-  RNNKERNELS_DEVICE ScanRows<uint32_t> words() const {
-    const int64_t words = (problem_.hidden + 31) / 32;
-    return {problem_.saved.active, problem_.saved.active_network_stride, words, words, scan_};
+  // Values saved for the backward pass.
+  template <class E>
+  RNNKERNELS_DEVICE ScanRows<E> saved(const Rows& rows) const {
+    return {rows.data, rows.network_stride, rows.row_stride, rows.row_stride, scan_};
   }
 
   // Returns the stored type: a conversion would wait for the load.
@@ -160,8 +156,7 @@ class ForwardPass : public PassBase<ForwardProblem, S> {
         cell_(problem.nonlinearity),
         pre_(problem.pre, scan),
         output_(problem.output, scan),
-        activation_(Base::activation()),
-        words_(Base::words()) {}
+        activation_(Base::template saved<S>(problem.saved.activation)) {}
 
   RNNKERNELS_DEVICE bool wants_last_update() const { return true; }
   RNNKERNELS_DEVICE State begin(int row, int unit) const { return {this->h0(row, unit)}; }
@@ -174,11 +169,20 @@ class ForwardPass : public PassBase<ForwardProblem, S> {
   RNNKERNELS_DEVICE bool update(const Step& step, int row, int unit, bool on, T d, const Incoming& incoming,
                                 T product, State& state) const {
     T a;
-    const T h = cell_.update(state.h, T{widen(incoming.p)}, product, d, a);
+    const T previous = state.h;
+    const T h = cell_.update(previous, T{widen(incoming.p)}, product, d, a);
     state.h = on ? h : state.h;
     this->store(output_.at(step.position, row, unit), h, on);
     if constexpr (Cell::kKeepsActivation) {
       this->store(activation_.at(step.first, row, unit), a, on && activation_.data);
+    }
+    if constexpr (kIsHalf<S>) {
+      // Opaque: its place must take no registers from one step to the next.
+      const Rows& slope = this->problem_.saved.decay_slope;
+      if (slope.data) {
+        const int here = device::opaque(unit);
+        this->store(this->template saved<S>(slope).at(step.first, row, here), previous - a, on);
+      }
     }
     return Cell::kKeepsBits && on && cell_.slope(a) != 0;
   }
@@ -186,13 +190,15 @@ class ForwardPass : public PassBase<ForwardProblem, S> {
     this->store(ScanRows<S>(this->problem_.h_n, this->scan_).at(row, unit), state.h, true);
   }
   // Whether bits are stored, and the words of a row, one per 32 units.
-  RNNKERNELS_DEVICE bool keeps() const { return words_.data != nullptr; }
-  RNNKERNELS_DEVICE uint32_t* words(const Step& step, int row) const { return words_.at(step.first, row, 0); }
+  RNNKERNELS_DEVICE bool keeps() const { return this->problem_.saved.active.data != nullptr; }
+  RNNKERNELS_DEVICE uint32_t* words(const Step& step, int row) const {
+    const int here = device::opaque(row);  // as above
+    return this->template saved<uint32_t>(this->problem_.saved.active).at(step.first, here, 0);
+  }
 
  private:
   const Cell cell_;
   const ScanRows<S> pre_, output_, activation_;
-  const ScanRows<uint32_t> words_;
 };
 
 template <class S, class Cell>
@@ -218,8 +224,8 @@ class BackwardPass : public PassBase<BackwardProblem, S> {
         grad_output_(problem.grad_output, scan),
         output_(problem.output, scan),
         d_pre_(problem.d_pre, scan),
-        activation_(Base::activation()),
-        words_(Base::words()) {}
+        activation_(Base::template saved<S>(problem.saved.activation)),
+        words_(Base::template saved<uint32_t>(problem.saved.active)) {}
 
   // The last update only computes d_h0.
   RNNKERNELS_DEVICE bool wants_last_update() const { return this->problem_.d_h0.data != nullptr; }
@@ -251,9 +257,7 @@ class BackwardPass : public PassBase<BackwardProblem, S> {
     this->store(d_pre_.at(step.position, row, unit), u, on);
     if (this->problem_.d_decay.data) {
       const int here = device::opaque(unit);
-      const T output = widen(this->load(output_.at(step.position, row, here), on));
-      const T change = widen(previous(step, row, here, on)) - output;
-      state.d_decay += on ? state.c * change : T{};
+      state.d_decay += on ? state.c * decay_slope(step, row, here, on) : T{};
     }
     return u;
   }
@@ -274,6 +278,18 @@ class BackwardPass : public PassBase<BackwardProblem, S> {
   const Cell cell_;
   const ScanRows<S> grad_output_, output_, d_pre_, activation_;
   const ScanRows<uint32_t> words_;
+
+  // h_{t-1} - y_t; or h_{t-1} - h_t, which is 1-d times as much, if that was not saved.
+  RNNKERNELS_DEVICE T decay_slope(const Step& step, int row, int unit, bool on) const {
+    if constexpr (kIsHalf<S>) {
+      const Rows& slope = this->problem_.saved.decay_slope;
+      if (slope.data) {
+        return widen(this->load(this->template saved<S>(slope).at(step.first, row, unit), on));
+      }
+    }
+    const T output = widen(this->load(output_.at(step.position, row, unit), on));
+    return widen(previous(step, row, unit, on)) - output;
+  }
 
  public:
   // h_{t-1}: the output of the previous step if the row has one, else h0.

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rnnkernels import _ops
 from rnnkernels._autograd.time_shift import TimeShift
-from rnnkernels._autograd.vmap import Networks
+from rnnkernels._autograd.vmap import Networks, saves_nothing
 from rnnkernels._ops.nonlinearities import NONLINEARITIES
 from rnnkernels._ops.spec import BackwardTensors, LinearTensors, ProjectedBackwardTensors, RecurrenceSpec
 
@@ -175,6 +175,13 @@ class _Linearized(NamedTuple):
     slope: Tensor | None  # f'(z_t) (rate)
     alpha: Tensor
     beta: Tensor | None
+    decay_slope: Tensor | None  # h_{t-1} - y_t, where forward saved it
+
+    def times_decay_slope(self, x: Tensor, output: Tensor) -> Tensor:
+        """``x_t (h_{t-1} - y_t)``, the derivative of ``h_t`` by ``d`` for a given past, times ``x_t``."""
+        if self.decay_slope is not None:
+            return x * self.decay_slope
+        return x * (self.previous - output) / self.one_minus_d
 
 
 def _linearize(around: BackwardTensors, spec: RecurrenceSpec, shift: TimeShift) -> _Linearized:
@@ -182,11 +189,34 @@ def _linearize(around: BackwardTensors, spec: RecurrenceSpec, shift: TimeShift) 
     f = NONLINEARITIES[spec.nonlinearity]
     previous = shift.previous(output, around.h0)
     one_minus_d = shift.per_unit(1 - around.decay, output)
+    kept, decay_slope = _split_saved(saved, output.shape[-1], spec)
     if spec.form == "current":
         x = f.value(previous)
-        return _Linearized(previous, x, one_minus_d, None, one_minus_d.expand_as(output), f.slope(x))
-    slope = f.slope(saved) if saved.is_floating_point() else _unpack_bits(saved, output)
-    return _Linearized(previous, previous, one_minus_d, slope, one_minus_d * slope, None)
+        alpha = one_minus_d.expand_as(output)
+        return _Linearized(previous, x, one_minus_d, None, alpha, f.slope(x), decay_slope)
+    slope = _unpack_bits(kept.view(torch.int32), output) if f.binary_slope else f.slope(kept)
+    return _Linearized(previous, previous, one_minus_d, slope, one_minus_d * slope, None, decay_slope)
+
+
+def _split_saved(saved: Tensor, hidden: int, spec: RecurrenceSpec) -> tuple[Tensor, Tensor | None]:
+    """What forward saved for ``f'(z_t)``, bits or ``f(z_t)`` (rate) or nothing (current); and
+    ``h_{t-1} - y_t``, or None.
+
+    ``csrc/binding/arguments.h``, ``SavedParts``, has the layout. A gradient or a tangent of ``saved`` has the
+    same one.
+    """
+    if not saved.is_floating_point() or saves_nothing(saved):
+        return saved, None
+    words = (hidden + 31) // 32 if spec.form == "rate" else 0
+    before = hidden if _saves_activation(spec) else 2 * words  # a word is two elements of half precision
+    if saved.shape[-1] == before:
+        return saved, None
+    return saved.narrow(-1, 0, before), saved.narrow(-1, before, hidden)
+
+
+def _saves_activation(spec: RecurrenceSpec) -> bool:
+    """Whether forward saves ``f(z_t)``."""
+    return spec.form == "rate" and not NONLINEARITIES[spec.nonlinearity].binary_slope
 
 
 def _unpack_bits(words: Tensor, like: Tensor) -> Tensor:
@@ -199,10 +229,12 @@ def tangent(
     spec: RecurrenceSpec, d_pre: Tensor | None, d_h0: Tensor | None, d_weight: Tensor | None,
     d_decay: Tensor | None, around: BackwardTensors,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """The tangents of ``output``, of ``h_n``, and of ``saved`` if it holds ``f(z)``.
+    """The tangents of ``output``, of ``h_n``, and of ``saved`` if it holds floating-point values.
 
-    rate:     r_t = (1-d) f'(z_t) (dp_t + dW x_t) + dd (h_{t-1} - h_t) / (1-d)
-    current:  r_t = (1-d) (dp_t + dW x_t) + dd (h_{t-1} - h_t) / (1-d)
+    rate:     r_t = (1-d) f'(z_t) (dp_t + dW x_t) + dd (h_{t-1} - y_t)
+    current:  r_t = (1-d) (dp_t + dW x_t) + dd (h_{t-1} - y_t)
+
+    where ``h_{t-1} - y_t = (h_{t-1} - h_t) / (1-d)``.
     """
     output, weight = around.output, around.weight_hh
     shift = TimeShift(output, around.h0, around.batch_sizes, spec.reverse)
@@ -212,12 +244,14 @@ def tangent(
         d_z = d_z + shift.matmul(linear.x, d_weight.mT)
     drive = linear.alpha * d_z
     if d_decay is not None:
-        drive = drive + shift.per_unit(d_decay, output) * (linear.previous - output) / linear.one_minus_d
+        drive = drive + linear.times_decay_slope(shift.per_unit(d_decay, output), output)
     d_output = _scan(drive, d_h0, weight, around.decay, linear.alpha, linear.beta, shift)
     d_h_n = shift.last(d_output) if shift.count > 0 else shift.zero_state(output) if d_h0 is None else d_h0
     d_saved = None
-    if linear.slope is not None and around.saved.is_floating_point():
-        d_saved = linear.slope * (d_z + shift.matmul(shift.previous(d_output, d_h0), weight.mT))
+    if around.saved.is_floating_point() and not saves_nothing(around.saved):
+        d_previous = shift.previous(d_output, d_h0)
+        d_y = d_z + shift.matmul(_times(linear.beta, d_previous), weight.mT)
+        d_saved = _tangent_of_saved(around.saved, _times(linear.slope, d_y), d_previous, spec)
     return d_output, d_h_n, d_saved
 
 
@@ -225,7 +259,7 @@ def backward(
     tensors: BackwardTensors, grad_saved: Tensor | None, spec: RecurrenceSpec
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of ``pre``, ``h0``, ``weight_hh`` and ``decay``: the backward operator as differentiable
-    torch code. ``grad_saved`` is the gradient of ``f(z)`` itself (rate form, smooth f).
+    torch code. ``grad_saved`` is the gradient of what forward saved, ``f(z_t)`` and ``h_{t-1} - y_t``.
     """
     output, weight, decay = tensors.output, tensors.weight_hh, tensors.decay
     shift = TimeShift(output, tensors.h0, tensors.batch_sizes, spec.reverse)
@@ -233,20 +267,45 @@ def backward(
     grad = torch.zeros_like(output) if tensors.grad_output is None else tensors.grad_output
     if tensors.grad_h_n is not None and shift.count > 0:
         grad = shift.add_to_last(grad, tensors.grad_h_n)
-    direct = None  # the gradient of z that does not pass through h
+    direct = None  # the gradient of z (rate) or y (current) that does not pass through h
+    to_previous = None  # the gradient of h_{t-1} that does not pass through z or y
     if grad_saved is not None:
-        assert linear.slope is not None
-        direct = linear.slope * grad_saved
-        following = shift.next(shift.matmul(direct, weight))
+        direct, to_previous = _through_saved(grad_saved, linear, spec)
+        earlier = _times(linear.beta, shift.matmul(direct, weight))
+        following = shift.next(earlier if to_previous is None else earlier + to_previous)
         assert following is not None
         grad = grad + following
     delta = _adjoint(grad, weight, decay, linear.alpha, linear.beta, shift)
     u = linear.alpha * delta if direct is None else linear.alpha * delta + direct
     d_h0 = _gradient_of_start(delta, u, weight, decay, linear.beta, shift)
+    if to_previous is not None and shift.count > 0:
+        d_h0 = d_h0 + shift.first(to_previous)
     if shift.count == 0 and tensors.grad_h_n is not None:
         d_h0 = d_h0 + tensors.grad_h_n
-    d_decay = shift.sum_per_unit(delta * (linear.previous - output) / linear.one_minus_d, decay)
+    d_decay = shift.sum_per_unit(linear.times_decay_slope(delta, output), decay)
     return u, d_h0, shift.outer(u, linear.x), d_decay
+
+
+def _tangent_of_saved(saved: Tensor, d_y: Tensor, d_previous: Tensor, spec: RecurrenceSpec) -> Tensor:
+    """The tangent of what forward saved, from those of ``y_t`` and of ``h_{t-1}``. Bits have none."""
+    kept, decay_slope = _split_saved(saved, d_y.shape[-1], spec)
+    if decay_slope is None:
+        return d_y
+    first = d_y if _saves_activation(spec) else torch.zeros_like(kept)
+    d_slope = d_previous - d_y
+    rest = saved.shape[-1] - first.shape[-1] - d_slope.shape[-1]
+    return torch.cat([first, torch.nn.functional.pad(d_slope, (0, rest))], -1)
+
+
+def _through_saved(
+    grad_saved: Tensor, linear: _Linearized, spec: RecurrenceSpec
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of ``z_t`` (rate) or ``y_t`` (current), and of ``h_{t-1}``, from that of ``saved``."""
+    grad_kept, grad_slope = _split_saved(grad_saved, linear.previous.shape[-1], spec)
+    if grad_slope is None:
+        return _times(linear.slope, grad_kept), None
+    grad_y = grad_kept - grad_slope if _saves_activation(spec) else -grad_slope
+    return _times(linear.slope, grad_y), grad_slope
 
 
 def projection_tangent(

@@ -19,11 +19,14 @@ from torch import Tensor
 from rnnkernels import _ops
 from rnnkernels._autograd.backward import projected_vjp, recurrence_vjp
 from rnnkernels._autograd.derivatives import forward_mode_stays_on, primals_of, projection_tangent, tangent
-from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
+from rnnkernels._autograd.modes import in_forward_mode, in_torch_func, may_need_gradient
 from rnnkernels._autograd.vmap import Networks, saves_nothing
 from rnnkernels._ops.spec import (
     GRADIENTS,
     PROJECTED_GRADIENTS,
+    SAVE_FOR_BACKWARD,
+    SAVE_FOR_DECAY,
+    SAVE_NOTHING,
     BackwardTensors,
     ProjectedBackwardTensors,
     ProjectedTensors,
@@ -38,9 +41,12 @@ def recurrence(tensors: RecurrenceTensors | ProjectedTensors, spec: RecurrenceSp
     projected = isinstance(tensors, ProjectedTensors)
     if in_torch_func() or in_forward_mode(tensors):
         function = ProjectedRecurrence if projected else Recurrence
-        output, h_n, _ = function.apply(*tensors, *spec, True)  # type: ignore[no-untyped-call]
+        save = SAVE_FOR_DECAY if may_need_gradient(tensors.decay) else SAVE_FOR_BACKWARD
+        output, h_n, _ = function.apply(*tensors, *spec, save)  # type: ignore[no-untyped-call]
         return output, h_n
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    save = SAVE_NOTHING
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        save = SAVE_FOR_DECAY if tensors.decay.requires_grad else SAVE_FOR_BACKWARD
     operator = _ops.projected_recurrence if projected else _ops.leaky_recurrence
     output, h_n, _ = operator(*tensors, *spec, save)
     return output, h_n

@@ -25,6 +25,11 @@ def in_forward_mode(tensors: Iterable[Tensor | None]) -> bool:
     return True
 
 
+def may_need_gradient(x: Tensor) -> bool:
+    """Whether a derivative by ``x`` may be asked for; not all wrappers of torch.func tell."""
+    return x.requires_grad or _has_tangent(x) or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def _has_tangent(x: Tensor | None) -> bool:
     if x is None:
         return False

@@ -92,15 +92,16 @@ class TimeShift:
 
     def sum_per_unit(self, x: Tensor, value: Tensor) -> Tensor:
         """The transpose of :meth:`per_unit`: ``x`` summed to the shape of ``value``."""
-        return self.rows(x).sum(-2).sum_to_size(value.shape).to(value.dtype)
+        wide = torch.promote_types(x.dtype, value.dtype)
+        return self.rows(x).sum(-2, dtype=wide).sum_to_size(value.shape).to(value.dtype)
 
     def _step_of_each_row(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Batch sizes and first rows of the steps; and for every row its step and its place in that step."""
         assert self.batch_sizes is not None
         sizes = self.batch_sizes
         offsets = sizes.cumsum(0) - sizes
-        step = torch.repeat_interleave(torch.arange(self.count), sizes, output_size=self.row_count)
-        return sizes, offsets, step, torch.arange(self.row_count) - offsets[step]
+        step = torch.repeat_interleave(_indices(self.count), sizes, output_size=self.row_count)
+        return sizes, offsets, step, _indices(self.row_count) - offsets[step]
 
     def _previous_index(self) -> Tensor:
         """For every row the index of its previous row in ``[start, x]``."""
@@ -113,8 +114,13 @@ class TimeShift:
 
     def _last_index(self) -> Tensor:
         sizes, offsets, _, _ = self._step_of_each_row()
-        element = torch.arange(self.batch)
+        element = _indices(self.batch)
         if self.reverse:
             return element
         lengths = (sizes.unsqueeze(1) > element).sum(0)
         return offsets[lengths - 1] + element
+
+
+def _indices(count: int) -> Tensor:
+    """0, 1, 2, ..., on the CPU, where batch_sizes are."""
+    return torch.arange(count, device="cpu")

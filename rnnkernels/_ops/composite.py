@@ -19,7 +19,7 @@ from torch import Tensor
 from rnnkernels import _ops
 from rnnkernels._devices import warn_without_kernels, without_autocast
 from rnnkernels._ops.nonlinearities import NONLINEARITIES
-from rnnkernels._ops.spec import RecurrenceSpec, RecurrenceTensors
+from rnnkernels._ops.spec import SAVE_NOTHING, RecurrenceSpec, RecurrenceTensors
 
 
 def leaky_recurrence(
@@ -69,7 +69,7 @@ def _check(tensors: RecurrenceTensors, spec: RecurrenceSpec) -> None:
         if x is not None and x.device != device:
             raise ValueError(f"{name} must be on the device of pre, {device}, got {x.device}")
     shapes = (None if x is None else torch.empty(x.shape, dtype=x.dtype, device="meta") for x in tensors)
-    _ops.leaky_recurrence(*shapes, *spec, False)
+    _ops.leaky_recurrence(*shapes, *spec, SAVE_NOTHING)
 
 
 def _rows(batch_sizes: Tensor, pre: Tensor, h0: Tensor) -> list[int]:

@@ -18,10 +18,11 @@ class Nonlinearity(NamedTuple):
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
+    binary_slope: bool = False  # whether f' is 0 or 1: forward saves bits
 
 
 NONLINEARITIES: dict[str, Nonlinearity] = {
-    "relu": Nonlinearity(torch.relu, lambda a: (a > 0).to(a.dtype)),
+    "relu": Nonlinearity(torch.relu, lambda a: (a > 0).to(a.dtype), binary_slope=True),
     "tanh": Nonlinearity(torch.tanh, lambda a: 1 - a * a),
     "sigmoid": Nonlinearity(torch.sigmoid, lambda a: a * (1 - a)),
     "softplus": Nonlinearity(lambda z: torch.logaddexp(z, torch.zeros_like(z)), lambda a: -torch.expm1(-a)),

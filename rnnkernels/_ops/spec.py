@@ -128,6 +128,10 @@ ROLES = {
 GRADIENTS = ("pre", "h0", "weight_hh", "decay")
 PROJECTED_GRADIENTS = ("input", "h0", "weight_ih", "weight_hh", "bias", "drive", "decay")
 
+# The values of `save`: what a forward operator saves for its backward operator. The last one differs in half
+# precision only, where an accurate gradient of the decay needs more than the output.
+SAVE_NOTHING, SAVE_FOR_BACKWARD, SAVE_FOR_DECAY = range(3)
+
 AnyTensors = TypeVar("AnyTensors", bound=tuple[Any, ...])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._checks import check_flags, check_like_input, check_sizes, check_spec, check_tensor
+from rnnkernels._checks import check_like_input, check_spec, check_tensor, checked_flag, checked_size
 from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
 from rnnkernels.functional import run_projected
@@ -72,12 +72,10 @@ class LeakyRNNCell(LeakyModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(input_size=input_size, hidden_size=hidden_size)
-        check_flags(bias=bias, learn_decay=learn_decay)
         check_spec(nonlinearity, form)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.bias = bias
+        self.input_size = input_size = checked_size("input_size", input_size)
+        self.hidden_size = hidden_size = checked_size("hidden_size", hidden_size)
+        self.bias = checked_flag("bias", bias)
         self.nonlinearity = nonlinearity
         self.form = form
 
@@ -88,7 +86,7 @@ class LeakyRNNCell(LeakyModule):
         self.weight_hh = parameter(hidden_size, hidden_size)
         self.register_parameter("bias_ih", parameter(hidden_size) if bias else None)
         self.register_parameter("bias_hh", parameter(hidden_size) if bias else None)
-        self._set_decay(decay, learn_decay, (hidden_size,), self.weight_hh)
+        self._init_decay(decay, learn_decay, (hidden_size,), self.weight_hh)
         self.reset_parameters()
 
     def forward(self, input: Tensor, hx: Tensor | None = None, *, drive: Tensor | None = None) -> Tensor:

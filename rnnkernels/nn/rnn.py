@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._checks import (
-    check_dropout,
-    check_flags,
     check_like_input,
-    check_sizes,
     check_spec,
     check_tensor,
+    checked_dropout,
+    checked_flag,
+    checked_size,
 )
 from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
@@ -107,24 +107,20 @@ class LeakyRNN(LeakyModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
-        check_flags(learn_decay=learn_decay, learn_h0=learn_h0)
         check_spec(nonlinearity, form)
-        check_dropout(dropout, num_layers)
-        if checkpoint_every is not None:
-            check_sizes(checkpoint_every=checkpoint_every)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
+        self.input_size = input_size = checked_size("input_size", input_size)
+        self.hidden_size = hidden_size = checked_size("hidden_size", hidden_size)
+        self.num_layers = num_layers = checked_size("num_layers", num_layers)
         self.nonlinearity = nonlinearity
-        self.bias = bias
-        self.batch_first = batch_first
-        self.dropout = float(dropout)
-        self.bidirectional = bidirectional
-        self.learn_h0 = learn_h0
+        self.bias = checked_flag("bias", bias)
+        self.batch_first = checked_flag("batch_first", batch_first)
+        self.dropout = checked_dropout(dropout, num_layers)
+        self.bidirectional = checked_flag("bidirectional", bidirectional)
+        self.learn_h0 = checked_flag("learn_h0", learn_h0)
         self.form = form
         self.checkpoint_every = checkpoint_every
+        if checkpoint_every is not None:
+            self.checkpoint_every = checked_size("checkpoint_every", checkpoint_every)
 
         directions = 2 if bidirectional else 1
         self._parameter_names: list[list[str]] = []  # for each layer and direction
@@ -140,7 +136,7 @@ class LeakyRNN(LeakyModule):
         like = cast(Tensor, self.weight_hh_l0)
         rows = (num_layers * directions, hidden_size)
         self.register_parameter("h0", nn.Parameter(like.new_empty(rows)) if learn_h0 else None)
-        self._set_decay(decay, learn_decay, rows, like)
+        self._init_decay(decay, learn_decay, rows, like)
         self.reset_parameters()
 
     @classmethod

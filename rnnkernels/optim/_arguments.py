@@ -6,8 +6,11 @@ import math
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from rnnkernels._checks import unboxed
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -41,8 +44,15 @@ def check_setting(
 
 def check_bool(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is a bool."""
-    if not isinstance(value, bool):
+    if not isinstance(unboxed(value), bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def unboxed_setting(value: Any) -> Any:
+    """Return a group's setting with Python numbers in place of NumPy's, which torch would not load again."""
+    if isinstance(value, (tuple, list)) and any(isinstance(x, np.generic) for x in value):
+        return type(value)(map(unboxed, value))
+    return unboxed(value)
 
 
 def check_param(name: str, param: Any, device: torch.device) -> None:

@@ -22,8 +22,15 @@ from torch.nn import Parameter
 from torch.optim import optimizer as torch_optimizer
 
 from rnnkernels import _ops
+from rnnkernels._checks import unboxed
 from rnnkernels._devices import OPTIMIZER_STEP, has_kernels, warn_without_kernels
-from rnnkernels.optim._arguments import check_bool, check_param, check_setting, compute_dtype
+from rnnkernels.optim._arguments import (
+    check_bool,
+    check_param,
+    check_setting,
+    compute_dtype,
+    unboxed_setting,
+)
 from rnnkernels.optim._decision import NORM, RAISES, RECORD_FIELDS, SKIPPED, TAKEN, check_nonfinite
 from rnnkernels.optim._loading import check_saved_states, loaded_state
 
@@ -88,15 +95,16 @@ class ClippedOptimizer(torch.optim.Optimizer):
         nonfinite: str,
         master_weights: bool,
     ) -> None:
+        norm_type = unboxed(norm_type)
         if isinstance(norm_type, bool) or not isinstance(norm_type, (int, float)) or not norm_type > 0:
             raise ValueError(f"norm_type must be a positive number or inf, got {norm_type!r}")
         check_nonfinite(nonfinite)
         check_bool("master_weights", master_weights)
         self.norm_type = float(norm_type)
         self.nonfinite = nonfinite
-        self.master_weights = master_weights
+        self.master_weights = bool(master_weights)
         self._record = torch.zeros(RECORD_FIELDS, dtype=torch.float64, device="cpu")
-        super().__init__(params, defaults)
+        super().__init__(params, {name: unboxed_setting(value) for name, value in defaults.items()})
 
     # --- Groups, devices and states --------------------------------------------------------------
 
@@ -117,9 +125,11 @@ class ClippedOptimizer(torch.optim.Optimizer):
         self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         index = len(self.param_groups) - 1
-        params = self.param_groups[index]["params"]
+        group = self.param_groups[index]
+        params = group["params"]
+        group.update({name: unboxed_setting(value) for name, value in group.items() if name != "params"})
         try:
-            of_all = (param.device for group in self.param_groups for param in group["params"])
+            of_all = (param.device for each in self.param_groups for param in each["params"])
             device = next(of_all, torch.device("cpu"))
             for i, param in enumerate(params):
                 check_param(f"params[{i}] of group {index}", param, device)
@@ -130,7 +140,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         except ValueError:
             del self.param_groups[index]
             raise
-        self._init_group(self.param_groups[index])
+        self._init_group(group)
         self._move_to(device)
 
     def _move_to(self, device: torch.device) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels._autograd.modes import in_torch_func
-from rnnkernels._checks import check_sizes, check_tensor
+from rnnkernels._checks import check_tensor, checked_size
 from rnnkernels._devices import autocasts
 
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -26,10 +26,9 @@ class OutputModel(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        check_sizes(condition_size=condition_size)
-        self.num_visible = num_visible
-        self.condition_size = condition_size
-        self.visible_bias = nn.Linear(condition_size, num_visible, device=device, dtype=dtype)
+        self.num_visible = checked_size("num_visible", num_visible)
+        self.condition_size = checked_size("condition_size", condition_size)
+        self.visible_bias = nn.Linear(self.condition_size, self.num_visible, device=device, dtype=dtype)
 
     def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
         """Return the logarithm of the probability of each frame, ``[...]``."""
@@ -86,10 +85,9 @@ class ConditionalModel(OutputModel):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        check_sizes(num_visible=num_visible, num_hidden=num_hidden)
         super().__init__(num_visible, condition_size, device, dtype)
-        self.num_hidden = num_hidden
-        self.hidden_bias = nn.Linear(condition_size, num_hidden, device=device, dtype=dtype)
+        self.num_hidden = checked_size("num_hidden", num_hidden)
+        self.hidden_bias = nn.Linear(self.condition_size, self.num_hidden, device=device, dtype=dtype)
 
     def _biases(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``b``, ``[..., D]``, and ``c``, ``[..., H]``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rnnkernels._checks import check_generator, check_sizes
+from rnnkernels._checks import check_generator, checked_size
 from rnnkernels.outputs._base import OutputModel, check_integers, has_readable_values, wide
 
 __all__ = ["Categorical"]
@@ -42,7 +42,7 @@ class Categorical(OutputModel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_sizes(num_classes=num_classes)
+        num_classes = checked_size("num_classes", num_classes)
         super().__init__(num_classes, condition_size, device, dtype)
         self.num_classes = num_classes
 

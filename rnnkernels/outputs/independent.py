@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rnnkernels._checks import check_generator, check_sizes
+from rnnkernels._checks import check_generator
 from rnnkernels.outputs._base import OutputModel, bernoulli, wide
 
 __all__ = ["IndependentBernoulli"]
@@ -45,7 +45,6 @@ class IndependentBernoulli(OutputModel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_sizes(num_visible=num_visible)
         super().__init__(num_visible, condition_size, device, dtype)
 
     def log_prob(self, v: Tensor, state: Tensor) -> Tensor:

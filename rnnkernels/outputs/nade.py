@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._checks import check_generator, check_sizes
+from rnnkernels._checks import check_generator, checked_size
 from rnnkernels.outputs import _nade_autograd
 from rnnkernels.outputs._base import ConditionalModel, split_samples, wide
 
@@ -61,8 +61,9 @@ class NADE(ConditionalModel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_visible, num_hidden, condition_size, device, dtype)
-        self.encoder = nn.Parameter(torch.empty(num_visible, num_hidden, device=device, dtype=dtype))
-        self.decoder = nn.Parameter(torch.empty(num_visible, num_hidden, device=device, dtype=dtype))
+        shape = (self.num_visible, self.num_hidden)
+        self.encoder = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.decoder = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self._reset_weights()
 
     def log_prob(self, v: Tensor, state: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class NADE(ConditionalModel):
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
         """
         self._check_state(state)
-        check_sizes(samples=samples)
+        samples = checked_size("samples", samples)
         check_generator(generator, state.device)
         b, c = self._biases(state)
         total = torch.zeros_like(wide(b))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._checks import check_generator, check_sizes
+from rnnkernels._checks import check_generator, checked_size
 from rnnkernels._devices import without_autocast
 from rnnkernels.outputs import _rbm
 from rnnkernels.outputs._base import (
@@ -73,9 +73,9 @@ class RBM(ConditionalModel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_visible, num_hidden, condition_size, device, dtype)
-        check_sizes(gibbs_steps=gibbs_steps)
-        self.gibbs_steps = gibbs_steps
-        self.weight = nn.Parameter(torch.empty(num_hidden, num_visible, device=device, dtype=dtype))
+        self.gibbs_steps = checked_size("gibbs_steps", gibbs_steps)
+        shape = (self.num_hidden, self.num_visible)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self._reset_weights()
 
     def free_energy(self, v: Tensor, state: Tensor) -> Tensor:
@@ -227,7 +227,8 @@ class RBM(ConditionalModel):
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
         """
         self._check(v, state)
-        check_sizes(chains=chains, temperatures=temperatures)
+        chains = checked_size("chains", chains)
+        temperatures = checked_size("temperatures", temperatures)
         if chains < 2:
             raise ValueError(f"chains must be at least 2, for a standard error, got {chains}")
         check_generator(generator, state.device)
@@ -287,7 +288,7 @@ class RBM(ConditionalModel):
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
         """
         self._check_state(state)
-        check_sizes(steps=steps)
+        steps = checked_size("steps", steps)
         check_generator(generator, state.device)
         b, c, weight = self._parameters_for(state)
         with without_autocast(state):
@@ -317,7 +318,7 @@ class RBM(ConditionalModel):
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
         """
         self._check_state(state)
-        check_sizes(samples=samples, steps=steps)
+        samples, steps = checked_size("samples", samples), checked_size("steps", steps)
         check_generator(generator, state.device)
         b, c, weight = self._parameters_for(state)
         with without_autocast(state):
@@ -343,5 +344,4 @@ class RBM(ConditionalModel):
     def _checked_steps(self, steps: int | None) -> int:
         if steps is None:
             return self.gibbs_steps
-        check_sizes(steps=steps)
-        return steps
+        return checked_size("steps", steps)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
-from rnnkernels._checks import check_choice, check_tensor
+from rnnkernels._checks import check_choice, check_tensor, unboxed
 from rnnkernels._ops.nonlinearities import NONLINEARITIES
 
 __all__ = ["activity_penalty"]
@@ -72,6 +72,7 @@ def activity_penalty(
     check_tensor("output", output)
     if not output.is_floating_point():
         raise ValueError(f"output must have a floating-point dtype, got {output.dtype}")
+    l1, l2 = unboxed(l1), unboxed(l2)
     for name, weight in (("l1", l1), ("l2", l2)):
         if not isinstance(weight, numbers.Real) or isinstance(weight, bool):
             raise TypeError(f"{name} must be a number, got {type(weight).__name__}")

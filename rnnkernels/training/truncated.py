@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._checks import check_sizes, check_tensor
+from rnnkernels._checks import check_tensor, checked_size
 
 __all__ = ["truncated_bptt"]
 
@@ -44,7 +44,7 @@ def truncated_bptt(
 
     Source: Williams and Peng 1990 (doi 10.1162/neco.1990.2.4.490), with one update per piece.
     """
-    check_sizes(steps=steps)
+    steps = checked_size("steps", steps)
     check_tensor("input", input)
     if rnn.bidirectional:
         raise ValueError(

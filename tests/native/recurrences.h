@@ -28,14 +28,16 @@ struct Case {
   Form form;
   int64_t networks, steps, batch, hidden;
   bool packed, reverse, with_h0, per_unit_decay;
+  bool keeps_decay_slope;  // in half precision only
 
   std::string text() const {
     char line[200];
     constexpr const char* kTypes[] = {"float32", "float64", "bfloat16", "float16"};
-    std::snprintf(line, sizeof(line), "%s %s %s G%ld T%ld B%ld H%ld%s%s%s%s", kTypes[int(type)],
+    std::snprintf(line, sizeof(line), "%s %s %s G%ld T%ld B%ld H%ld%s%s%s%s%s", kTypes[int(type)],
                   name_at(nonlinearity, Nonlinearities{}), form == Form::kRate ? "rate" : "current",
                   long(networks), long(steps), long(batch), long(hidden), packed ? " packed" : "",
-                  reverse ? " reverse" : "", with_h0 ? " h0" : "", per_unit_decay ? " [H]" : "");
+                  reverse ? " reverse" : "", with_h0 ? " h0" : "", per_unit_decay ? " [H]" : "",
+                  keeps_decay_slope ? " for the decay" : "");
     return line;
   }
 };
@@ -85,7 +87,7 @@ Data<S> make_data(const Case& c, unsigned seed) {
 
 template <class S>
 struct Results {
-  std::vector<S> output, h_n, activation, d_pre, d_h0, linear;
+  std::vector<S> output, h_n, activation, decay_slope, d_pre, d_h0, linear;
   std::vector<ComputeType<S>> d_decay;
   std::vector<uint32_t> active;
 };
@@ -159,7 +161,9 @@ Results<double> plain(const Case& c, const Data<S>& data, double* smallest) {
           const double f_slope = c.form == Form::kRate ? slope(c.nonlinearity, zs[t][b * H + i]) : 1;
           delta[i] = widen(data.grad_output[at]) + carried[b * H + i];
           r.d_pre[at] = u[i] = (1 - d_of(i)) * f_slope * delta[i];
-          r.d_decay[(g * c.batch + b) * H + i] += delta[i] * (befores[t][b * H + i] - r.output[at]);
+          const double change = befores[t][b * H + i] - r.output[at];
+          r.d_decay[(g * c.batch + b) * H + i] +=
+              delta[i] * (c.keeps_decay_slope ? change / (1 - d_of(i)) : change);
         }
         for (int64_t k = 0; k < H; ++k) {
           double sum = 0;
@@ -223,13 +227,18 @@ void fill_common(Recurrence& p, const Case& c, const Data<S>& data, Results<S>& 
   p.decay_network_stride = c.per_unit_decay ? H : 1;
   p.decay_stride = c.per_unit_decay ? 1 : 0;
   if (c.with_h0) p.h0 = {const_cast<S*>(data.h0.data()), c.batch * H, H};
-  p.saved = {r.active.data(), data.total * ((H + 31) / 32), r.activation.data(), data.total * H};
+  const int64_t words = (H + 31) / 32;
+  p.saved.active = {r.active.data(), data.total * words, words};
+  p.saved.activation = {r.activation.data(), data.total * H, H};
+  if (c.keeps_decay_slope) p.saved.decay_slope = {r.decay_slope.data(), data.total * H, H};
 }
 
 template <class S>
 Results<S> empty_results(const Case& c, const Data<S>& data) {
   Results<S> r;
-  for (auto* sequence : {&r.output, &r.d_pre, &r.linear, &r.activation}) sequence->resize(data.pre.size());
+  for (auto* sequence : {&r.output, &r.d_pre, &r.linear, &r.activation, &r.decay_slope}) {
+    sequence->resize(data.pre.size());
+  }
   r.active.assign(c.networks * data.total * ((c.hidden + 31) / 32), 0xdeadbeef);
   for (auto* rows : {&r.h_n, &r.d_h0}) rows->resize(data.h0.size());
   r.d_decay.resize(data.h0.size());
@@ -300,6 +309,7 @@ template <class S>
 bool same_bits(const Results<S>& a, const Results<S>& b) {
   return same_bits(a.output, b.output) && same_bits(a.h_n, b.h_n) && same_bits(a.d_pre, b.d_pre) &&
          same_bits(a.d_h0, b.d_h0) && same_bits(a.d_decay, b.d_decay) && same_bits(a.active, b.active) &&
+         same_bits(a.activation, b.activation) && same_bits(a.decay_slope, b.decay_slope) &&
          same_bits(a.linear, b.linear);
 }
 
@@ -355,8 +365,9 @@ void for_cases(const std::vector<std::array<int64_t, 4>>& shapes, const std::vec
           if (packed && (batch == 0 || steps == 0)) continue;
           const bool per_unit = (bits + hidden) % 2;
           for (const ElementType type : types) {
+            const bool is_half = type == ElementType::kBFloat16 || type == ElementType::kFloat16;
             fn(Case{type, nonlinearity, form, networks, steps, batch, hidden, packed, reverse, with_h0,
-                    per_unit});
+                    per_unit, is_half && (bits / 2 + steps) % 2 == 1});
           }
         }
       }
