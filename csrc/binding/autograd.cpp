@@ -27,7 +27,6 @@ void keep(AutogradContext* context, const Call& call, const ForwardResult& resul
   context->saved_data["nonlinearity"] = call.spec.nonlinearity;
   context->saved_data["form"] = call.spec.form;
   context->saved_data["reverse"] = call.spec.reverse;
-  context->saved_data["save"] = call.save;
 }
 
 SpecArguments kept_spec(AutogradContext* context) {
@@ -35,11 +34,24 @@ SpecArguments kept_spec(AutogradContext* context) {
           context->saved_data["reverse"].toBool()};
 }
 
-// Whether a gradient has to be computed. Raises if the call saved nothing for backward.
-bool has_any(AutogradContext* context, const variable_list& grads) {
-  TORCH_CHECK(context->saved_data["save"].toBool(),
-              "the recurrence was called with save=False, so it has no backward");
+// Whether a gradient has to be computed.
+bool has_any(const variable_list& grads) {
   return grads[0].defined() || grads[1].defined() || grads[2].defined();
+}
+
+bool requires_grad(const at::Tensor& tensor) { return tensor.requires_grad(); }
+bool requires_grad(const OptionalTensor& tensor) { return tensor && tensor->requires_grad(); }
+template <class Other>
+bool requires_grad(const Other&) {
+  return false;
+}
+
+// Whether autograd will record the call, so that it has to save what backward needs. This is decided when the
+// call runs, because a program may have been traced under no_grad.
+template <class Call>
+bool is_recorded(const Call& call) {
+  return at::GradMode::is_enabled() &&
+         call.unpack([](const auto&... arguments) { return (requires_grad(arguments) || ...); });
 }
 
 // Which tensor arguments need gradients. torch counts the arguments that are present only.
@@ -98,7 +110,7 @@ class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    if (!has_any(context, grads)) return no_gradients<RecurrenceCall>();
+    if (!has_any(grads)) return no_gradients<RecurrenceCall>();
     const variable_list kept = context->get_saved_variables();
     const auto wanted = needed<4>(context, {true, kept[kH0].defined(), true, true});
     const BackwardCall arguments = {if_defined(grads[0]),  if_defined(grads[1]),
@@ -127,7 +139,7 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    if (!has_any(context, grads)) return no_gradients<ProjectedCall>();
+    if (!has_any(grads)) return no_gradients<ProjectedCall>();
     const variable_list kept = context->get_saved_variables();
     const bool has_bias = context->saved_data["has_bias"].toBool();
     const bool has_drive = context->saved_data["has_drive"].toBool();
@@ -146,11 +158,13 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
 
 }  // namespace
 
-ForwardResult leaky_recurrence_autograd(const RecurrenceCall& call) {
+ForwardResult leaky_recurrence_autograd(RecurrenceCall call) {
+  call.save |= is_recorded(call);
   return apply_to<LeakyRecurrence>(call);
 }
 
-ForwardResult projected_recurrence_autograd(const ProjectedCall& call) {
+ForwardResult projected_recurrence_autograd(ProjectedCall call) {
+  call.save |= is_recorded(call);
   return apply_to<ProjectedRecurrence>(call);
 }
 

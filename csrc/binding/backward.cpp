@@ -65,7 +65,7 @@ class WeightGradient {
 
   void compute() {
     sum_.zero_();
-    if (layout_.steps == 0 || layout_.batch == 0) return;
+    if (d_pre_.numel() == 0) return;
     const bool unconverted = is_computed(d_pre_) || on_gpu(d_pre_) ||
                              (d_pre_.scalar_type() == at::kBFloat16 && active_kernels().multiplies_bfloat16);
     const bool in_one = !on_gpu(d_pre_) || layout_.steps <= INT32_MAX / layout_.batch;  // cuBLAS's row limit
@@ -182,11 +182,11 @@ at::Tensor decay_gradient(const at::Tensor& rows, const at::Tensor& decay) {
 
 }  // namespace
 
-BackwardResult leaky_recurrence_backward(const BackwardCall& call) {
+BackwardResult leaky_recurrence_backward(BackwardCall call) {
   const RecurrenceSpec spec = check_spec(call.spec);
   const Sizes sizes = check_forward("output", call.output, call);
   check_backward(sizes, spec, call.grad_output, call.grad_h_n, call.output, call.saved);
-  check_batch_sizes_values(call.batch_sizes, sizes, "output");
+  own_batch_sizes(call.batch_sizes, sizes, "output");
   return run_backward(call, spec);
 }
 

@@ -12,7 +12,7 @@
 //   decay                        d: one value, [H], or [G, H]
 //   batch_sizes                  int64 on the CPU, as in a PackedSequence
 //   nonlinearity, form, reverse  which recurrence; binding/arguments.h, RecurrenceSpec
-//   save                         whether backward will follow
+//   save                         whether to return what backward needs even if autograd does not record the call
 // They return output (shaped like pre), h_n [B, H], and the tensor that backward needs besides the output.
 #define RECURRENCE_SPEC "str nonlinearity, str form, bool reverse"
 #define FORWARD_RESULT "(Tensor output, Tensor h_n, Tensor saved)"

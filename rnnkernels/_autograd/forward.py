@@ -40,9 +40,8 @@ def recurrence(tensors: RecurrenceTensors | ProjectedTensors, spec: RecurrenceSp
         function = ProjectedRecurrence if projected else Recurrence
         output, h_n, _ = function.apply(*tensors, *spec, True)  # type: ignore[no-untyped-call]
         return output, h_n
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     operator = _ops.projected_recurrence if projected else _ops.leaky_recurrence
-    output, h_n, _ = operator(*tensors, *spec, save)
+    output, h_n, _ = operator(*tensors, *spec, False)  # it saves what backward needs if autograd records it
     return output, h_n
 
 
