@@ -80,8 +80,8 @@ TORCH_LIBRARY(rnnkernels, m) {
   // sum |g / unit|^p, or max |g|, as a float64 scalar
   m.def("gradient_power_sum(Tensor?[] grads, float norm_type, float unit) -> Tensor");
 
-  // log p(v) and the logits l of a NADE (core/nade.h): v [N, D], zeros and ones of any dtype (on a GPU
-  // whatever is not zero is a one), b [N, D], c [N, H], W and V [D, H]; float32 or float64.
+  // log p(v) and the logits l of a NADE (core/nade.h): v [N, D], zeros and ones (on a GPU every value other
+  // than zero is a one), b [N, D], c [N, H], W and V [D, H]; float32 or float64.
   m.def(
       "nade(Tensor v, Tensor visible_bias, Tensor hidden_bias, Tensor encoder, Tensor decoder) "
       "-> (Tensor log_prob, Tensor logits)");

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rnnkernels import _ops
 from rnnkernels._autograd.time_shift import TimeShift
-from rnnkernels._autograd.vmap import Networks
+from rnnkernels._autograd.vmap import MergedExamples, at_least_1d
 from rnnkernels._ops.nonlinearities import NONLINEARITIES
 from rnnkernels._ops.spec import BackwardTensors, LinearTensors, ProjectedBackwardTensors, RecurrenceSpec
 
@@ -111,9 +111,9 @@ class LinearRecurrence(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int | None]:
         """All examples in one call."""
         *tensors, reverse = inputs
-        networks = Networks(info.batch_size, LinearTensors(*tensors), in_dims[:-1])
-        y = LinearRecurrence.apply(*networks.batched(), reverse)  # type: ignore[no-untyped-call]
-        return networks.split("output", y)
+        merged = MergedExamples(info.batch_size, LinearTensors(*tensors), in_dims[:-1])
+        y = LinearRecurrence.apply(*merged.batched(), reverse)  # type: ignore[no-untyped-call]
+        return merged.split("output", y)
 
 
 def _linear_tangent(tangents: tuple[Any, ...], primals: tuple[Any, ...], reverse: bool) -> Tensor:
@@ -177,11 +177,11 @@ class _Linearized(NamedTuple):
     beta: Tensor | None
 
 
-def _linearize(around: BackwardTensors, spec: RecurrenceSpec, shift: TimeShift) -> _Linearized:
-    output, saved = around.output, around.saved
+def _linearize(point: BackwardTensors, spec: RecurrenceSpec, shift: TimeShift) -> _Linearized:
+    output, saved = point.output, point.saved
     f = NONLINEARITIES[spec.nonlinearity]
-    previous = shift.previous(output, around.h0)
-    one_minus_d = shift.per_unit(1 - around.decay, output)
+    previous = shift.previous(output, point.h0)
+    one_minus_d = shift.per_unit(1 - at_least_1d(point.decay), output)
     if spec.form == "current":
         x = f.value(previous)
         return _Linearized(previous, x, one_minus_d, None, one_minus_d.expand_as(output), f.slope(x))
@@ -197,26 +197,26 @@ def _unpack_bits(words: Tensor, like: Tensor) -> Tensor:
 
 def tangent(
     spec: RecurrenceSpec, d_pre: Tensor | None, d_h0: Tensor | None, d_weight: Tensor | None,
-    d_decay: Tensor | None, around: BackwardTensors,
+    d_decay: Tensor | None, point: BackwardTensors,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """The tangents of ``output``, of ``h_n``, and of ``saved`` if it holds ``f(z)``.
 
     rate:     r_t = (1-d) f'(z_t) (dp_t + dW x_t) + dd (h_{t-1} - h_t) / (1-d)
     current:  r_t = (1-d) (dp_t + dW x_t) + dd (h_{t-1} - h_t) / (1-d)
     """
-    output, weight = around.output, around.weight_hh
-    shift = TimeShift(output, around.h0, around.batch_sizes, spec.reverse)
-    linear = _linearize(around, spec, shift)
+    output, weight = point.output, point.weight_hh
+    shift = TimeShift(output, point.h0, point.batch_sizes, spec.reverse)
+    linear = _linearize(point, spec, shift)
     d_z = torch.zeros_like(output) if d_pre is None else d_pre
     if d_weight is not None:
         d_z = d_z + shift.matmul(linear.x, d_weight.mT)
     drive = linear.alpha * d_z
     if d_decay is not None:
         drive = drive + shift.per_unit(d_decay, output) * (linear.previous - output) / linear.one_minus_d
-    d_output = _scan(drive, d_h0, weight, around.decay, linear.alpha, linear.beta, shift)
+    d_output = _scan(drive, d_h0, weight, point.decay, linear.alpha, linear.beta, shift)
     d_h_n = shift.last(d_output) if shift.count > 0 else shift.zero_state(output) if d_h0 is None else d_h0
     d_saved = None
-    if linear.slope is not None and around.saved.is_floating_point():
+    if linear.slope is not None and point.saved.is_floating_point():
         d_saved = linear.slope * (d_z + shift.matmul(shift.previous(d_output, d_h0), weight.mT))
     return d_output, d_h_n, d_saved
 
@@ -251,11 +251,11 @@ def backward(
 
 def projection_tangent(
     d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, d_drive: Tensor | None,
-    around: ProjectedBackwardTensors,
+    point: ProjectedBackwardTensors,
 ) -> Tensor | None:  # fmt: skip
     """``dp_t = W_ih dx_t + dW_ih x_t + db + d drive_t``, the tangent of the projection; None for zero."""
-    input, weight = around.input, around.weight_ih
-    shift = TimeShift(input, around.h0, around.batch_sizes, False)
+    input, weight = point.input, point.weight_ih
+    shift = TimeShift(input, point.h0, point.batch_sizes, False)
     parts = []
     if d_input is not None:
         parts.append(shift.matmul(d_input, weight.mT))

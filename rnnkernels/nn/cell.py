@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._checks import check_flags, check_like_input, check_sizes, check_spec, check_tensor
+from rnnkernels._checks import (
+    check_dtype,
+    check_flags,
+    check_like_input,
+    check_sizes,
+    check_spec,
+    check_tensor,
+)
 from rnnkernels._devices import autocasts
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
 from rnnkernels.functional import decay_operand, run_projected
@@ -75,6 +82,7 @@ class LeakyRNNCell(LeakyModule):
         check_sizes(input_size=input_size, hidden_size=hidden_size)
         check_flags(bias=bias, learn_decay=learn_decay)
         check_spec(nonlinearity, form)
+        check_dtype(dtype)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias

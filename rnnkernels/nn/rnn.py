@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._checks import (
     check_dropout,
+    check_dtype,
     check_flags,
     check_like_input,
     check_sizes,
@@ -111,6 +112,7 @@ class LeakyRNN(LeakyModule):
         check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         check_flags(learn_decay=learn_decay, learn_h0=learn_h0)
         check_spec(nonlinearity, form)
+        check_dtype(dtype)
         check_dropout(dropout, num_layers)
         if checkpoint_every is not None:
             check_sizes(checkpoint_every=checkpoint_every)
