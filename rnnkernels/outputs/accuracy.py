@@ -27,7 +27,7 @@ def expected_accuracy(v: Tensor, marginals: Tensor) -> Tensor:
         accuracy = expected_accuracy(frames, nade.marginals(states))
 
     Args:
-        v: Frames, ``[..., D]``, zeros and ones (bool, integers or floating-point).
+        v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats.
         marginals: ``m``, ``[..., D]``, floating-point: the result of a model's ``marginals``.
 
     Returns:

@@ -52,7 +52,7 @@ class IndependentBernoulli(OutputModel):
         """Return the logarithm of the probability of each frame.
 
         Args:
-            v: Frames, ``[..., D]``, zeros and ones (bool, integers or floating-point). No gradient flows to them.
+            v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats. No gradient flows to them.
             state: ``[..., C]``, of the parameters' dtype.
 
         Returns:

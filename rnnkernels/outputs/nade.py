@@ -69,7 +69,7 @@ class NADE(ConditionalModel):
         """Return the exact logarithm of the probability of each frame.
 
         Args:
-            v: Frames, ``[..., D]``, zeros and ones (bool, integers or floating-point). No gradient flows to them.
+            v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats. No gradient flows to them.
             state: ``[..., C]``, of the parameters' dtype.
 
         Returns:

@@ -83,7 +83,7 @@ class RBM(ConditionalModel):
         """Return the free energy ``F(v)``: ``-log p(v) - log Z``, where ``Z`` depends on the state only.
 
         Args:
-            v: Frames, ``[..., D]``, zeros and ones (bool, integers or floating-point). No gradient flows to them.
+            v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats. No gradient flows to them.
             state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
@@ -124,7 +124,7 @@ class RBM(ConditionalModel):
         Between two calls for the same frame, its biases change by a few updates of training.
 
         Args:
-            v: Frames, ``[..., D]``, zeros and ones (bool, integers or floating-point). No gradient flows to them.
+            v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats. No gradient flows to them.
             state: ``[..., C]``, of the parameters' dtype.
             steps: ``k``, Gibbs steps; ``gibbs_steps`` if None.
             chain: Start of the chains, shaped like ``v``, overwritten with ``v_k``; ``v`` if None.
@@ -135,8 +135,8 @@ class RBM(ConditionalModel):
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
-            RuntimeError: The probabilities to draw from are NaN; on CUDA a device-side assertion. ``chain`` is
-                left as it was.
+            RuntimeError: The probabilities to draw from are NaN; on CUDA a device-side assertion. ``chain``
+                is left as it was.
 
         Source: Hinton 2002 (contrastive divergence); Tieleman 2008 (the persistent variant).
         """
@@ -163,7 +163,7 @@ class RBM(ConditionalModel):
         the other side is summed in closed form. With gradients, memory grows with the number of states.
 
         Args:
-            v: Frames, ``[..., D]``, zeros and ones (bool, integers or floating-point). No gradient flows to them.
+            v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats. No gradient flows to them.
             state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
@@ -219,7 +219,7 @@ class RBM(ConditionalModel):
             mean, low, high = rnnkernels.mean_with_interval(log_prob, error)
 
         Args:
-            v: ``[..., D]``, zeros and ones (bool, integers or floating-point).
+            v: ``[..., D]``, zeros and ones, bool, integers or floats.
             state: ``[..., C]``, of the parameters' dtype.
             chains: ``M``, at least 2, for each row.
             temperatures: ``T``, steps from independent units to the RBM.
@@ -257,7 +257,7 @@ class RBM(ConditionalModel):
         """Run a Gibbs chain from ``v``: draw the hidden units given the frame, then the frame given them.
 
         Args:
-            v: ``[..., D]``, zeros and ones (bool, integers or floating-point).
+            v: ``[..., D]``, zeros and ones, bool, integers or floats.
             state: ``[..., C]``, of the parameters' dtype.
             steps: Number of Gibbs steps; ``gibbs_steps`` if None.
             generator: Random generator, on the device of the state.

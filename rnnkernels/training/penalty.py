@@ -89,8 +89,8 @@ def activity_penalty(
 class _Cost(NamedTuple):
     """The sum of the penalty over a tensor, as differentiable torch operations.
 
-    The sum has as many dimensions as the tensor, each of size 1, because vmap over no examples cannot multiply
-    a scalar by a number.
+    The sum has as many dimensions as the tensor, each of size 1, because vmap over no examples cannot
+    multiply a scalar by a number.
     """
 
     l1: float
