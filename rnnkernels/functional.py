@@ -178,8 +178,8 @@ def nade_log_prob(
 
     Args:
         v: Zeros and ones, ``[..., D]``, bool, integers (uint8, int8 to int64) or floats (16 to 64 bits). It
-            gets no gradient. Values are checked on the CPU only. On a GPU, where a check would synchronize, every
-            value other than zero is a one.
+            gets no gradient. Values are checked on the CPU only. On a GPU, where a check would synchronize,
+            every value other than zero is a one.
         visible_bias: ``b``, ``[..., D]``. float32 or float64; half precision is computed in float32.
         hidden_bias: ``c``, ``[..., H]``.
         encoder: ``W``, ``[D, H]``, any strides.
