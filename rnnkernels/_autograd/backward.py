@@ -71,7 +71,7 @@ def _register_vjp(name: str, kind: Any, vjp: Callable[..., Grads]) -> None:
 
     # Registered for torch.func's transforms, too: they would otherwise loop over the examples.
     for key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
-        torch.library.impl(f"rnnkernels::{name}", key, implementation)
+        _ops.implement(name, key, implementation)
 
 
 _register_vjp("leaky_recurrence_vjp", BackwardTensors, recurrence_vjp)
@@ -183,11 +183,12 @@ def _vmap(
     return vmap
 
 
-torch.library.register_autograd(
-    "rnnkernels::leaky_recurrence_backward",
-    _second_backward(BackwardTensors),
-    setup_context=_save(BackwardTensors),
-)
+if not _ops.has_kernel("leaky_recurrence_backward", "Autograd"):
+    torch.library.register_autograd(
+        "rnnkernels::leaky_recurrence_backward",
+        _second_backward(BackwardTensors),
+        setup_context=_save(BackwardTensors),
+    )
 
 
 class RecurrenceBackward(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from rnnkernels._checks import (
     check_tensor,
 )
 from rnnkernels._devices import autocasts
+from rnnkernels._fx import leaf_call
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
 from rnnkernels.functional import decay_operand, run_projected
 from rnnkernels.nn._base import LeakyModule
@@ -115,13 +118,15 @@ class LeakyRNNCell(LeakyModule):
                 it. The error has the same type as in ``nn.RNNCell``.
             TypeError: An argument is not a Tensor.
         """
+        are_tensors = isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))
+        if not are_tensors or not (drive is None or isinstance(drive, Tensor)):
+            return self._call_without_tensors(input, hx, drive)
         weight_ih = self.weight_ih
         self._check_input(input, weight_ih)
         expected = (*input.shape[:-1], self.hidden_size)
         for name, value in (("hx", hx), ("drive", drive)):
             if value is None:
                 continue
-            check_tensor(name, value)
             if value.dim() not in (1, 2):
                 raise ValueError(f"{name} must be [B, H] or [H], got {list(value.shape)}")
             if tuple(value.shape) != expected:
@@ -144,8 +149,16 @@ class LeakyRNNCell(LeakyModule):
         _, h_n = run_projected(tensors, RecurrenceSpec(self.nonlinearity, self.form))
         return h_n if input.dim() == 2 else h_n.squeeze(0)
 
+    def _call_without_tensors(self, input: Any, hx: Any, drive: Any) -> Any:
+        """Record the call if torch.fx traces it, else raise TypeError for the first wrong argument."""
+        if (traced := leaf_call(self, input, hx, drive=drive)) is not None:
+            return traced
+        for name, value in (("input", input), ("hx", hx), ("drive", drive)):
+            if value is not None or name == "input":
+                check_tensor(name, value)
+        raise AssertionError("all arguments are tensors")
+
     def _check_input(self, input: Tensor, weight: Tensor) -> None:
-        check_tensor("input", input)
         if input.dim() not in (1, 2):
             raise ValueError(f"input must be [B, I] or [I], got {list(input.shape)}")
         if input.shape[-1] != self.input_size:

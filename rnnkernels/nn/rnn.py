@@ -18,6 +18,7 @@ from rnnkernels._checks import (
     check_tensor,
 )
 from rnnkernels._devices import autocasts
+from rnnkernels._fx import leaf_call
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
 from rnnkernels.functional import decay_operand, run_projected
 from rnnkernels.nn._base import Decay, LeakyModule
@@ -146,14 +147,20 @@ class LeakyRNN(LeakyModule):
         self.reset_parameters()
 
     @classmethod
-    def from_rnn(cls: type[_Layer], rnn: nn.RNN, *, decay: Decay = 0.0, **options: Any) -> _Layer:
+    def from_rnn(
+        cls: type[_Layer], rnn: nn.RNN, *, decay: Decay = 0.0, share: bool = False, **options: Any
+    ) -> _Layer:
         """Return a leaky layer with the settings of an ``nn.RNN`` and a copy of its parameters.
 
             layer = LeakyRNN.from_rnn(nn.RNN(88, 200), decay=0.8)
 
+        A parameter that several layers or directions of ``rnn`` share is one parameter of the layer as well.
+
         Args:
             rnn: The ``nn.RNN``.
             decay: ``d``, as for :class:`LeakyRNN`. With 0 the layer computes the same as ``rnn``.
+            share: Whether the layer gets the parameters of ``rnn`` themselves instead of copies. Then they
+                stay tied to other modules that share them, and optimizers that have them go on.
             options: Arguments of :class:`LeakyRNN` that ``nn.RNN`` does not have, such as ``form``.
 
         Returns:
@@ -162,6 +169,9 @@ class LeakyRNN(LeakyModule):
 
         Raises:
             TypeError: ``rnn`` is not an ``nn.RNN``.
+            ValueError: A weight of ``rnn`` is not a parameter, because a parametrization or a hook computes
+                it (pruning, weight norm). Make it a parameter first, for example by
+                ``torch.nn.utils.parametrize.remove_parametrizations``, and constrain the layer.
         """
         if not isinstance(rnn, nn.RNN):
             raise TypeError(f"rnn must be a torch.nn.RNN, got {type(rnn).__name__}")
@@ -169,12 +179,20 @@ class LeakyRNN(LeakyModule):
         settings = {name: getattr(rnn, name) for name in names} | {"bidirectional": bool(rnn.bidirectional)}
         if settings["num_layers"] == 1:
             settings["dropout"] = 0.0  # has no effect, and nn.RNN has already warned of it
+        check_flags(share=share)
         like = cast(Tensor, rnn.weight_hh_l0)
         layer = cls(**settings, decay=decay, device=like.device, dtype=like.dtype, **options)
-        with torch.no_grad():
-            for name in (name for names in layer._parameter_names for name in names):
-                getattr(layer, name).copy_(getattr(rnn, name))
-                getattr(layer, name).requires_grad_(getattr(rnn, name).requires_grad)
+        copies: dict[nn.Parameter, nn.Parameter] = {}
+        for name in (name for names in layer._parameter_names for name in names):
+            given = rnn._parameters.get(name)
+            if given is None:
+                raise ValueError(
+                    f"rnn.{name} must be a parameter, got a tensor that a parametrization or a hook "
+                    "computes: remove it from rnn, and constrain the layer"
+                )
+            if given not in copies:
+                copies[given] = nn.Parameter(given.detach().clone(), requires_grad=given.requires_grad)
+            setattr(layer, name, given if share else copies[given])
         layer.dropout = rnn.dropout
         return layer.train(rnn.training)
 
@@ -226,13 +244,16 @@ class LeakyRNN(LeakyModule):
                 it. The error has the same type as in ``nn.RNN``.
             TypeError: An argument is not a Tensor.
         """
+        packed, batch_sizes, order, undo = False, None, None, None
+        sequence = input
+        are_tensors = isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))
+        if not are_tensors or not (drive is None or isinstance(drive, Tensor)):
+            if (traced := leaf_call(self, input, hx, drive=drive)) is not None:  # torch.fx traces the call
+                return traced
+            if isinstance(input, PackedSequence):
+                packed = True
+                sequence, batch_sizes, order, undo = input
         weights = [self._weights(k) for k in range(len(self._parameter_names))]
-        if isinstance(input, PackedSequence):
-            packed = True
-            sequence, batch_sizes, order, undo = input
-        else:
-            packed = False
-            sequence, batch_sizes, order, undo = input, None, None, None
         self._check_input(sequence, packed, weights[0][0])
         unbatched = not packed and sequence.dim() == 2
         batch_first = self.batch_first and not packed and not unbatched

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rnnkernels._autograd.modes import in_torch_func
 from rnnkernels._checks import INTEGERS, check_dtype, check_floating, check_real, check_sizes, check_tensor
 from rnnkernels._devices import autocasts
+from rnnkernels._fx import leaf_call
 
 
 class OutputModel(nn.Module):
@@ -40,7 +41,10 @@ class OutputModel(nn.Module):
 
     def forward(self, v: Tensor, state: Tensor, **options: Any) -> Tensor:
         """Return :meth:`loss`, so that hooks and wrappers such as DistributedDataParallel work."""
-        return self.loss(v, state, **options)
+        if isinstance(v, Tensor) and isinstance(state, Tensor):
+            return self.loss(v, state, **options)
+        traced = leaf_call(self, v, state, **options)  # None unless torch.fx traces the call
+        return self.loss(v, state, **options) if traced is None else traced
 
     def reset_parameters(self) -> None:
         """Initialize all parameters again."""

@@ -133,4 +133,4 @@ def _vjp(
 
 # Registered for torch.func's transforms too, which would otherwise call it once per example.
 for _key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
-    torch.library.impl("rnnkernels::nade_vjp", _key, _vjp)
+    _ops.implement("nade_vjp", _key, _vjp)
