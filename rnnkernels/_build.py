@@ -28,18 +28,19 @@ def use_installed() -> None:
     Raises:
         ImportError: The installed package has another version.
     """
+    if _RECORD.exists():
+        return
     here = _RECORD.parent
     folders = (Path(path, here.name) for path in sys.path)
     installed = next((x for x in folders if Path(x, _RECORD.name).exists()), None)
-    if _RECORD.exists() or installed is None:
-        return
+    if installed is None:
+        return  # check_torch says what to do
     if Path(installed, "_version.py").read_text() != Path(here, "_version.py").read_text():
         raise ImportError(
-            f"rnnkernels is installed in {installed}, but the sources of another version are found before it, "
-            f"in {here}: install these, or run Python in another folder"
+            f"rnnkernels is installed in {installed}, but the sources of another version are found before "
+            f"it, in {here}: install these, or run Python in another folder"
         )
-    names = [name for name in sys.modules if name.split(".")[0] == here.name]
-    for name in names:
+    for name in [name for name in sys.modules if name.split(".")[0] == here.name]:
         del sys.modules[name]
     spec = importlib.util.spec_from_file_location(
         here.name, installed / "__init__.py", submodule_search_locations=[str(installed)]
