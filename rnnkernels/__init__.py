@@ -10,8 +10,12 @@ and :mod:`rnnkernels.testing` has the same mathematics in plain NumPy.
 Source: Bengio, Boulanger-Lewandowski and Pascanu 2012 (arXiv 1212.0901).
 """
 
-from rnnkernels._build import build_config, check_torch
-from rnnkernels._version import __version__
+from rnnkernels._build import use_installed
+
+use_installed()
+
+from rnnkernels._build import build_config, check_torch  # noqa: E402  (of the package that is used)
+from rnnkernels._version import __version__  # noqa: E402
 
 check_torch()
 

@@ -1,8 +1,10 @@
-"""The build configuration, and the check that the extension fits the installed torch."""
+"""The build configuration, and the check that the extension exists and fits the installed torch."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,39 @@ _RECORD = Path(__file__).with_name("_build.json")
 
 def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
+
+
+def use_installed() -> None:
+    """Replace this package by an installed one if this one is a source folder without an extension.
+
+    Python looks into the current folder first. In a clone it finds the sources there, which cannot run,
+    before the package that was installed from them. All imports after this call find the installed modules.
+
+    Raises:
+        ImportError: The installed package has another version.
+    """
+    if _RECORD.exists():
+        return
+    here = _RECORD.parent
+    folders = (Path(path, here.name) for path in sys.path)
+    installed = next((x for x in folders if Path(x, _RECORD.name).exists()), None)
+    if installed is None:
+        return  # check_torch says what to do
+    if Path(installed, "_version.py").read_text() != Path(here, "_version.py").read_text():
+        raise ImportError(
+            f"rnnkernels is installed in {installed}, but the sources of another version are found before "
+            f"it, in {here}: install these, or run Python in another folder"
+        )
+    for name in [name for name in sys.modules if name.split(".")[0] == here.name]:
+        del sys.modules[name]
+    spec = importlib.util.spec_from_file_location(
+        here.name, installed / "__init__.py", submodule_search_locations=[str(installed)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[here.name] = package
+    spec.loader.exec_module(package)
 
 
 def check_torch() -> None:

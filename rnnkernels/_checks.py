@@ -20,6 +20,34 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
 
 
+# The dtypes of parameters, states and sequences; those of classes. torch has few operators for the others.
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ValueError unless modules can have parameters of this dtype; None is torch's default."""
+    if dtype is not None and dtype not in FLOATING:
+        raise ValueError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    """Raise ValueError unless a tensor has a floating-point dtype of at least 16 bits."""
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must have a floating-point dtype, got {x.dtype}")
+    if x.dtype not in FLOATING:
+        raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+
+
+def check_real(name: str, x: Tensor) -> None:
+    """Raise ValueError unless a tensor has bools, integers or floating-point numbers of the usual dtypes."""
+    if x.dtype not in (torch.bool, *INTEGERS, *FLOATING):
+        raise ValueError(
+            f"{name} must be bool, uint8, int8, int16, int32, int64, float16, bfloat16, float32 or float64, "
+            f"got {x.dtype}"
+        )
+
+
 def has_values(x: Tensor) -> bool:
     """Return whether a tensor has values to check: not on the meta device, nor in torch's fake mode."""
     return not x.is_meta and not hasattr(x, "fake_mode")

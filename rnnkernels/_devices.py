@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from rnnkernels import _C  # noqa: F401  (registers the operators that are looked up below)
+from rnnkernels import _ops
 
 # What replaces the kernels, as the warning says it.
 LOOP = "a loop of torch operations, many times slower"
@@ -20,8 +20,7 @@ OPTIMIZER_STEP = "a list of torch operations for a step of an optimizer, in plac
 
 def _registered(operator: str) -> tuple[str, ...]:
     """Return the types of device on which an operator runs; on meta it computes shapes only."""
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return tuple(key.lower() for key in ("CPU", "Meta", "CUDA") if has(f"rnnkernels::{operator}", key))
+    return tuple(key.lower() for key in ("CPU", "Meta", "CUDA") if _ops.has_kernel(operator, key))
 
 
 _OPERATORS = ("leaky_recurrence", "projected_recurrence", "clipped_nesterov_", "nade", "nade_sample")

@@ -14,6 +14,9 @@ outgoing connections of one unit.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +31,8 @@ class DaleLaw(nn.Module):
     .. math:: W_{ij} = |V_{ij}| \, s_j
 
     where ``V`` is trained. It uses magnitudes and not a ReLU, so that a connection that crosses zero is
-    not lost: it grows again.
+    not lost: it grows again. At zero, the slope of the magnitude counts as 1, so that a connection that is
+    exactly zero is trained as well. To keep connections at zero, add a :class:`Mask`.
 
     It suits recurrent weights and the weights of an output layer. At registration the weight keeps its
     magnitudes and gets the signs. The signs are a buffer, and part of the state dict.
@@ -38,26 +42,30 @@ class DaleLaw(nn.Module):
         register_parametrization(rnn, "weight_hh_l0", DaleLaw(signs))
 
     Args:
-        signs: ``s``, +1 or -1 for each sending unit, ``[H]``. On the meta device they have no values to
-            check, and must be loaded.
+        signs: ``s``, +1 or -1 for each sending unit, ``[H]``: a tensor, a NumPy array or a list. On the meta
+            device they have no values to check, and must be loaded.
 
     Raises:
         ValueError: ``signs`` has another shape or other values.
+        TypeError: ``signs`` is not a tensor, an array or a list of numbers.
 
     Source: Song, Yang and Wang 2016, doi 10.1371/journal.pcbi.1004792.
     """
 
     signs: Tensor
 
-    def __init__(self, signs: Tensor) -> None:
+    def __init__(self, signs: Tensor | Any) -> None:
         super().__init__()
-        if signs.dim() != 1 or (has_values(signs) and not bool((signs.abs() == 1).all())):
+        values = _as_tensor("signs", signs)
+        allowed = values.dim() == 1 and values.dtype != torch.bool
+        if not allowed or (has_values(values) and not bool((values.abs() == 1).all())):
             raise ValueError(f"signs must be +1 or -1 for each unit, [H], got {signs}")
-        self.register_buffer("signs", signs.detach().to(torch.get_default_dtype(), copy=True))
+        self.register_buffer("signs", _placed(values.to(torch.get_default_dtype()), signs))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return ``W``, ``[..., H]``, for ``V``, ``[..., H]``."""
-        return weight.abs() * self.signs.to(weight.dtype)
+        signs = self.signs.to(weight.dtype)
+        return weight * torch.where(weight < 0, -signs, signs)  # |V| s; the gradient of abs would be 0 at 0
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return the initial ``V`` for the weight at registration."""
@@ -80,19 +88,22 @@ class Mask(nn.Module):
         register_parametrization(rnn, "weight_hh_l0", Mask(torch.rand(100, 100) < 0.1))
 
     Args:
-        mask: True where a connection exists: bool, shaped like the weight.
+        mask: True where a connection exists: bool, shaped like the weight; a tensor, a NumPy array or nested
+            lists.
 
     Raises:
         ValueError: ``mask`` is not bool, or not shaped like the weight it is registered for.
+        TypeError: ``mask`` is not a tensor, an array or nested lists of bools.
     """
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor | Any) -> None:
         super().__init__()
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask must be bool, got {mask.dtype}")
-        self.register_buffer("mask", mask.detach().clone())
+        values = _as_tensor("mask", mask)
+        if values.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, got {values.dtype}")
+        self.register_buffer("mask", _placed(values, mask))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return ``W`` for ``V``, both of the mask's shape."""
@@ -105,6 +116,21 @@ class Mask(nn.Module):
                 f"mask must be shaped like the weight, {list(weight.shape)}, got {list(self.mask.shape)}"
             )
         return weight
+
+
+def _as_tensor(name: str, values: Tensor | Any) -> Tensor:
+    """Return a copy of a tensor, or of a NumPy array or a list as a tensor on the CPU."""
+    if isinstance(values, Tensor):
+        return values.detach().clone()
+    try:
+        return torch.from_numpy(np.array(values))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a tensor, an array or a list of numbers, got {values!r}") from error
+
+
+def _placed(x: Tensor, given: Tensor | Any) -> Tensor:
+    """Return ``x`` on the device where torch would put what was given."""
+    return x if isinstance(given, Tensor) else x.to(torch.get_default_device())
 
 
 def no_self_connections(hidden_size: int, device: torch.device | str | None = None) -> Mask:

@@ -177,8 +177,9 @@ def nade_log_prob(
         (-log_p.mean()).backward()
 
     Args:
-        v: Zeros and ones, ``[..., D]``, bool or any other dtype. It gets no gradient. Values are checked on
-            the CPU only. On a GPU, where a check would synchronize, every value other than zero is a one.
+        v: Zeros and ones, ``[..., D]``, bool, integers (uint8, int8 to int64) or floats (16 to 64 bits). It
+            gets no gradient. Values are checked on the CPU only. On a GPU, where a check would synchronize,
+            every value other than zero is a one.
         visible_bias: ``b``, ``[..., D]``. float32 or float64; half precision is computed in float32.
         hidden_bias: ``c``, ``[..., H]``.
         encoder: ``W``, ``[D, H]``, any strides.
@@ -230,6 +231,7 @@ def nade_sample(
 
     Raises:
         ValueError, TypeError: As :func:`nade_log_prob`.
+        RuntimeError: The probabilities to draw from are NaN; on CUDA a device-side assertion.
 
     Source: Larochelle and Murray 2011, "The neural autoregressive distribution estimator".
     """
@@ -319,7 +321,8 @@ def decay_tensor(decay: float | Tensor, like: Tensor) -> Tensor:
     if not 0 <= decay < 1:
         raise ValueError(f"decay must lie in [0, 1), got {decay}")
     # The nearest float32 to a number just below 1 may be 1 itself, which the kernel refuses.
-    dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
+    # A dtype that the operators refuse may have no values at all.
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return torch.full((), decay, dtype=dtype, device=like.device)
 
 

@@ -4,7 +4,10 @@
 #include <ATen/Dispatch.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+
 #include "core/cells.h"
+#include "core/limits.h"
 
 namespace rnnkernels::binding {
 
@@ -30,11 +33,32 @@ void check_placement(const char* name, const at::Tensor& tensor, const at::Tenso
   check_device(name, tensor, like, like_name);
 }
 
+// Raises ValueError if a packed sequence has more steps than rows: an expanded tensor of batch sizes can have
+// any number of them. A size that is a symbol is checked when the call runs with a number.
+void check_steps(const Sizes& sizes, const char* name) {
+  const auto steps = sizes.steps.maybe_as_int(), rows = sizes.rows.maybe_as_int();
+  TORCH_CHECK_VALUE(!steps || !rows || *steps <= *rows, "batch_sizes must be positive and add up to the ",
+                    *rows, " rows of ", name, ", got ", *steps, " steps");
+}
+
+// The number of elements, where an empty dimension counts as 1, or more than kMostElements. So does a dimension
+// whose size is a symbol: the call is checked when it runs with a number.
+int64_t limited_numel(const at::Tensor& tensor) {
+  int64_t product = 1;
+  for (const c10::SymInt& size : tensor.sym_sizes()) {
+    product = limited_product(product, std::max<int64_t>(1, size.maybe_as_int().value_or(1)));
+  }
+  return product;
+}
+
 }  // namespace
 
-void check_dense(const char* name, const at::Tensor& tensor) {
+void check_tensor(const char* name, const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, name, " must be a dense tensor, got layout ",
                     tensor.layout());
+  TORCH_CHECK_VALUE(limited_numel(tensor) <= kMostElements, name,
+                    " must have at most 2^48 elements, empty dimensions counted as 1, got ",
+                    tensor.sym_sizes());
 }
 
 std::vector<c10::SymInt> Sizes::sequence(const c10::SymInt& last) const {
@@ -78,7 +102,7 @@ RecurrenceSpec check_spec(const SpecArguments& arguments) {
 
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,
                 const char* shape_name, const at::Tensor& like, const char* like_name) {
-  check_dense(name, tensor);
+  check_tensor(name, tensor);
   const c10::SymIntArrayRef expected(shape);
   TORCH_CHECK_VALUE(tensor.sym_sizes() == expected, name, " must be ", shape_name, " = ", expected, ", got ",
                     tensor.sym_sizes());
@@ -87,12 +111,11 @@ void check_like(const char* name, const at::Tensor& tensor, const std::vector<c1
 
 Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTensor& h0,
                     const at::Tensor& weight_hh, const at::Tensor& decay, const OptionalTensor& batch_sizes) {
-  check_dense(name, pre);
-  check_dense("weight_hh", weight_hh);
-  check_dense("decay", decay);
-  TORCH_CHECK_VALUE(pre.scalar_type() == at::kFloat || pre.scalar_type() == at::kDouble ||
-                        at::isReducedFloatingType(pre.scalar_type()),
-                    name, " must be float32, float64, bfloat16 or float16, got ", pre.scalar_type());
+  check_tensor(name, pre);
+  check_tensor("weight_hh", weight_hh);
+  check_tensor("decay", decay);
+  TORCH_CHECK_VALUE(element_type(pre.scalar_type()), name,
+                    " must be float32, float64, bfloat16 or float16, got ", pre.scalar_type());
   TORCH_CHECK_VALUE(weight_hh.dim() == 2 || weight_hh.dim() == 3,
                     "weight_hh must be [H, H] (or [G, H, H]), got ", weight_hh.sym_sizes());
   Sizes sizes;
@@ -112,8 +135,8 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
 
   if (sizes.packed) {
     TORCH_CHECK_VALUE(h0.has_value(), "h0 must be given along with batch_sizes");
-    check_dense("h0", *h0);
-    check_dense("batch_sizes", *batch_sizes);
+    check_tensor("h0", *h0);
+    check_tensor("batch_sizes", *batch_sizes);
     TORCH_CHECK_VALUE(h0->dim() == lead + 2, "h0 must be ", sizes.grouped ? "[G, B, H]" : "[B, H]", ", got ",
                       h0->sym_sizes());
     TORCH_CHECK_VALUE(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong,
@@ -124,6 +147,7 @@ Sizes check_forward(const char* name, const at::Tensor& pre, const OptionalTenso
     sizes.steps = batch_sizes->sym_size(0);
     sizes.batch = h0->sym_size(-2);
     sizes.rows = pre.sym_size(-2);
+    check_steps(sizes, name);
   } else {
     sizes.steps = pre.sym_size(-3);
     sizes.batch = pre.sym_size(-2);
@@ -183,7 +207,7 @@ void check_backward(const Sizes& sizes, const RecurrenceSpec& spec, const Option
     const auto shape = saved_shape(parts, sizes);
     TORCH_CHECK_VALUE(saved.sym_sizes() == c10::SymIntArrayRef(shape) && saved.is_contiguous() &&
                           saved.scalar_type() == saved_type(parts, output.scalar_type()),
-                      "saved must be what leaky_recurrence returned with save=1 or 2, got ",
+                      "saved must be the third result of the forward operator with save=1 or 2, got ",
                       saved.scalar_type(), " ", saved.sym_sizes());
   }
 }
@@ -200,11 +224,12 @@ void check_decay_values(const at::Tensor& decay) {
   });
 }
 
-void check_batch_sizes_values(const OptionalTensor& batch_sizes, const Sizes& sizes, const char* name) {
+void own_batch_sizes(OptionalTensor& batch_sizes, const Sizes& sizes, const char* name) {
   if (!batch_sizes) return;
-  const at::Tensor values = batch_sizes->contiguous();
-  const int64_t* data = values.const_data_ptr<int64_t>();
-  const int64_t steps = values.numel();
+  batch_sizes = batch_sizes->clone(at::MemoryFormat::Contiguous);
+  const int64_t* data = batch_sizes->const_data_ptr<int64_t>();
+  const int64_t steps = batch_sizes->numel();
+  TORCH_CHECK_VALUE(steps == sizes.steps.expect_int(), "batch_sizes must not change during the call");
   const int64_t batch = sizes.batch.expect_int(), rows = sizes.rows.expect_int();
   TORCH_CHECK_VALUE(steps > 0, "batch_sizes must have at least one step, got none");
   TORCH_CHECK_VALUE(data[0] == batch, "batch_sizes must begin with the rows of h0, ", batch, ", got ",

@@ -96,13 +96,18 @@ SavedParts parts_of(const at::Tensor& saved, const Sizes& sizes, const Recurrenc
 void check_backward(const Sizes& sizes, const RecurrenceSpec& spec, const OptionalTensor& grad_output,
                     const OptionalTensor& grad_h_n, const at::Tensor& output, const at::Tensor& saved);
 
-// Check values, so for real tensors only: every decay lies in [0, 1), and the batch sizes fit the rows. The
-// values of a decay on a GPU are not checked, because reading them would synchronize.
+// Checks values, so for real tensors only: every decay lies in [0, 1). The values of a decay on a GPU are not
+// checked, because reading them would synchronize.
 void check_decay_values(const at::Tensor& decay);
-void check_batch_sizes_values(const OptionalTensor& batch_sizes, const Sizes& sizes, const char* name);
 
-// Refuses sparse tensors. To be called first: they have no strides, and their sizes may mean something else.
-void check_dense(const char* name, const at::Tensor& tensor);
+// Replaces the batch sizes of a call by a contiguous copy, and checks that the copy fits the rows; so for real
+// tensors only. The kernels compute addresses from batch sizes, and another thread may change the caller's
+// tensor during the call, so nothing reads that tensor again.
+void own_batch_sizes(OptionalTensor& batch_sizes, const Sizes& sizes, const char* name);
+
+// Refuses sparse tensors, which have no strides, and tensors with more elements than core/limits.h allows. To
+// be called first for every argument, so that no arithmetic on its sizes overflows.
+void check_tensor(const char* name, const at::Tensor& tensor);
 
 // Checks that `tensor` has this shape, and the dtype and device of `like`, which messages call `like_name`.
 void check_like(const char* name, const at::Tensor& tensor, const std::vector<c10::SymInt>& shape,

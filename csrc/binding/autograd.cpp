@@ -27,7 +27,6 @@ void keep(AutogradContext* context, const Call& call, const ForwardResult& resul
   context->saved_data["nonlinearity"] = call.spec.nonlinearity;
   context->saved_data["form"] = call.spec.form;
   context->saved_data["reverse"] = call.spec.reverse;
-  context->saved_data["save"] = call.save;
 }
 
 SpecArguments kept_spec(AutogradContext* context) {
@@ -35,11 +34,41 @@ SpecArguments kept_spec(AutogradContext* context) {
           context->saved_data["reverse"].toBool()};
 }
 
-// Whether a gradient has to be computed. Raises if the call saved nothing for backward.
-bool has_any(AutogradContext* context, const variable_list& grads) {
-  TORCH_CHECK(context->saved_data["save"].toInt() != kSaveNothing,
-              "the recurrence was called with save=0, so it has no backward");
+// Whether a gradient has to be computed.
+bool has_any(const variable_list& grads) {
   return grads[0].defined() || grads[1].defined() || grads[2].defined();
+}
+
+// Whether a predicate holds for one of the tensors among a call's arguments.
+template <class Call, class Holds>
+bool any_tensor(const Call& call, const Holds& holds) {
+  const auto check = [&]<class T>(const T& argument) {
+    if constexpr (std::is_same_v<T, at::Tensor>) {
+      return holds(argument);
+    } else if constexpr (std::is_same_v<T, OptionalTensor>) {
+      return argument && holds(*argument);
+    } else {
+      return false;
+    }
+  };
+  return call.unpack([&](const auto&... arguments) { return (check(arguments) || ...); });
+}
+
+// Whether autograd will record the call.
+template <class Call>
+bool is_recorded(const Call& call) {
+  return at::GradMode::is_enabled() &&
+         any_tensor(call, [](const at::Tensor& tensor) { return tensor.requires_grad(); });
+}
+
+// A call that autograd records saves what backward needs. This is decided when the call runs, because a program
+// may have been traced under no_grad.
+template <class Call>
+void save_for_backward(Call* call) {
+  if (is_recorded(*call)) {
+    call->save =
+        std::max<int64_t>(call->save, call->decay.requires_grad() ? kSaveForDecay : kSaveForBackward);
+  }
 }
 
 // Which tensor arguments need gradients. torch counts the arguments that are present only.
@@ -87,26 +116,6 @@ ForwardResult apply_to(const Call& call) {
   return {results[0], results[1], results[2]};
 }
 
-// Whether one of the arguments has a gradient or a tangent. A Function does without either as the operator does,
-// but takes longer.
-template <class Call>
-bool is_differentiated(const Call& call) {
-  const bool grad = at::GradMode::is_enabled();
-  const auto tensor_is = [grad](const at::Tensor& tensor) {
-    return tensor.defined() && ((grad && tensor.requires_grad()) || has_tangent(tensor));
-  };
-  const auto is = [&]<class T>(const T& argument) {
-    if constexpr (std::is_same_v<T, at::Tensor>) {
-      return tensor_is(argument);
-    } else if constexpr (std::is_same_v<T, OptionalTensor>) {
-      return argument && tensor_is(*argument);
-    } else {
-      return false;
-    }
-  };
-  return call.unpack([&](const auto&... arguments) { return (is(arguments) || ...); });
-}
-
 class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
  public:
   template <class... Arguments>
@@ -118,7 +127,7 @@ class LeakyRecurrence : public torch::autograd::Function<LeakyRecurrence> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    if (!has_any(context, grads)) return no_gradients<RecurrenceCall>();
+    if (!has_any(grads)) return no_gradients<RecurrenceCall>();
     const variable_list kept = context->get_saved_variables();
     const auto wanted = needed<4>(context, {true, kept[kH0].defined(), true, true});
     const BackwardCall arguments = {if_defined(grads[0]),  if_defined(grads[1]),
@@ -147,7 +156,7 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    if (!has_any(context, grads)) return no_gradients<ProjectedCall>();
+    if (!has_any(grads)) return no_gradients<ProjectedCall>();
     const variable_list kept = context->get_saved_variables();
     const bool has_bias = context->saved_data["has_bias"].toBool();
     const bool has_drive = context->saved_data["has_drive"].toBool();
@@ -166,13 +175,15 @@ class ProjectedRecurrence : public torch::autograd::Function<ProjectedRecurrence
 
 }  // namespace
 
-ForwardResult leaky_recurrence_autograd(const RecurrenceCall& call) {
-  if (!is_differentiated(call)) return call_operator(false, call);
+ForwardResult leaky_recurrence_autograd(RecurrenceCall call) {
+  if (!is_recorded(call) && !any_tensor(call, has_tangent)) return call_operator(false, call);
+  save_for_backward(&call);
   return apply_to<LeakyRecurrence>(call);
 }
 
-ForwardResult projected_recurrence_autograd(const ProjectedCall& call) {
-  if (!is_differentiated(call)) return call_operator(false, call);
+ForwardResult projected_recurrence_autograd(ProjectedCall call) {
+  if (!is_recorded(call) && !any_tensor(call, has_tangent)) return call_operator(false, call);
+  save_for_backward(&call);
   return apply_to<ProjectedRecurrence>(call);
 }
 

@@ -66,7 +66,7 @@ class WeightGradient {
         packed_(sizes.packed) {}
 
   void compute() {
-    if (layout_.steps == 0 || layout_.batch == 0) {
+    if (d_pre_.numel() == 0) {
       sum_.zero_();
       return;
     }
@@ -193,11 +193,11 @@ at::Tensor decay_gradient(const at::Tensor& rows, const at::Tensor& decay, const
 
 }  // namespace
 
-BackwardResult leaky_recurrence_backward(const BackwardCall& call) {
+BackwardResult leaky_recurrence_backward(BackwardCall call) {
   const RecurrenceSpec spec = check_spec(call.spec);
   const Sizes sizes = check_forward("output", call.output, call);
   check_backward(sizes, spec, call.grad_output, call.grad_h_n, call.output, call.saved);
-  check_batch_sizes_values(call.batch_sizes, sizes, "output");
+  own_batch_sizes(call.batch_sizes, sizes, "output");
   return run_backward(call, spec);
 }
 

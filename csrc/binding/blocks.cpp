@@ -28,9 +28,10 @@ NetworkBlock::NetworkBlock(const Sizes& sizes, const Block& block) : block_(bloc
 std::vector<NetworkBlock> NetworkBlock::blocks(const Sizes& sizes, const at::Tensor& sequence) {
   if (!sizes.grouped) return {NetworkBlock(sizes, {0, 1})};
   const int64_t networks = sequence.size(0), threads = torch_threads().count;
-  const int64_t bytes = std::max<int64_t>(1, bytes_of(sequence) / std::max<int64_t>(1, networks));
+  if (sequence.numel() == 0) return {NetworkBlock(sizes, {0, networks})};
+  const int64_t bytes = bytes_of(sequence) / networks;
   const int64_t at_once = threads * std::max<int64_t>(1, kNetworkBytes / bytes);
-  const int64_t count = std::max<int64_t>(1, (networks + at_once - 1) / at_once);
+  const int64_t count = (networks + at_once - 1) / at_once;
   std::vector<NetworkBlock> blocks;
   blocks.reserve(count);
   for (int64_t i = 0; i < count; ++i) {
@@ -46,8 +47,8 @@ StepBlocks::StepBlocks(const Sizes& sizes, const OptionalTensor& batch_sizes, bo
       packed_(sizes.packed),
       dim_(sizes.grouped ? 1 : 0) {
   const int64_t row_bytes = output.size(-1) * static_cast<int64_t>(output.element_size());
-  const int64_t rows = std::max<int64_t>(1024, kStepBytes / std::max<int64_t>(1, row_bytes));
-  steps_at_once_ = std::max<int64_t>(1, rows / std::max<int64_t>(1, layout_.batch));
+  const int64_t rows = std::max<int64_t>(1024, kStepBytes / row_bytes);
+  steps_at_once_ = std::max<int64_t>(1, output.numel() == 0 ? layout_.steps : rows / layout_.batch);
 }
 
 at::Tensor StepBlocks::of(const at::Tensor& sequence, const Block& steps) const {

@@ -100,10 +100,7 @@ ForwardResult run(Arguments& arguments) {
   ProjectedCall& call = arguments.call;
   if (arguments.other_bias) call.bias = at::add(*call.bias, *arguments.other_bias);
   if (!call.decay.defined()) call.decay = at::scalar_tensor(arguments.decay, call.input.options());
-  const bool records = at::GradMode::is_enabled() && arguments.any_tensor([](const at::Tensor& tensor) {
-    return tensor.requires_grad();
-  });
-  call.save = !records ? kSaveNothing : call.decay.requires_grad() ? kSaveForDecay : kSaveForBackward;
+  call.save = kSaveNothing;  // more if autograd records the call
   static const auto op = find_operator<Signature<ProjectedCall>>(ProjectedCall::kOperator);
   return call.unpack([&](const auto&... flat) { return op.call(flat...); });
 }

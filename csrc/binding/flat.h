@@ -39,6 +39,8 @@ using FlatOf = decltype(std::declval<const Call&>().unpack(
 
 template <class Result, class Call>
 Call call_type(Result (*)(const Call&));
+template <class Result, class Call>
+Call call_type(Result (*)(Call));
 
 }  // namespace detail
 
@@ -50,7 +52,7 @@ using Signature = typename detail::FlatOf<Call>::Signature;
 template <class Call>
 using PrefixedSignature = typename detail::FlatOf<Call>::PrefixedSignature;
 
-// A function of a Call as a function of its arguments.
+// A function of a Call, by value or by reference, as a function of its arguments.
 template <auto implementation>
 constexpr auto* flat() {
   using Call = decltype(detail::call_type(implementation));

@@ -44,6 +44,7 @@ void run_forward(const Call& call, const at::Tensor& pre, const Sizes& sizes, co
 // Checks the tensors of the projection, and returns an empty tensor for p, which the output will overwrite.
 at::Tensor empty_pre(const ProjectedCall& call) {
   const auto& [input, h0, weight_ih, weight_hh, bias, drive, decay, batch_sizes, spec, save] = call;
+  check_tensor("input", input);
   TORCH_CHECK_VALUE(weight_hh.dim() == 2 || weight_hh.dim() == 3,
                     "weight_hh must be [H, H] (or [G, H, H]), got ", weight_hh.sym_sizes());
   const bool packed = batch_sizes.has_value(), grouped = weight_hh.dim() == 3;
@@ -70,11 +71,11 @@ at::Tensor empty_pre(const ProjectedCall& call) {
 
 }  // namespace
 
-ForwardResult leaky_recurrence(const RecurrenceCall& call) {
+ForwardResult leaky_recurrence(RecurrenceCall call) {
   const RecurrenceSpec spec = check_spec(call.spec);
   const Sizes sizes = check_forward("pre", call.pre, call);
   check_decay_values(call.decay);
-  check_batch_sizes_values(call.batch_sizes, sizes, "pre");
+  own_batch_sizes(call.batch_sizes, sizes, "pre");
   const ForwardResult result = empty_results(sizes, spec, call.save, call.pre);
   run_forward(call, call.pre, sizes, spec, result);
   return result;
@@ -85,12 +86,12 @@ ForwardResult leaky_recurrence_meta(const RecurrenceCall& call) {
   return empty_results(check_forward("pre", call.pre, call), spec, call.save, call.pre);
 }
 
-ForwardResult projected_recurrence(const ProjectedCall& call) {
+ForwardResult projected_recurrence(ProjectedCall call) {
   const RecurrenceSpec spec = check_spec(call.spec);
   const at::Tensor pre = empty_pre(call);
   const Sizes sizes = check_forward("input", pre, call);
   check_decay_values(call.decay);
-  check_batch_sizes_values(call.batch_sizes, sizes, "input");
+  own_batch_sizes(call.batch_sizes, sizes, "input");
   const ForwardResult result = with_output(pre, sizes, spec, call.save);
   const auto& [output, h_n, saved] = result;
   for (const NetworkBlock& some : NetworkBlock::blocks(sizes, pre)) {

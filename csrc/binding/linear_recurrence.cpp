@@ -19,9 +19,9 @@ Sizes check_linear(const LinearCall& call) {
 
 }  // namespace
 
-at::Tensor linear_recurrence(const LinearCall& call) {
+at::Tensor linear_recurrence(LinearCall call) {
   const Sizes sizes = check_linear(call);
-  check_batch_sizes_values(call.batch_sizes, sizes, "drive");
+  own_batch_sizes(call.batch_sizes, sizes, "drive");
   at::Tensor output = at::empty_symint(sizes.sequence(sizes.hidden), call.drive.options());
 
   const at::Tensor drive_units = with_contiguous_units(call.drive);

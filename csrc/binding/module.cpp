@@ -13,6 +13,7 @@
 
 #include "binding/direct.h"
 #include "binding/host.h"
+#include "core/limits.h"
 #include "core/nonlinearities.h"
 #include "cpu/kernels.h"
 #include "cuda/plan.h"
@@ -113,6 +114,14 @@ py::dict plan(int64_t hidden, int64_t batch, const std::string& dtype, int64_t n
   if (hidden < 1 || batch < 1 || networks < 1) {
     throw py::value_error("hidden, batch and networks must be at least 1, got " + std::to_string(hidden) +
                           ", " + std::to_string(batch) + " and " + std::to_string(networks));
+  }
+  using rnnkernels::kMostElements;
+  using rnnkernels::limited_product;
+  const int64_t most = std::max(batch, hidden);
+  if (limited_product(limited_product(networks, hidden), most) > kMostElements) {
+    throw py::value_error("networks * hidden * max(batch, hidden) must be at most 2^48, got " +
+                          std::to_string(networks) + ", " + std::to_string(hidden) + " and " +
+                          std::to_string(most));
   }
   cuda::LaunchPlan plan;
   std::string message;

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "binding/host.h"
@@ -20,8 +21,8 @@ struct NadeSizes {
 // `logits` is any argument with the shape of the logits, and `name` is its name in error messages.
 NadeSizes check_nade(const char* name, const at::Tensor& logits, const at::Tensor& hidden_bias,
                      const at::Tensor& encoder, const at::Tensor& decoder) {
-  check_dense(name, logits);
-  check_dense("hidden_bias", hidden_bias);
+  check_tensor(name, logits);
+  check_tensor("hidden_bias", hidden_bias);
   TORCH_CHECK_VALUE(logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kDouble, name,
                     " must be float32 or float64, got ", logits.scalar_type());
   TORCH_CHECK_VALUE(logits.dim() == 2, name, " must be [N, D], got ", logits.sym_sizes());
@@ -37,17 +38,37 @@ NadeSizes check_nade(const char* name, const at::Tensor& logits, const at::Tenso
   return sizes;
 }
 
+// Whether v may have this dtype.
+bool has_numbers(at::ScalarType type) {
+  switch (type) {
+    case at::kBool:
+    case at::kByte:
+    case at::kChar:
+    case at::kShort:
+    case at::kInt:
+    case at::kLong:
+      return true;
+    default:
+      return element_type(type).has_value();
+  }
+}
+
 void check_v(const at::Tensor& v, const NadeSizes& sizes, const at::Tensor& like, const char* like_name) {
-  check_dense("v", v);
+  check_tensor("v", v);
   const std::vector<c10::SymInt> shape = {sizes.rows, sizes.visible};
   TORCH_CHECK_VALUE(v.sym_sizes() == c10::SymIntArrayRef(shape),
                     "v must be [N, D] = ", c10::SymIntArrayRef(shape), ", got ", v.sym_sizes());
-  TORCH_CHECK_VALUE(!v.is_complex() && !v.is_quantized(), "v must be bool or numbers, got ", v.scalar_type());
+  TORCH_CHECK_VALUE(
+      has_numbers(v.scalar_type()),
+      "v must be bool, uint8, int8, int16, int32, int64, float16, bfloat16, float32 or float64, "
+      "got ",
+      v.scalar_type());
   TORCH_CHECK_VALUE(v.device() == like.device(), "v must be on the device of ", like_name, ", ",
                     like.device(), ", got ", v.device());
 }
 
-// v as the kernels read it: bytes that are 0 or 1. Raises ValueError unless all values are 0 or 1.
+// v as the kernels read it: bytes that are 0 or 1. Raises ValueError unless all values are 0 or 1. Another thread
+// may change v meanwhile, so the bytes decide.
 at::Tensor bytes_of(const at::Tensor& v) {
 #if defined(RNNKERNELS_GPU)
   if (on_gpu(v)) return bytes_on_gpu(v);
@@ -57,22 +78,22 @@ at::Tensor bytes_of(const at::Tensor& v) {
   const int64_t n = from.numel();
   AT_DISPATCH_ALL_TYPES_AND3(at::kBool, at::kHalf, at::kBFloat16, from.scalar_type(), "v", [&] {
     const scalar_t* const values = from.const_data_ptr<scalar_t>();
+    constexpr uint8_t kNeither = 2;
     bool valid = true;
     for (int64_t i = 0; i < n; ++i) {
-      const bool one = values[i] == scalar_t(1);
-      bytes[i] = one;
-      valid &= one | (values[i] == scalar_t(0));
+      const bool one = values[i] == scalar_t(1), binary = one | (values[i] == scalar_t(0));
+      bytes[i] = binary ? one : kNeither;
+      valid &= binary;
     }
     if (valid) return;
-    int64_t bad = 0;
-    while (values[bad] == scalar_t(0) || values[bad] == scalar_t(1)) ++bad;
+    const int64_t bad = std::find(bytes, bytes + n, kNeither) - bytes;
     TORCH_CHECK_VALUE(false, "v must hold zeros and ones, got ", +values[bad], " at row ", bad / v.size(1),
                       ", unit ", bad % v.size(1));
   });
   return to;
 }
 
-// Fills in the part of a problem that all calls have, and owns the dense copies that its pointers lead to.
+// Fills in the part of a problem that all calls have, and owns the contiguous copies that its pointers lead to.
 class Arguments {
  public:
   Arguments(Nade& problem, const at::Tensor& like, const at::Tensor& hidden_bias, const at::Tensor& encoder,
@@ -81,15 +102,15 @@ class Arguments {
     problem.rows = like.size(0);
     problem.visible = like.size(1);
     problem.hidden = hidden_bias.size(1);
-    problem.hidden_bias = dense(hidden_bias);
-    problem.encoder = dense(encoder);
-    problem.decoder = dense(decoder);
+    problem.hidden_bias = contiguous(hidden_bias);
+    problem.encoder = contiguous(encoder);
+    problem.decoder = contiguous(decoder);
   }
-  const void* dense(const at::Tensor& tensor) {
+  const void* contiguous(const at::Tensor& tensor) {
     kept_.push_back(tensor.contiguous());
     return kept_.back().const_data_ptr();
   }
-  const void* dense(const OptionalTensor& tensor) { return tensor ? dense(*tensor) : nullptr; }
+  const void* contiguous(const OptionalTensor& tensor) { return tensor ? contiguous(*tensor) : nullptr; }
   const uint8_t* bytes(const at::Tensor& v) {
     kept_.push_back(bytes_of(v));
     return static_cast<const uint8_t*>(kept_.back().const_data_ptr());
@@ -170,7 +191,7 @@ NadeResult nade(const at::Tensor& v, const at::Tensor& visible_bias, const at::T
   const NadeResult result = empty_results(sizes, visible_bias);
   NadeForward problem;
   Arguments arguments(problem, visible_bias, hidden_bias, encoder, decoder);
-  problem.visible_bias = arguments.dense(visible_bias);
+  problem.visible_bias = arguments.contiguous(visible_bias);
   problem.v = arguments.bytes(v);
   problem.log_prob = std::get<0>(result).mutable_data_ptr();
   problem.logits = std::get<1>(result).mutable_data_ptr();
@@ -195,9 +216,9 @@ NadeGradients nade_backward(const OptionalTensor& grad_log_prob, const OptionalT
   NadeBackward problem;
   Arguments arguments(problem, logits, hidden_bias, encoder, decoder);
   problem.v = arguments.bytes(v);
-  problem.logits = arguments.dense(logits);
-  problem.grad_log_prob = arguments.dense(grad_log_prob);
-  problem.grad_logits = arguments.dense(grad_logits);
+  problem.logits = arguments.contiguous(logits);
+  problem.grad_log_prob = arguments.contiguous(grad_log_prob);
+  problem.grad_logits = arguments.contiguous(grad_logits);
   problem.d_visible_bias = std::get<0>(all).mutable_data_ptr();
   if (wants_others(wanted)) {
     problem.d_hidden_bias = std::get<1>(all).mutable_data_ptr();
@@ -224,8 +245,8 @@ NadeResult nade_sample(const at::Tensor& uniform, const at::Tensor& visible_bias
   const NadeResult result = empty_draws(sizes, visible_bias);
   NadeForward problem;
   Arguments arguments(problem, visible_bias, hidden_bias, encoder, decoder);
-  problem.visible_bias = arguments.dense(visible_bias);
-  problem.uniform = arguments.dense(uniform);
+  problem.visible_bias = arguments.contiguous(visible_bias);
+  problem.uniform = arguments.contiguous(uniform);
   problem.drawn = std::get<0>(result).mutable_data_ptr<uint8_t>();
   problem.logits = std::get<1>(result).mutable_data_ptr();
   run(problem, visible_bias);

@@ -13,8 +13,8 @@
 //   decay                        d: one value, [H], or [G, H]
 //   batch_sizes                  int64 on the CPU, as in a PackedSequence
 //   nonlinearity, form, reverse  which recurrence; binding/arguments.h, RecurrenceSpec
-//   save                         0: nothing; 1: what backward needs; 2: also, in half precision, what an
-//                                accurate d_decay needs
+//   save                         what to save even if autograd does not record the call. 0: nothing; 1: what
+//                                backward needs; 2: also, in half precision, what an accurate d_decay needs
 // They return output (shaped like pre), h_n [B, H], and the tensor that backward needs besides the output.
 #define RECURRENCE_SPEC "str nonlinearity, str form, bool reverse"
 #define FORWARD_RESULT "(Tensor output, Tensor h_n, Tensor saved)"
@@ -83,8 +83,8 @@ TORCH_LIBRARY(rnnkernels, m) {
   // sum |g / unit|^p, or max |g|, as a float64 scalar
   m.def("gradient_power_sum(Tensor?[] grads, float norm_type, float unit) -> Tensor");
 
-  // log p(v) and the logits l of a NADE (core/nade.h): v [N, D], zeros and ones of any dtype (on a GPU
-  // whatever is not zero is a one), b [N, D], c [N, H], W and V [D, H]; float32 or float64.
+  // log p(v) and the logits l of a NADE (core/nade.h): v [N, D], zeros and ones (on a GPU every value other
+  // than zero is a one), b [N, D], c [N, H], W and V [D, H]; float32 or float64.
   m.def(
       "nade(Tensor v, Tensor visible_bias, Tensor hidden_bias, Tensor encoder, Tensor decoder) "
       "-> (Tensor log_prob, Tensor logits)");

@@ -25,25 +25,23 @@ bool has_far_rows([[maybe_unused]] const at::Tensor& tensor) {
 }  // namespace
 
 LayoutStorage::LayoutStorage(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse,
-                             [[maybe_unused]] const at::Tensor& like) {
+                             [[maybe_unused]] const at::Tensor& like)
+    : rows(batch_sizes) {
   layout.steps = sizes.steps.expect_int();
   layout.batch = sizes.batch.expect_int();
   layout.reverse = reverse;
-  if (batch_sizes) {
-    const at::Tensor values = batch_sizes->contiguous();
-    const int64_t* data = values.const_data_ptr<int64_t>();
-    rows.assign(data, data + layout.steps);
-    int64_t offset = 0;
-    for (const int64_t n : rows) {
+  if (rows) {
+    layout.rows = rows->const_data_ptr<int64_t>();
+    offsets.reserve(layout.steps);
+    for (int64_t t = 0, offset = 0; t < layout.steps; ++t) {
       offsets.push_back(offset);
-      offset += n;
+      offset += layout.rows[t];
     }
-    layout.rows = rows.data();
     layout.offsets = offsets.data();
   }
   problem = layout;
 #if defined(RNNKERNELS_GPU)
-  if (batch_sizes && on_gpu(like)) on_device = put_layout_on_gpu(layout, like, &problem);
+  if (rows && on_gpu(like)) on_device = put_layout_on_gpu(layout, like, &problem);
 #endif
 }
 
@@ -117,8 +115,6 @@ void fill_saved(Recurrence& problem, const Sizes& sizes, const SavedParts& parts
 
 namespace {
 
-constexpr int64_t kMostWeights = int64_t{1} << 56;
-
 template <class Problem>
 void run_with(const Problem& problem, [[maybe_unused]] const LayoutStorage& layout,
               const at::Tensor& weight_hh,
@@ -126,10 +122,6 @@ void run_with(const Problem& problem, [[maybe_unused]] const LayoutStorage& layo
               void (*cpu::Kernels::*kernel)(const Problem&, const cpu::ThreadPlan&, const cpu::Threads&,
                                             void*)) {
   if (problem.networks == 0 || problem.layout.batch == 0) return;  // nothing to write
-  // The matrix may be expanded, so its size can exceed the memory.
-  TORCH_CHECK_VALUE(static_cast<__int128>(problem.networks) * problem.hidden * problem.hidden < kMostWeights,
-                    "weight_hh must have less than 2^56 elements, got ", problem.networks, " of [",
-                    problem.hidden, ", ", problem.hidden, "]");
 #if defined(RNNKERNELS_GPU)
   if (on_gpu(weight_hh)) return run_on_gpu(problem, layout.layout, weight_hh);
 #endif

@@ -7,11 +7,13 @@
 
 namespace rnnkernels::binding {
 
-// A layout, and the arrays that it points to for a packed sequence.
+// A layout, and the arrays that it points to for a packed sequence. The batch sizes are the call's own
+// (own_batch_sizes), or some steps of them.
 struct LayoutStorage {
   Layout layout;   // for the host
   Layout problem;  // for a kernel: its arrays are on the device of `like`, as the sequences are
-  std::vector<int64_t> rows, offsets;
+  OptionalTensor rows;
+  std::vector<int64_t> offsets;
   at::Tensor on_device;
   LayoutStorage(const Sizes& sizes, const OptionalTensor& batch_sizes, bool reverse, const at::Tensor& like);
   LayoutStorage(const LayoutStorage&) = delete;

@@ -109,12 +109,12 @@ at::Tensor for_each_network(const at::Tensor& decay, const Sizes& sizes) {
 
 }  // namespace
 
-ProjectedBackwardResult projected_recurrence_backward(const ProjectedBackwardCall& arguments) {
-  const RecurrenceSpec spec = check_spec(arguments.spec);
-  const Sizes sizes = check_call(arguments, spec);
-  check_batch_sizes_values(arguments.batch_sizes, sizes, "output");
-  ProjectedBackwardCall call = arguments;
-  call.decay = for_each_network(arguments.decay, sizes);
+ProjectedBackwardResult projected_recurrence_backward(ProjectedBackwardCall call) {
+  const RecurrenceSpec spec = check_spec(call.spec);
+  const Sizes sizes = check_call(call, spec);
+  own_batch_sizes(call.batch_sizes, sizes, "output");
+  const at::Tensor decay = call.decay;
+  call.decay = for_each_network(decay, sizes);
   const auto& wanted = call.wanted;
   const std::vector<NetworkBlock> blocks = NetworkBlock::blocks(sizes, call.output);
   const bool at_once = blocks.size() == 1;
@@ -135,8 +135,7 @@ ProjectedBackwardResult projected_recurrence_backward(const ProjectedBackwardCal
       if (wanted[kDecay]) some.of(d_decay).copy_(std::get<kDecay>(part));
     }
   }
-  if (wanted[kDecay] && arguments.decay.dim() < call.decay.dim())
-    d_decay = sum_like(arguments.decay, d_decay);
+  if (wanted[kDecay] && decay.dim() < call.decay.dim()) d_decay = sum_like(decay, d_decay);
   return result;
 }
 

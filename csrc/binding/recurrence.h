@@ -109,24 +109,25 @@ struct LinearCall {
   }
 };
 
-// The implementations for real tensors, for meta tensors (shapes only), and in autograd.
-ForwardResult leaky_recurrence(const RecurrenceCall& call);
+// The implementations for real tensors, for meta tensors (shapes only), and in autograd. Those for real tensors
+// take a call of their own, in which they replace the batch sizes (own_batch_sizes).
+ForwardResult leaky_recurrence(RecurrenceCall call);
 ForwardResult leaky_recurrence_meta(const RecurrenceCall& call);
-ForwardResult leaky_recurrence_autograd(const RecurrenceCall& call);
+ForwardResult leaky_recurrence_autograd(RecurrenceCall call);
 
-ForwardResult projected_recurrence(const ProjectedCall& call);
+ForwardResult projected_recurrence(ProjectedCall call);
 ForwardResult projected_recurrence_meta(const ProjectedCall& call);
-ForwardResult projected_recurrence_autograd(const ProjectedCall& call);
+ForwardResult projected_recurrence_autograd(ProjectedCall call);
 
-BackwardResult leaky_recurrence_backward(const BackwardCall& call);
+BackwardResult leaky_recurrence_backward(BackwardCall call);
 BackwardResult leaky_recurrence_backward_meta(const BackwardCall& call);
-// The same without the checks of arguments.
+// The same without the checks of values, for batch sizes that are the call's own.
 BackwardResult run_backward(const BackwardCall& call, const RecurrenceSpec& spec);
 
-ProjectedBackwardResult projected_recurrence_backward(const ProjectedBackwardCall& call);
+ProjectedBackwardResult projected_recurrence_backward(ProjectedBackwardCall call);
 ProjectedBackwardResult projected_recurrence_backward_meta(const ProjectedBackwardCall& call);
 
-at::Tensor linear_recurrence(const LinearCall& call);
+at::Tensor linear_recurrence(LinearCall call);
 at::Tensor linear_recurrence_meta(const LinearCall& call);
 
 }  // namespace rnnkernels::binding

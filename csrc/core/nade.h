@@ -18,7 +18,7 @@
 // Once dl is known, hidden units do not depend on each other.
 //
 // Source: Larochelle and Murray 2011 ("The Neural Autoregressive Distribution Estimator", AISTATS).
-// No torch, no allocation, no exceptions. All arrays are dense, and none overlaps another.
+// No torch, no allocation, no exceptions. All arrays are contiguous, and none overlaps another.
 #pragma once
 
 #include <cstdint>

@@ -38,14 +38,17 @@ constexpr int64_t kPatience = 250'000, kPatienceSteps = 2;
 ThreadPlan make_thread_plan(int64_t networks, int64_t steps, int64_t batch, int64_t hidden,
                             int64_t element_size, const Threads& threads) {
   ThreadPlan plan;
-  const int64_t step_work = batch * hidden * hidden * element_size / 4;
-  if (threads.count <= 1 || networks * steps * step_work < threads.worth_starting) return plan;
+  // A double, because the product may exceed 63 bits.
+  const double step_work =
+      static_cast<double>(batch * hidden) * static_cast<double>(hidden * element_size / 4);
+  const double work = static_cast<double>(networks) * static_cast<double>(steps) * step_work;
+  if (threads.count <= 1 || work < static_cast<double>(threads.worth_starting)) return plan;
 
   const int64_t wanted = (threads.count + networks - 1) / networks;  // threads for each network
   plan.row_groups = std::max<int64_t>(1, std::min(wanted, batch / kEnoughRows));
   const int64_t teams = networks * plan.row_groups;
   plan.slots = static_cast<int>(std::min<int64_t>(teams, threads.count));
-  if (threads.may_wait && steps > 1 && step_work / plan.row_groups >= kBarrierCost) {
+  if (threads.may_wait && steps > 1 && step_work / static_cast<double>(plan.row_groups) >= kBarrierCost) {
     const int64_t blocks = (hidden + 15) / 16;
     plan.members = static_cast<int>(std::min<int64_t>({threads.count / plan.slots, blocks, kMostMembers}));
   }

@@ -34,6 +34,8 @@ constexpr double kProductCycles = 16;  // one product of a warp, on its quarter 
 constexpr double kUpdateCycles = 150;
 constexpr int kClusterGroup = 16;  // multiprocessors of the group that a cluster must lie within
 constexpr int kClusterSince = 90;  // capability
+// More units than any team holds, few enough that a team's sizes are ints.
+constexpr int64_t kMostTeamUnits = int64_t{1} << 24;
 
 constexpr Device kKnown[] = {
     {"A100", 80, 108, 166912, 1},  {"RTX 4090", 89, 128, 101376, 1}, {"H100", 90, 132, 232448, 16},
@@ -119,6 +121,7 @@ bool fill(const Extent& extent, const Device& device, const Candidate& candidate
 
 // The best plan for one row of the table. Returns false if none fits.
 bool best_of(const Extent& extent, const Device& device, const Candidate& candidate, LaunchPlan* plan) {
+  if (extent.hidden > kMostTeamUnits) return false;
   if (candidate.team == Team::kCluster) {
     if (device.capability < kClusterSince || candidate.blocks > device.largest_cluster) return false;
   }

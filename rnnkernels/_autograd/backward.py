@@ -16,7 +16,7 @@ from rnnkernels import _ops
 from rnnkernels._autograd import derivatives
 from rnnkernels._autograd.derivatives import forward_mode_stays_on, primals_of
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
-from rnnkernels._autograd.vmap import Networks
+from rnnkernels._autograd.vmap import MergedExamples
 from rnnkernels._ops.spec import (
     GRADIENTS,
     PROJECTED_GRADIENTS,
@@ -71,7 +71,7 @@ def _register_vjp(name: str, kind: Any, vjp: Callable[..., Grads]) -> None:
 
     # Registered for torch.func's transforms, too: they would otherwise loop over the examples.
     for key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
-        torch.library.impl(f"rnnkernels::{name}", key, implementation)
+        _ops.implement(name, key, implementation)
 
 
 _register_vjp("leaky_recurrence_vjp", BackwardTensors, recurrence_vjp)
@@ -116,7 +116,8 @@ class _Differentiable:
     def jvp(self, tangents: tuple[Tensor | None, ...]) -> Grads:
         """The tangents of the results, from those of the operator's arguments."""
         given = dict(zip(self.tensors._fields, tangents, strict=False))
-        primals = self.primals()
+        # torch gives a tangent the strides of its primal, which it refuses for an expanded one.
+        primals = tuple(x.contiguous() for x in self.primals())
         full = tuple(
             torch.zeros_like(x) if given[name] is None else given[name]
             for name, x in zip(self.names, primals, strict=True)
@@ -172,19 +173,22 @@ def _vmap(
         tensors, spec, wanted = split_arguments(kind, inputs)
         names = [name for name, want in zip(gradients, wanted, strict=True) if want]
         separate = any(ROLES[name] in ("parameter", "decay") for name in names)
-        networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)], separate_gradients=separate)
-        grads = find_function().apply(*networks.batched(), *spec, wanted)
+        merged = MergedExamples(
+            info.batch_size, tensors, in_dims[: len(tensors)], separate_gradients=separate
+        )
+        grads = find_function().apply(*merged.batched(), *spec, wanted)
         returned = tuple(name in names or name in always for name in gradients)
-        return networks.split_gradients(gradients, grads, returned)
+        return merged.split_gradients(gradients, grads, returned)
 
     return vmap
 
 
-torch.library.register_autograd(
-    "rnnkernels::leaky_recurrence_backward",
-    _second_backward(BackwardTensors),
-    setup_context=_save(BackwardTensors),
-)
+if not _ops.has_kernel("leaky_recurrence_backward", "Autograd"):
+    torch.library.register_autograd(
+        "rnnkernels::leaky_recurrence_backward",
+        _second_backward(BackwardTensors),
+        setup_context=_save(BackwardTensors),
+    )
 
 
 class RecurrenceBackward(torch.autograd.Function):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rnnkernels import _ops
 from rnnkernels._autograd.time_shift import TimeShift
-from rnnkernels._autograd.vmap import Networks, saves_nothing
+from rnnkernels._autograd.vmap import MergedExamples, at_least_1d, saves_nothing
 from rnnkernels._ops.nonlinearities import NONLINEARITIES
 from rnnkernels._ops.spec import BackwardTensors, LinearTensors, ProjectedBackwardTensors, RecurrenceSpec
 
@@ -111,9 +111,9 @@ class LinearRecurrence(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int | None]:
         """All examples in one call."""
         *tensors, reverse = inputs
-        networks = Networks(info.batch_size, LinearTensors(*tensors), in_dims[:-1])
-        y = LinearRecurrence.apply(*networks.batched(), reverse)  # type: ignore[no-untyped-call]
-        return networks.split("output", y)
+        merged = MergedExamples(info.batch_size, LinearTensors(*tensors), in_dims[:-1])
+        y = LinearRecurrence.apply(*merged.batched(), reverse)  # type: ignore[no-untyped-call]
+        return merged.split("output", y)
 
 
 def _linear_tangent(tangents: tuple[Any, ...], primals: tuple[Any, ...], reverse: bool) -> Tensor:
@@ -184,11 +184,11 @@ class _Linearized(NamedTuple):
         return x * (self.previous - output) / self.one_minus_d
 
 
-def _linearize(around: BackwardTensors, spec: RecurrenceSpec, shift: TimeShift) -> _Linearized:
-    output, saved = around.output, around.saved
+def _linearize(point: BackwardTensors, spec: RecurrenceSpec, shift: TimeShift) -> _Linearized:
+    output, saved = point.output, point.saved
     f = NONLINEARITIES[spec.nonlinearity]
-    previous = shift.previous(output, around.h0)
-    one_minus_d = shift.per_unit(1 - around.decay, output)
+    previous = shift.previous(output, point.h0)
+    one_minus_d = shift.per_unit(1 - at_least_1d(point.decay), output)
     kept, decay_slope = _split_saved(saved, output.shape[-1], spec)
     if spec.form == "current":
         x = f.value(previous)
@@ -227,7 +227,7 @@ def _unpack_bits(words: Tensor, like: Tensor) -> Tensor:
 
 def tangent(
     spec: RecurrenceSpec, d_pre: Tensor | None, d_h0: Tensor | None, d_weight: Tensor | None,
-    d_decay: Tensor | None, around: BackwardTensors,
+    d_decay: Tensor | None, point: BackwardTensors,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """The tangents of ``output``, of ``h_n``, and of ``saved`` if it holds floating-point values.
 
@@ -236,22 +236,22 @@ def tangent(
 
     where ``h_{t-1} - y_t = (h_{t-1} - h_t) / (1-d)``.
     """
-    output, weight = around.output, around.weight_hh
-    shift = TimeShift(output, around.h0, around.batch_sizes, spec.reverse)
-    linear = _linearize(around, spec, shift)
+    output, weight = point.output, point.weight_hh
+    shift = TimeShift(output, point.h0, point.batch_sizes, spec.reverse)
+    linear = _linearize(point, spec, shift)
     d_z = torch.zeros_like(output) if d_pre is None else d_pre
     if d_weight is not None:
         d_z = d_z + shift.matmul(linear.x, d_weight.mT)
     drive = linear.alpha * d_z
     if d_decay is not None:
         drive = drive + linear.times_decay_slope(shift.per_unit(d_decay, output), output)
-    d_output = _scan(drive, d_h0, weight, around.decay, linear.alpha, linear.beta, shift)
+    d_output = _scan(drive, d_h0, weight, point.decay, linear.alpha, linear.beta, shift)
     d_h_n = shift.last(d_output) if shift.count > 0 else shift.zero_state(output) if d_h0 is None else d_h0
     d_saved = None
-    if around.saved.is_floating_point() and not saves_nothing(around.saved):
+    if point.saved.is_floating_point() and not saves_nothing(point.saved):
         d_previous = shift.previous(d_output, d_h0)
         d_y = d_z + shift.matmul(_times(linear.beta, d_previous), weight.mT)
-        d_saved = _tangent_of_saved(around.saved, _times(linear.slope, d_y), d_previous, spec)
+        d_saved = _tangent_of_saved(point.saved, _times(linear.slope, d_y), d_previous, spec)
     return d_output, d_h_n, d_saved
 
 
@@ -310,11 +310,11 @@ def _through_saved(
 
 def projection_tangent(
     d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, d_drive: Tensor | None,
-    around: ProjectedBackwardTensors,
+    point: ProjectedBackwardTensors,
 ) -> Tensor | None:  # fmt: skip
     """``dp_t = W_ih dx_t + dW_ih x_t + db + d drive_t``, the tangent of the projection; None for zero."""
-    input, weight = around.input, around.weight_ih
-    shift = TimeShift(input, around.h0, around.batch_sizes, False)
+    input, weight = point.input, point.weight_ih
+    shift = TimeShift(input, point.h0, point.batch_sizes, False)
     parts = []
     if d_input is not None:
         parts.append(shift.matmul(d_input, weight.mT))

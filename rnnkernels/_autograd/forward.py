@@ -20,7 +20,7 @@ from rnnkernels import _ops
 from rnnkernels._autograd.backward import projected_vjp, recurrence_vjp
 from rnnkernels._autograd.derivatives import forward_mode_stays_on, primals_of, projection_tangent, tangent
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func, may_need_gradient
-from rnnkernels._autograd.vmap import Networks, saves_nothing
+from rnnkernels._autograd.vmap import MergedExamples, saves_nothing
 from rnnkernels._ops.spec import (
     GRADIENTS,
     PROJECTED_GRADIENTS,
@@ -44,11 +44,8 @@ def recurrence(tensors: RecurrenceTensors | ProjectedTensors, spec: RecurrenceSp
         save = SAVE_FOR_DECAY if may_need_gradient(tensors.decay) else SAVE_FOR_BACKWARD
         output, h_n, _ = function.apply(*tensors, *spec, save)  # type: ignore[no-untyped-call]
         return output, h_n
-    save = SAVE_NOTHING
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        save = SAVE_FOR_DECAY if tensors.decay.requires_grad else SAVE_FOR_BACKWARD
     operator = _ops.projected_recurrence if projected else _ops.leaky_recurrence
-    output, h_n, _ = operator(*tensors, *spec, save)
+    output, h_n, _ = operator(*tensors, *spec, SAVE_NOTHING)  # more if autograd records the call
     return output, h_n
 
 
@@ -92,11 +89,11 @@ def _vmap(kind: Any, find_function: Callable[[], Any]) -> Callable[..., Any]:
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
         tensors, spec, save = split_arguments(kind, inputs)
-        networks = Networks(info.batch_size, tensors, in_dims[: len(tensors)])
-        batched = networks.batched()
+        merged = MergedExamples(info.batch_size, tensors, in_dims[: len(tensors)])
+        batched = merged.batched()
         transformed = in_torch_func() or in_forward_mode(batched)
         call = find_function().apply if transformed else find_function().forward
-        return networks.split_outputs(*call(*batched, *spec, save))
+        return merged.split_outputs(*call(*batched, *spec, save))
 
     return vmap
 
@@ -118,8 +115,8 @@ class Recurrence(torch.autograd.Function):
         """One linear recurrence."""
         with forward_mode_stays_on(True):
             primals: tuple[Any, ...] = primals_of(ctx)
-            around = BackwardTensors(None, None, *primals)
-            d_output, d_h_n, d_saved = tangent(ctx.spec, d_pre, d_h0, d_weight, d_decay, around)
+            point = BackwardTensors(None, None, *primals)
+            d_output, d_h_n, d_saved = tangent(ctx.spec, d_pre, d_h0, d_weight, d_decay, point)
         return d_output, d_h_n, d_saved if ctx.saved_is_differentiable else None
 
 
@@ -145,9 +142,9 @@ class ProjectedRecurrence(torch.autograd.Function):
         """One linear recurrence."""
         with forward_mode_stays_on(True):
             primals: tuple[Any, ...] = primals_of(ctx)
-            around = ProjectedBackwardTensors(None, None, *primals)
-            d_pre = projection_tangent(d_input, d_weight_ih, d_bias, d_drive, around)
+            point = ProjectedBackwardTensors(None, None, *primals)
+            d_pre = projection_tangent(d_input, d_weight_ih, d_bias, d_drive, point)
             d_output, d_h_n, d_saved = tangent(
-                ctx.spec, d_pre, d_h0, d_weight_hh, d_decay, around.of_recurrence()
+                ctx.spec, d_pre, d_h0, d_weight_hh, d_decay, point.of_recurrence()
             )
         return d_output, d_h_n, d_saved if ctx.saved_is_differentiable else None

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rnnkernels._autograd.vmap import at_least_1d
+
 
 class TimeShift:
     """The order of the steps of sequences shaped like ``like``; ``batch_sizes`` requires an ``h0``.
@@ -85,8 +87,8 @@ class TimeShift:
 
     def per_unit(self, value: Tensor, like: Tensor) -> Tensor:
         """``value``, a scalar, ``[H]`` or ``[G, H]``, reshaped so that it broadcasts over ``like``."""
-        value = value.to(like.dtype)
-        if value.dim() < 2:
+        value = at_least_1d(value).to(like.dtype)
+        if value.dim() == 1:
             return value
         return value.reshape(value.shape[0], *(1,) * (like.dim() - 2), value.shape[1])
 

@@ -20,8 +20,13 @@ def saves_nothing(saved: Tensor) -> bool:
     return saved.dim() == 1
 
 
-class Networks:
-    """The arguments of one call for ``count`` examples.
+def at_least_1d(x: Tensor) -> Tensor:
+    """``x``, a scalar as ``[1]``: vmap over no examples cannot combine a scalar with a number or a tensor."""
+    return x.unsqueeze(0) if x.dim() == 0 else x
+
+
+class MergedExamples:
+    """The arguments of one call for ``count`` examples, merged as rows or as networks, and its results split.
 
     Args:
         count: Number of examples.
@@ -37,11 +42,17 @@ class Networks:
         self.dims = dict(zip(tensors._fields, dims, strict=True))
         if self.dims["batch_sizes"] is not None:
             raise ValueError("batch_sizes must be the same for all examples of vmap, got one for each")
-        self.grouped = tensors.weight_hh.dim() - (self.dims["weight_hh"] is not None) == 3
+        weight_shape = self._shape("weight_hh")
+        self.grouped = len(weight_shape) == 3
         parameters = (name for name in self.dims if ROLES[name] in ("parameter", "decay"))
         shared = all(self.dims[name] is None for name in parameters)
         self.as_rows = shared and not separate_gradients and not self.grouped and tensors.batch_sizes is None
-        if not self.as_rows:
+        # How many rows or networks one example has. The merged size does not say it if there are no examples.
+        if self.as_rows:
+            sequence = next(name for name in self.dims if ROLES[name] == "sequence" and self._has(name))
+            self.size = self._shape(sequence)[-2]
+        else:
+            self.size = weight_shape[0] if self.grouped else 1
             d, dim = tensors.decay, self.dims["decay"]
             # [count, ...], whatever the shape of one example's decay is.
             d = d.expand(count, *d.shape) if dim is None else d.movedim(dim, 0)
@@ -50,6 +61,14 @@ class Networks:
     def batched(self) -> Any:
         """The tensors of the call for all examples, as a tuple of the same type."""
         return type(self.tensors)(*map(self._batch, self.tensors._fields))
+
+    def _has(self, name: str) -> bool:
+        return getattr(self.tensors, name) is not None
+
+    def _shape(self, name: str) -> list[int]:
+        """The shape of one example's tensor."""
+        dim = self.dims[name]
+        return [n for i, n in enumerate(getattr(self.tensors, name).shape) if i != dim]
 
     def _batch(self, name: str) -> Any:
         x, dim = getattr(self.tensors, name), self.dims[name]
@@ -84,13 +103,12 @@ class Networks:
         d: Tensor = self.tensors.decay
         dim = self.dims["decay"]
         d = d.expand(self.decay_shape) if dim is None else d.movedim(dim, 0)
-        weight, weight_dim = self.tensors.weight_hh, self.dims["weight_hh"]
-        one = [n for i, n in enumerate(weight.shape) if i != weight_dim]  # [H, H] or [G, H, H]
+        hidden = self._shape("weight_hh")[-1]
         if not self.grouped:
-            return d.reshape(self.count, prod(d.shape[1:])).expand(self.count, one[-1])
+            return d.reshape(self.count, prod(d.shape[1:])).expand(self.count, hidden)
         if d.dim() < 3:
             d = d.reshape(self.count, 1, prod(d.shape[1:]))
-        return d.expand(self.count, one[0], one[-1]).flatten(0, 1)
+        return d.expand(self.count, self.size, hidden).flatten(0, 1)
 
     def split(self, name: str, x: Tensor) -> tuple[Tensor, int | None]:
         """The examples of a result that has the role of the tensor ``name``, and their dimension."""
@@ -122,7 +140,7 @@ class Networks:
         return self._unflatten(x, 0) if self.grouped else x
 
     def _unflatten(self, x: Tensor, dim: int) -> Tensor:
-        return x.reshape(*x.shape[:dim], self.count, x.shape[dim] // self.count, *x.shape[dim + 1 :])
+        return x.reshape(*x.shape[:dim], self.count, self.size, *x.shape[dim + 1 :])
 
     def _split_decay(self, x: Tensor) -> Tensor:
         """The gradient of each example's decay, in the shape of that decay."""

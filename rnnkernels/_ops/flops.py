@@ -5,14 +5,23 @@ Only matrix products count, with two operations per multiply-add, as for torch's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from rnnkernels import _ops
 
 Shape = tuple[int, ...]
+
+
+Formula = TypeVar("Formula", bound=Callable[..., int])
+
+
+def _formula_of(operator: Any) -> Callable[[Formula], Formula]:
+    """Register the formula of an operator, unless an earlier import of the package has done so."""
+    return (lambda formula: formula) if operator in flop_registry else register_flop_formula(operator)
 
 
 def _flops(sequence: Shape, weight: Shape) -> int:
@@ -20,17 +29,17 @@ def _flops(sequence: Shape, weight: Shape) -> int:
     return 2 * prod(sequence[:-1]) * prod(weight[-2:])
 
 
-@register_flop_formula(_ops.leaky_recurrence)
+@_formula_of(_ops.leaky_recurrence)
 def _forward(pre: Shape, h0: Any, weight_hh: Shape, *_: Any, **__: Any) -> int:
     return _flops(pre, weight_hh)
 
 
-@register_flop_formula(_ops.projected_recurrence)
+@_formula_of(_ops.projected_recurrence)
 def _projected(input: Shape, h0: Any, weight_ih: Shape, weight_hh: Shape, *_: Any, **__: Any) -> int:
     return _flops(input, weight_ih) + _flops(input, weight_hh)
 
 
-@register_flop_formula(_ops.leaky_recurrence_backward)
+@_formula_of(_ops.leaky_recurrence_backward)
 def _backward(
     grad_output: Any, grad_h_n: Any, output: Shape, saved: Any, h0: Any, weight_hh: Shape, *rest: Any,
     **_: Any,
@@ -39,7 +48,7 @@ def _backward(
     return (1 + wanted[2]) * _flops(output, weight_hh)
 
 
-@register_flop_formula(_ops.projected_recurrence_backward)
+@_formula_of(_ops.projected_recurrence_backward)
 def _projected_backward(
     grad_output: Any, grad_h_n: Any, output: Shape, saved: Any, input: Any, h0: Any, weight_ih: Shape,
     weight_hh: Shape, *rest: Any, **_: Any,
@@ -49,24 +58,24 @@ def _projected_backward(
     return projection + (1 + wanted[3]) * _flops(output, weight_hh)
 
 
-@register_flop_formula(_ops.linear_recurrence)
+@_formula_of(_ops.linear_recurrence)
 def _linear(drive: Shape, h0: Any, weight_hh: Shape, *_: Any, **__: Any) -> int:
     return _flops(drive, weight_hh)
 
 
-@register_flop_formula(_ops.nade)
+@_formula_of(_ops.nade)
 def _nade(v: Shape, visible_bias: Any, hidden_bias: Any, encoder: Shape, *_: Any, **__: Any) -> int:
     return _flops(v, encoder)
 
 
-@register_flop_formula(_ops.nade_sample)
+@_formula_of(_ops.nade_sample)
 def _nade_sample(
     uniform: Shape, visible_bias: Any, hidden_bias: Any, encoder: Shape, *_: Any, **__: Any
 ) -> int:
     return _flops(uniform, encoder)
 
 
-@register_flop_formula(_ops.nade_backward)
+@_formula_of(_ops.nade_backward)
 def _nade_backward(
     grad_log_prob: Any, grad_logits: Any, v: Shape, logits: Any, hidden_bias: Any, encoder: Shape,
     decoder: Any, wanted: list[bool], **_: Any,

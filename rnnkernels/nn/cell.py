@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from rnnkernels._checks import check_like_input, check_spec, check_tensor, checked_flag, checked_size
+from rnnkernels._checks import (
+    check_dtype,
+    check_like_input,
+    check_spec,
+    check_tensor,
+    checked_flag,
+    checked_size,
+)
 from rnnkernels._devices import autocasts
+from rnnkernels._fx import leaf_call
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
 from rnnkernels.functional import run_projected
 from rnnkernels.nn._base import LeakyModule
@@ -73,6 +83,7 @@ class LeakyRNNCell(LeakyModule):
     ) -> None:
         super().__init__()
         check_spec(nonlinearity, form)
+        check_dtype(dtype)
         self.input_size = input_size = checked_size("input_size", input_size)
         self.hidden_size = hidden_size = checked_size("hidden_size", hidden_size)
         self.bias = checked_flag("bias", bias)
@@ -105,6 +116,9 @@ class LeakyRNNCell(LeakyModule):
                 it. The error has the same type as in ``nn.RNNCell``.
             TypeError: An argument is not a Tensor.
         """
+        are_tensors = isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))
+        if not are_tensors or not (drive is None or isinstance(drive, Tensor)):
+            return self._call_without_tensors(input, hx, drive)
         weight_ih = self._read("weight_ih")
         self._check_input(input, weight_ih)
         if hx is not None:
@@ -127,8 +141,16 @@ class LeakyRNNCell(LeakyModule):
         _, h_n = run_projected(tensors, RecurrenceSpec(self.nonlinearity, self.form))
         return h_n if batched else h_n.squeeze(0)
 
+    def _call_without_tensors(self, input: Any, hx: Any, drive: Any) -> Any:
+        """Record the call if torch.fx traces it, else raise TypeError for the first wrong argument."""
+        if (traced := leaf_call(self, input, hx, drive=drive)) is not None:
+            return traced
+        for name, value in (("input", input), ("hx", hx), ("drive", drive)):
+            if value is not None or name == "input":
+                check_tensor(name, value)
+        raise AssertionError("all arguments are tensors")
+
     def _check_input(self, input: Tensor, weight: Tensor) -> None:
-        check_tensor("input", input)
         if input.dim() not in (1, 2):
             raise ValueError(f"input must be [B, I] or [I], got {list(input.shape)}")
         if input.shape[-1] != self.input_size:

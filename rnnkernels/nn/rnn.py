@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._checks import (
+    check_dtype,
     check_like_input,
     check_spec,
     check_tensor,
@@ -17,6 +18,7 @@ from rnnkernels._checks import (
     checked_size,
 )
 from rnnkernels._devices import autocasts
+from rnnkernels._fx import leaf_call
 from rnnkernels._ops.spec import ProjectedTensors, RecurrenceSpec
 from rnnkernels.functional import run_projected
 from rnnkernels.nn._base import Decay, LeakyModule
@@ -108,6 +110,7 @@ class LeakyRNN(LeakyModule):
     ) -> None:
         super().__init__()
         check_spec(nonlinearity, form)
+        check_dtype(dtype)
         self.input_size = input_size = checked_size("input_size", input_size)
         self.hidden_size = hidden_size = checked_size("hidden_size", hidden_size)
         self.num_layers = num_layers = checked_size("num_layers", num_layers)
@@ -140,14 +143,20 @@ class LeakyRNN(LeakyModule):
         self.reset_parameters()
 
     @classmethod
-    def from_rnn(cls: type[_Layer], rnn: nn.RNN, *, decay: Decay = 0.0, **options: Any) -> _Layer:
+    def from_rnn(
+        cls: type[_Layer], rnn: nn.RNN, *, decay: Decay = 0.0, share: bool = False, **options: Any
+    ) -> _Layer:
         """Return a leaky layer with the settings of an ``nn.RNN`` and a copy of its parameters.
 
             layer = LeakyRNN.from_rnn(nn.RNN(88, 200), decay=0.8)
 
+        A parameter that several layers or directions of ``rnn`` share is one parameter of the layer as well.
+
         Args:
             rnn: The ``nn.RNN``.
             decay: ``d``, as for :class:`LeakyRNN`. With 0 the layer computes the same as ``rnn``.
+            share: Whether the layer gets the parameters of ``rnn`` themselves instead of copies. Then they
+                stay tied to other modules that share them, and optimizers that have them go on.
             options: Arguments of :class:`LeakyRNN` that ``nn.RNN`` does not have, such as ``form``.
 
         Returns:
@@ -156,6 +165,9 @@ class LeakyRNN(LeakyModule):
 
         Raises:
             TypeError: ``rnn`` is not an ``nn.RNN``.
+            ValueError: A weight of ``rnn`` is not a parameter, because a parametrization or a hook computes
+                it (pruning, weight norm). Make it a parameter first, for example by
+                ``torch.nn.utils.parametrize.remove_parametrizations``, and constrain the layer.
         """
         if not isinstance(rnn, nn.RNN):
             raise TypeError(f"rnn must be a torch.nn.RNN, got {type(rnn).__name__}")
@@ -163,12 +175,20 @@ class LeakyRNN(LeakyModule):
         settings = {name: getattr(rnn, name) for name in names} | {"bidirectional": bool(rnn.bidirectional)}
         if settings["num_layers"] == 1:
             settings["dropout"] = 0.0  # has no effect, and nn.RNN has already warned of it
+        share = checked_flag("share", share)
         like = cast(Tensor, rnn.weight_hh_l0)
         layer = cls(**settings, decay=decay, device=like.device, dtype=like.dtype, **options)
-        with torch.no_grad():
-            for name in (name for names in layer._parameter_names for name in names):
-                getattr(layer, name).copy_(getattr(rnn, name))
-                getattr(layer, name).requires_grad_(getattr(rnn, name).requires_grad)
+        copies: dict[nn.Parameter, nn.Parameter] = {}
+        for name in (name for names in layer._parameter_names for name in names):
+            given = rnn._parameters.get(name)
+            if given is None:
+                raise ValueError(
+                    f"rnn.{name} must be a parameter, got a tensor that a parametrization or a hook "
+                    "computes: remove it from rnn, and constrain the layer"
+                )
+            if given not in copies:
+                copies[given] = nn.Parameter(given.detach().clone(), requires_grad=given.requires_grad)
+            setattr(layer, name, given if share else copies[given])
         layer.dropout = rnn.dropout
         return layer.train(rnn.training)
 
@@ -220,13 +240,16 @@ class LeakyRNN(LeakyModule):
                 it. The error has the same type as in ``nn.RNN``.
             TypeError: An argument is not a Tensor.
         """
+        packed, batch_sizes, order, undo = False, None, None, None
+        sequence = input
+        are_tensors = isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))
+        if not are_tensors or not (drive is None or isinstance(drive, Tensor)):
+            if (traced := leaf_call(self, input, hx, drive=drive)) is not None:  # torch.fx traces the call
+                return traced
+            if isinstance(input, PackedSequence):
+                packed = True
+                sequence, batch_sizes, order, undo = input
         weights = [self._weights(k) for k in range(len(self._parameter_names))]
-        if isinstance(input, PackedSequence):
-            packed = True
-            sequence, batch_sizes, order, undo = input
-        else:
-            packed = False
-            sequence, batch_sizes, order, undo = input, None, None, None
         self._check_input(sequence, packed, weights[0][0])
         unbatched = not packed and sequence.dim() == 2
         batch_first = self.batch_first and not packed and not unbatched

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rnnkernels._autograd.modes import in_torch_func
-from rnnkernels._checks import check_tensor, checked_size
+from rnnkernels._checks import INTEGERS, check_dtype, check_floating, check_real, check_tensor, checked_size
 from rnnkernels._devices import autocasts
-
-_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+from rnnkernels._fx import leaf_call
 
 
 class OutputModel(nn.Module):
@@ -26,6 +25,7 @@ class OutputModel(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        check_dtype(dtype)
         self.num_visible = checked_size("num_visible", num_visible)
         self.condition_size = checked_size("condition_size", condition_size)
         self.visible_bias = nn.Linear(self.condition_size, self.num_visible, device=device, dtype=dtype)
@@ -40,7 +40,10 @@ class OutputModel(nn.Module):
 
     def forward(self, v: Tensor, state: Tensor, **options: Any) -> Tensor:
         """Return :meth:`loss`, so that hooks and wrappers such as DistributedDataParallel work."""
-        return self.loss(v, state, **options)
+        if isinstance(v, Tensor) and isinstance(state, Tensor):
+            return self.loss(v, state, **options)
+        traced = leaf_call(self, v, state, **options)  # None unless torch.fx traces the call
+        return self.loss(v, state, **options) if traced is None else traced
 
     def reset_parameters(self) -> None:
         """Initialize all parameters again."""
@@ -61,8 +64,7 @@ class OutputModel(nn.Module):
             raise ValueError(
                 f"state must be on the device of the weights, {weight.device}, got {state.device}"
             )
-        if not state.is_floating_point():
-            raise ValueError(f"state must have a floating-point dtype, got {state.dtype}")
+        check_floating("state", state)
         if state.dtype != weight.dtype and not autocasts(state.device):
             raise ValueError(f"state must have the dtype of the weights, {weight.dtype}, got {state.dtype}")
 
@@ -113,6 +115,7 @@ def check_binary(name: str, v: Tensor, shape: tuple[int, ...], device: torch.dev
     Values are checked on the CPU only, because reading them from another device would synchronize.
     """
     check_tensor(name, v)
+    check_real(name, v)
     if tuple(v.shape) != shape:
         raise ValueError(f"{name} must be [..., D] = {list(shape)}, as the state is, got {list(v.shape)}")
     if v.device != device:
@@ -131,7 +134,7 @@ def has_readable_values(x: Tensor) -> bool:
 def check_integers(name: str, x: Tensor) -> None:
     """Raise an error unless ``x`` is a tensor with an integer dtype."""
     check_tensor(name, x)
-    if x.dtype not in _INTEGERS[1:]:
+    if x.dtype not in INTEGERS:
         raise ValueError(f"{name} must have an integer dtype, got {x.dtype}")
 
 
@@ -145,17 +148,39 @@ def wide(x: Tensor) -> Tensor:
     return x.to(wide_dtype(x))
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """Return ``[..., n]`` as a matrix of rows."""
+    return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+
+
 def uniform_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return uniform random values in [0, 1) with the shape, dtype and device of ``x``."""
     return torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
-def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return 1 with probability ``sigmoid(logits)``, else 0, in the dtype of ``logits``.
+def check_draw(probabilities: Tensor) -> None:
+    """Raise RuntimeError if a probability to draw from is NaN, as ``torch.bernoulli`` does.
 
-    A NaN gives 0, whereas it would make torch.bernoulli abort the context of a GPU.
+    The values lie in [0, 1], so their sum is NaN if and only if one of them is. On CUDA the error is a
+    device-side assertion, as in ``torch.bernoulli``, because reading the sum would synchronize.
     """
-    return (uniform_like(logits, generator) < torch.sigmoid(logits)).to(logits.dtype)
+    if not torch.compiler.is_compiling():
+        # The values of all examples: vmap has no rule for an assertion.
+        while torch._C._functorch.is_functorch_wrapped_tensor(probabilities):
+            probabilities = torch._C._functorch.get_unwrapped(probabilities)
+    total = probabilities.sum()
+    message = "the probabilities to draw from must not be NaN: the state or a parameter is not finite"
+    if total.device.type in ("cpu", "cuda", "meta"):
+        torch._assert_async(total == total, message)
+    elif bool(total != total):
+        raise RuntimeError(message)
+
+
+def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return 1 with probability ``sigmoid(logits)``, else 0, in the dtype of ``logits``."""
+    probabilities = torch.sigmoid(logits)
+    check_draw(probabilities)
+    return (uniform_like(logits, generator) < probabilities).to(logits.dtype)
 
 
 # Most values in an intermediate tensor: 16 MB in float32.

@@ -14,15 +14,17 @@ from torch import Tensor
 
 from rnnkernels import _ops
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
-from rnnkernels._checks import check_generator
+from rnnkernels._checks import check_generator, check_real
 from rnnkernels._devices import autocasts, has_kernels, warn_without_kernels
 from rnnkernels.outputs import _nade_composite
+from rnnkernels.outputs._base import as_rows, check_draw
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # visible_bias, hidden_bias, encoder, decoder
 
 
 def log_prob(v: Tensor, *given: Tensor) -> Tensor:
     """See :func:`rnnkernels.functional.nade_log_prob`."""
+    check_real("v", v)
     tensors = _computed(*given)
     _check_rows("v", v, *tensors[:2])
     has_kernel = has_kernels(v.device, "nade")
@@ -32,7 +34,7 @@ def log_prob(v: Tensor, *given: Tensor) -> Tensor:
         _check_for_composite(v, *tensors)
         return _nade_composite.nade(v, *tensors)[0]
     b, c, *weights = tensors
-    rows: Tensor = _ops.nade(_rows(v), _rows(b), _rows(c), *weights)[0]
+    rows: Tensor = _ops.nade(as_rows(v), as_rows(b), as_rows(c), *weights)[0]
     return rows.reshape(b.shape[:-1])
 
 
@@ -49,8 +51,10 @@ def sample(generator: torch.Generator | None, *given: Tensor) -> tuple[Tensor, T
         warn_without_kernels(b.device)
     if not has_kernel or in_torch_func():
         _check_for_composite(uniform, *tensors)
-        return _nade_composite.nade_sample(uniform, *tensors)
-    v, logits = _ops.nade_sample(_rows(uniform), _rows(b), _rows(c), *weights)
+        v, logits = _nade_composite.nade_sample(uniform, *tensors)
+    else:
+        v, logits = _ops.nade_sample(as_rows(uniform), as_rows(b), as_rows(c), *weights)
+    check_draw(torch.sigmoid(logits))
     return v.reshape(b.shape), logits.reshape(b.shape)
 
 
@@ -62,7 +66,7 @@ def _computed(*given: Tensor) -> Tensors:
     if autocasts(given[0].device):
         dtype = torch.promote_types(given[2].dtype, torch.float32)
         return tuple(x.to(dtype) for x in given)  # type: ignore[return-value]
-    return tuple(x.float() if x.is_floating_point() and x.dtype.itemsize == 2 else x for x in given)  # type: ignore[return-value]
+    return tuple(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in given)  # type: ignore[return-value]
 
 
 def _check_rows(name: str, v: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> None:
@@ -77,10 +81,6 @@ def _check_rows(name: str, v: Tensor, visible_bias: Tensor, hidden_bias: Tensor)
     if hidden_bias.dim() == 0 or hidden_bias.shape[:-1] != lead:
         rows = ", ".join(map(str, (*lead, "H")))
         raise ValueError(f"hidden_bias must be [{rows}], as visible_bias is, got {list(hidden_bias.shape)}")
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
 
 
 def _check_for_composite(first: Tensor, visible_bias: Tensor, *others: Tensor) -> None:
@@ -133,4 +133,4 @@ def _vjp(
 
 # Registered for torch.func's transforms too, which would otherwise call it once per example.
 for _key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
-    torch.library.impl("rnnkernels::nade_vjp", _key, _vjp)
+    _ops.implement("nade_vjp", _key, _vjp)

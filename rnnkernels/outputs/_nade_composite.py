@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rnnkernels._devices import without_autocast
-from rnnkernels.outputs._base import wide_dtype
+from rnnkernels.outputs._base import as_rows, wide_dtype
 
 
 def nade(
@@ -24,7 +24,7 @@ def nade(
     """Return the log-probabilities and the logits of given rows.
 
     Args:
-        v: Zeros and ones of any dtype, ``[..., D]``.
+        v: Zeros and ones, ``[..., D]``.
         visible_bias: ``b``, ``[..., D]``.
         hidden_bias: ``c``, ``[..., H]``.
         encoder: ``W``, ``[D, H]``.
@@ -81,5 +81,5 @@ def _widened(
 ) -> tuple[Tensor, Tensor, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
     """Return the biases as matrices of rows, and the weights split into units, in float32 or float64."""
     dtype = wide_dtype(visible_bias)
-    b, c = (x.to(dtype).reshape(-1, x.shape[-1]) for x in (visible_bias, hidden_bias))
+    b, c = (as_rows(x.to(dtype)) for x in (visible_bias, hidden_bias))
     return b, c, (encoder.to(dtype).unbind(), decoder.to(dtype).unbind())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rnnkernels._checks import check_tensor
+from rnnkernels._checks import check_floating, check_tensor
 from rnnkernels.outputs._base import check_binary, wide
 
 __all__ = ["expected_accuracy"]
@@ -27,7 +27,7 @@ def expected_accuracy(v: Tensor, marginals: Tensor) -> Tensor:
         accuracy = expected_accuracy(frames, nade.marginals(states))
 
     Args:
-        v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype.
+        v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats.
         marginals: ``m``, ``[..., D]``, floating-point: the result of a model's ``marginals``.
 
     Returns:
@@ -39,8 +39,7 @@ def expected_accuracy(v: Tensor, marginals: Tensor) -> Tensor:
     Source: Bay, Ehmann and Downie 2009, "Evaluation of multiple-F0 estimation and tracking systems".
     """
     check_tensor("marginals", marginals)
-    if not marginals.is_floating_point():
-        raise ValueError(f"marginals must have a floating-point dtype, got {marginals.dtype}")
+    check_floating("marginals", marginals)
     check_binary("v", v, tuple(marginals.shape), marginals.device)
     m = wide(marginals)
     rows = v.detach().to(m.dtype)

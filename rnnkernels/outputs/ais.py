@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rnnkernels._checks import check_tensor
+from rnnkernels._checks import check_floating, check_tensor
 from rnnkernels.outputs._base import MAX_VALUES, bernoulli, wide
 
 __all__ = ["MeanInterval", "mean_with_interval"]
@@ -112,8 +112,7 @@ def mean_with_interval(log_prob: Tensor, standard_error: Tensor) -> MeanInterval
     """
     for name, x in (("log_prob", log_prob), ("standard_error", standard_error)):
         check_tensor(name, x)
-        if not x.is_floating_point():
-            raise ValueError(f"{name} must have a floating-point dtype, got {x.dtype}")
+        check_floating(name, x)
     if standard_error.shape != log_prob.shape:
         raise ValueError(
             f"standard_error must be shaped like log_prob, {list(log_prob.shape)}, "
@@ -121,7 +120,8 @@ def mean_with_interval(log_prob: Tensor, standard_error: Tensor) -> MeanInterval
         )
     if log_prob.numel() == 0:
         raise ValueError("log_prob must have at least one row, got none")
-    variance = wide(standard_error).square()
-    mean = (wide(log_prob) - variance / 2).mean()
-    half = 1.96 * variance.sum().sqrt() / log_prob.numel()
+    variance = wide(standard_error).square().flatten()
+    mean = (wide(log_prob).flatten() - variance / 2).mean()
+    # In one dimension, because vmap over no examples cannot multiply a scalar by a number.
+    half = (1.96 * variance.sum(0, keepdim=True).sqrt() / len(variance)).squeeze(0)
     return MeanInterval(mean, mean - half, mean + half)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rnnkernels._checks import check_generator, checked_size
-from rnnkernels.outputs._base import OutputModel, check_integers, has_readable_values, wide
+from rnnkernels.outputs._base import OutputModel, check_draw, check_integers, has_readable_values, wide
 
 __all__ = ["Categorical"]
 
@@ -74,10 +74,14 @@ class Categorical(OutputModel):
 
     @torch.no_grad()
     def sample(self, state: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw a class for each row of the state: ``[...]``, int64."""
+        """Draw a class for each row of the state: ``[...]``, int64.
+
+        Raises RuntimeError if the probabilities are NaN, on CUDA as a device-side assertion.
+        """
         self._check_state(state)
         check_generator(generator, state.device)
         logits = wide(self.visible_bias(state))
+        check_draw(torch.softmax(logits, -1))
         # The first of K arrivals with these rates. torch.multinomial supports neither more than two
         # dimensions nor empty batches.
         waits = torch.empty_like(logits).exponential_(generator=generator)

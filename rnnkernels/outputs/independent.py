@@ -51,7 +51,7 @@ class IndependentBernoulli(OutputModel):
         """Return the logarithm of the probability of each frame.
 
         Args:
-            v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype. No gradient flows to them.
+            v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats. No gradient flows to them.
             state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
@@ -69,7 +69,10 @@ class IndependentBernoulli(OutputModel):
 
     @torch.no_grad()
     def sample(self, state: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw a frame for each row of the state: ``[..., D]``, zeros and ones in the dtype of the state."""
+        """Draw a frame for each row of the state: ``[..., D]``, zeros and ones in the dtype of the state.
+
+        Raises RuntimeError if the probabilities are NaN, on CUDA as a device-side assertion.
+        """
         self._check_state(state)
         check_generator(generator, state.device)
         return bernoulli(wide(self.visible_bias(state)), generator).to(state.dtype)

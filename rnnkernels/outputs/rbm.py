@@ -14,6 +14,7 @@ from rnnkernels._devices import without_autocast
 from rnnkernels.outputs import _rbm
 from rnnkernels.outputs._base import (
     ConditionalModel,
+    as_rows,
     bernoulli,
     check_binary,
     split_samples,
@@ -82,7 +83,7 @@ class RBM(ConditionalModel):
         """Return the free energy ``F(v)``: ``-log p(v) - log Z``, where ``Z`` depends on the state only.
 
         Args:
-            v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype. No gradient flows to them.
+            v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats. No gradient flows to them.
             state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
@@ -123,7 +124,7 @@ class RBM(ConditionalModel):
         Between two calls for the same frame, its biases change by a few updates of training.
 
         Args:
-            v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype. No gradient flows to them.
+            v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats. No gradient flows to them.
             state: ``[..., C]``, of the parameters' dtype.
             steps: ``k``, Gibbs steps; ``gibbs_steps`` if None.
             chain: Start of the chains, shaped like ``v``, overwritten with ``v_k``; ``v`` if None.
@@ -134,6 +135,8 @@ class RBM(ConditionalModel):
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+            RuntimeError: The probabilities to draw from are NaN; on CUDA a device-side assertion. ``chain``
+                is left as it was.
 
         Source: Hinton 2002 (contrastive divergence); Tieleman 2008 (the persistent variant).
         """
@@ -160,7 +163,7 @@ class RBM(ConditionalModel):
         the other side is summed in closed form. With gradients, memory grows with the number of states.
 
         Args:
-            v: Frames, ``[..., D]``, bool, or zeros and ones of any dtype. No gradient flows to them.
+            v: Frames, ``[..., D]``, zeros and ones, bool, integers or floats. No gradient flows to them.
             state: ``[..., C]``, of the parameters' dtype.
 
         Returns:
@@ -181,7 +184,9 @@ class RBM(ConditionalModel):
         b, c, weight = self._parameters_for(state)
         with without_autocast(state):
             energy = _rbm.free_energy(v.detach().to(b.dtype), b, c, weight)
-            return -energy - _rbm.log_partition(b, c, weight)
+            log_z = _rbm.log_partition(b, c, weight)
+            # In one more dimension, because vmap over no examples cannot subtract scalars.
+            return (-energy.unsqueeze(-1) - log_z.unsqueeze(-1)).squeeze(-1)
 
     @torch.no_grad()
     def estimate_log_prob(
@@ -214,7 +219,7 @@ class RBM(ConditionalModel):
             mean, low, high = rnnkernels.mean_with_interval(log_prob, error)
 
         Args:
-            v: ``[..., D]``, bool or zeros and ones of any dtype.
+            v: ``[..., D]``, zeros and ones, bool, integers or floats.
             state: ``[..., C]``, of the parameters' dtype.
             chains: ``M``, at least 2, for each row.
             temperatures: ``T``, steps from independent units to the RBM.
@@ -225,6 +230,7 @@ class RBM(ConditionalModel):
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+            RuntimeError: The probabilities to draw from are NaN; on CUDA a device-side assertion.
         """
         self._check(v, state)
         chains = checked_size("chains", chains)
@@ -235,8 +241,9 @@ class RBM(ConditionalModel):
         b, c, weight = self._parameters_for(state)
         with without_autocast(state):
             energy = _rbm.free_energy(v.to(b.dtype), b, c, weight)
-            b, c = b.reshape(-1, b.shape[-1]), c.reshape(-1, c.shape[-1])
-            log_z, error = estimate_log_partition(b, c, weight, chains, temperatures, generator)
+            log_z, error = estimate_log_partition(
+                as_rows(b), as_rows(c), weight, chains, temperatures, generator
+            )
         return -energy - log_z.reshape(energy.shape), error.reshape(energy.shape)
 
     @torch.no_grad()
@@ -251,7 +258,7 @@ class RBM(ConditionalModel):
         """Run a Gibbs chain from ``v``: draw the hidden units given the frame, then the frame given them.
 
         Args:
-            v: ``[..., D]``, bool or zeros and ones of any dtype.
+            v: ``[..., D]``, zeros and ones, bool, integers or floats.
             state: ``[..., C]``, of the parameters' dtype.
             steps: Number of Gibbs steps; ``gibbs_steps`` if None.
             generator: Random generator, on the device of the state.
@@ -261,6 +268,7 @@ class RBM(ConditionalModel):
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+            RuntimeError: The probabilities to draw from are NaN; on CUDA a device-side assertion.
         """
         self._check(v, state)
         steps = self._checked_steps(steps)
@@ -286,6 +294,7 @@ class RBM(ConditionalModel):
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+            RuntimeError: The probabilities to draw from are NaN; on CUDA a device-side assertion.
         """
         self._check_state(state)
         steps = checked_size("steps", steps)
@@ -316,6 +325,7 @@ class RBM(ConditionalModel):
 
         Raises:
             ValueError, TypeError: An argument has the wrong shape, dtype, device or value.
+            RuntimeError: The probabilities to draw from are NaN; on CUDA a device-side assertion.
         """
         self._check_state(state)
         samples, steps = checked_size("samples", samples), checked_size("steps", steps)

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnkernels._autograd.modes import in_forward_mode, in_torch_func
-from rnnkernels._checks import check_choice, check_tensor, unboxed
+from rnnkernels._autograd.vmap import at_least_1d
+from rnnkernels._checks import check_choice, check_floating, check_tensor, unboxed
 from rnnkernels._ops.nonlinearities import NONLINEARITIES
 
 __all__ = ["activity_penalty"]
@@ -70,8 +71,7 @@ def activity_penalty(
     if isinstance(output, PackedSequence):
         output = output.data
     check_tensor("output", output)
-    if not output.is_floating_point():
-        raise ValueError(f"output must have a floating-point dtype, got {output.dtype}")
+    check_floating("output", output)
     l1, l2 = unboxed(l1), unboxed(l2)
     for name, weight in (("l1", l1), ("l2", l2)):
         if not isinstance(weight, numbers.Real) or isinstance(weight, bool):
@@ -80,14 +80,19 @@ def activity_penalty(
             raise ValueError(f"{name} must be finite and not negative, got {weight}")
     if nonlinearity is not None:
         check_choice("nonlinearity", nonlinearity, list(NONLINEARITIES))
+    output = at_least_1d(output)
     cost = _Cost(float(l1), float(l2), nonlinearity)
     plain = torch.compiler.is_compiling() or in_torch_func() or in_forward_mode((output,))
     total: Tensor = cost(output) if plain else _Summed.apply(output, cost)  # type: ignore[no-untyped-call]
-    return total / max(output.numel(), 1)
+    return (total / max(output.numel(), 1)).reshape(())
 
 
 class _Cost(NamedTuple):
-    """The sum of the penalty over a tensor, as differentiable torch operations."""
+    """The sum of the penalty over a tensor, as differentiable torch operations.
+
+    The sum has as many dimensions as the tensor, each of size 1, because vmap over no examples cannot
+    multiply a scalar by a number.
+    """
 
     l1: float
     l2: float
@@ -97,10 +102,11 @@ class _Cost(NamedTuple):
         a = h.to(torch.promote_types(h.dtype, torch.float32))
         if self.nonlinearity is not None:
             a = NONLINEARITIES[self.nonlinearity].value(a)
+        every = tuple(range(a.dim()))
         if not self.l1:
-            return self.l2 * a.square().sum()
-        absolute = self.l1 * a.abs().sum()
-        return absolute + self.l2 * a.square().sum() if self.l2 else absolute
+            return self.l2 * a.square().sum(every, keepdim=True)
+        absolute = self.l1 * a.abs().sum(every, keepdim=True)
+        return absolute + self.l2 * a.square().sum(every, keepdim=True) if self.l2 else absolute
 
 
 class _Summed(torch.autograd.Function):
@@ -111,7 +117,7 @@ class _Summed(torch.autograd.Function):
         """Save only the output; add the pieces in float64."""
         ctx.save_for_backward(output)
         ctx.cost = cost
-        total = torch.zeros((), dtype=torch.float64, device=output.device)
+        total = torch.zeros([1] * output.dim(), dtype=torch.float64, device=output.device)
         for (piece,) in _pieces(output):
             total += cost(piece)
         return total.to(torch.promote_types(output.dtype, torch.float32))

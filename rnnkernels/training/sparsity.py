@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels._checks import check_tensor
+from rnnkernels._checks import check_real, check_tensor
 
 __all__ = ["Sparsity", "sparsity"]
 
@@ -54,6 +54,7 @@ def sparsity(output: Tensor | PackedSequence, gradients: Tensor | Iterable[Tenso
     if isinstance(output, PackedSequence):
         output = output.data
     check_tensor("output", output)
+    check_real("output", output)
     several = [gradients] if isinstance(gradients, Tensor) else list(gradients)
     for gradient in several:
         check_tensor("each of the gradients", gradient)

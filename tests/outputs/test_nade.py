@@ -176,9 +176,14 @@ def test_nonfinite_values_stay_in_their_row(where, bad):
         finite = torch.isfinite(b[3])
         assert torch.equal(torch.isnan(a[3]) & finite, torch.zeros_like(finite))
         assert torch.allclose(a[3][finite], b[3][finite], rtol=1e-12, atol=1e-12)
-    sample, logits = nade_sample(*tensors)
+    sample, logits = torch.ops.rnnkernels.nade_sample(torch.rand_like(tensors[0]), *tensors)
     assert torch.isfinite(logits[others]).all()
     assert set(sample.unique().tolist()) <= {0, 1}
+    if torch.isnan(logits).any():
+        with pytest.raises(RuntimeError, match="the probabilities to draw from must not be NaN"):
+            nade_sample(*tensors)
+    else:
+        assert set(nade_sample(*tensors)[0].unique().tolist()) <= {0, 1}
 
 
 def test_weights_of_units_that_are_zero_may_be_infinite():

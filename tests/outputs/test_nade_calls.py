@@ -190,7 +190,7 @@ def test_values_other_than_zero_and_one_are_named(bad, text):
 def test_operators_name_bad_input():
     v, tensors = arguments(4, 6, 5, dtype=torch.float32)
     b, c, encoder, decoder = tensors
-    with pytest.raises(ValueError, match=r"^v must be bool or numbers, got ComplexFloat"):
+    with pytest.raises(ValueError, match=r"^v must be bool, uint8, .* or float64, got ComplexFloat"):
         FORWARD(v.to(torch.complex64), *tensors)
     with pytest.raises(ValueError, match=r"^visible_bias must be \[N, D\], got \[6\]"):
         FORWARD(v[0], b[0], c, encoder, decoder)
