@@ -71,8 +71,9 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...]]] = {
         "the leaky recurrent layer compared with its peers",
         ("device", "grid", "dtype", "peers", "budget"),
     ),
-    "call": ("the parts of a tiny call, in microseconds", ()),
+    "call": ("the parts of a tiny call, and one step of small networks, in microseconds", ()),
     "layer": ("what packing, vmap, subnormal states and torch.compile save or cost", ("device",)),
+    "load": ("several training processes at the same time, and more threads than CPUs", ()),
     "memory": ("peak memory of a training step on long sequences and on a large batch", ()),
     "nade": (
         "NADE's log-likelihood with gradients, and its draws, compared with PyTorch",

@@ -21,6 +21,7 @@ import pytest
 import torch
 from benchmark_helpers import BENCH, ROOT, TINY
 
+from benchmarks import load as load_benchmark
 from benchmarks import optimizer, recurrence, report
 from benchmarks.__main__ import main
 from benchmarks.check import TOLERANCES, WrongAnswerError, compare
@@ -387,8 +388,53 @@ def test_scaling_varies_one_size_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "scaling.png").exists() == report.can_draw()
 
 
-def test_call_times_the_parts_of_a_tiny_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_call_times_the_parts_of_a_tiny_call_and_one_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cells = quick_run("call", tmp_path)
-    assert len(cells) == 10
-    assert all(cell["call"]["median_s"] > 0 for cell in cells)
-    assert "LeakyRNN, forward and backward" in capsys.readouterr().out
+    assert sum(cell["call"]["median_s"] > 0 for cell in cells if "call" in cell) == 10
+    steps = [cell for cell in cells if "steps" in cell]
+    assert [(cell["B"], cell["H"]) for cell in steps] == [(1, 16), (16, 16)]
+    for figures in (figures for cell in steps for figures in cell["steps"].values()):
+        assert list(figures) == ["LeakyRNNCell", "LeakyRNN", "nn.RNNCell"]
+    shown = capsys.readouterr().out
+    assert "LeakyRNN, forward and backward" in shown
+    assert "cell / peer" in shown
+
+
+def test_load_counts_the_steps_of_all_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = quick_run("load", tmp_path, threads=2)
+    assert [(cell["processes"], cell["threads"]) for cell in cells] == [(1, None), (2, None), (1, 16)]
+    assert all(cell["steps_per_s"] > 0 for cell in cells)
+    shown = capsys.readouterr().out
+    assert "2 processes" in shown
+    assert "share of the default" in shown
+
+
+def test_load_adds_up_processes_and_says_if_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shares are those of one process alone, by contender and sizes."""
+    sizes = {"B": 1, "T": 2, "I": 3, "H": 4}
+    rates = [("rnnkernels", 1, None, 10.0), ("rnnkernels", 2, None, 15.0), ("rnn", 1, None, 4.0),
+             ("rnn", 2, None, 1.0), ("rnnkernels", 1, 16, 5.0)]  # fmt: skip
+    document = {
+        "benchmark": "load",
+        "cells": [
+            {
+                "cell": sizes,
+                "contender": name,
+                "processes": processes,
+                "threads": threads,
+                "steps_per_s": rate,
+            }
+            for name, processes, threads, rate in rates
+        ],
+    }
+    more, together = load_benchmark.tables(document)
+    assert together.rows[1:] == [
+        ["1, 2, 3, 4", "rnnkernels", "10.0", "15.0 (150%)"],
+        ["1, 2, 3, 4", "nn.RNN", "4.00", "1.00 (25%)"],
+    ]
+    assert more.rows[1:] == [["1, 2, 3, 4", "16", "5.00", "50%"]]
+    case = load_benchmark.Case(Cell(1, 2, 3, 4), "no contender", 1)
+    with pytest.raises(RuntimeError, match=r"a process of B 1, .* ended with status 1"):
+        load_benchmark.steps_per_second(case, 0.1)
