@@ -16,6 +16,18 @@ NEAR_RNN = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 DECAYS = {"number": 0.3, "unit": [0.0, 0.1, 0.2, 0.3, 0.9]}
 
+UNITS = torch.linspace(0, 0.9, 5)
+# The argument for two bidirectional layers, and the decay of each of the four scans.
+GIVEN_DECAYS = {
+    "number": (0.5, [0.5] * 4),
+    "scalar tensor": (torch.tensor(0.5), [0.5] * 4),
+    "units": (UNITS, [UNITS] * 4),
+    "numbers": ([0.25, 0.5], [0.25, 0.25, 0.5, 0.5]),
+    "tuple of numbers": ((0.25, 0.5), [0.25, 0.25, 0.5, 0.5]),
+    "number and units": ([0.25, UNITS], [0.25, 0.25, UNITS, UNITS]),
+    "everything": (torch.arange(20.0).view(4, 5) / 20, list(torch.arange(20.0).view(4, 5) / 20)),
+}
+
 
 def pair(*args: Any, nonlinearity: str = "relu", **kwargs: Any) -> tuple[LeakyRNN, nn.RNN]:
     """Return a layer without decay and an nn.RNN with the same parameters."""
@@ -75,3 +87,9 @@ def composed(
 def unpacked(packed: PackedSequence) -> list[Tensor]:
     """Return the sequences as a list."""
     return unpack_sequence(packed)
+
+
+def every_decay(layer: LeakyRNN) -> torch.Tensor:
+    """The decay of each unit of every layer and direction, as the layer uses it."""
+    rows = [torch.as_tensor(d, dtype=torch.float64).expand(5) for d in layer._decays()]
+    return torch.stack(rows).detach()

@@ -1,43 +1,32 @@
-"""The decay of several layers, and learned decays."""
+"""The decay of several layers, learned decays, and decays that are set after construction."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from helpers import DTYPES, distance
-from layers import composed
+from layers import GIVEN_DECAYS, UNITS, composed, every_decay
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from rnnkernels import LeakyRNN, LeakyRNNCell
 
-UNITS = torch.linspace(0, 0.9, 5)
-
-# The argument for two bidirectional layers, and the decay of each of the four scans.
-GIVEN = {
-    "number": (0.5, [0.5] * 4),
-    "scalar tensor": (torch.tensor(0.5), [0.5] * 4),
-    "units": (UNITS, [UNITS] * 4),
-    "numbers": ([0.25, 0.5], [0.25, 0.25, 0.5, 0.5]),
-    "tuple of numbers": ((0.25, 0.5), [0.25, 0.25, 0.5, 0.5]),
-    "number and units": ([0.25, UNITS], [0.25, 0.25, UNITS, UNITS]),
-    "everything": (torch.arange(20.0).view(4, 5) / 20, list(torch.arange(20.0).view(4, 5) / 20)),
-}
-
 
 @pytest.mark.parametrize("learn_decay", [False, True])
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", GIVEN_DECAYS)
 def test_every_layer_and_direction_has_its_decay(name, learn_decay):
-    given, expected = GIVEN[name]
+    given, expected = GIVEN_DECAYS[name]
     layer = LeakyRNN(
         3, 5, 2, "tanh", bidirectional=True, decay=given, learn_decay=learn_decay, dtype=torch.float64
     )
     rows = torch.stack([torch.as_tensor(d, dtype=torch.float64).expand(5) for d in expected])
     twin = LeakyRNN(3, 5, 2, "tanh", bidirectional=True, dtype=torch.float64)
     twin.load_state_dict({k: v for k, v in layer.state_dict().items() if "decay" not in k})
-    twin._given_decay = rows.clamp(min=1e-3) if learn_decay else rows  # the form that `composed` reads
+    twin.decay = rows.clamp(min=1e-3) if learn_decay else rows  # the form that `composed` reads
     x, hx = torch.randn(4, 2, 3, dtype=torch.float64), torch.randn(4, 2, 5, dtype=torch.float64)
     output, h_n = layer(x, hx)
     expected_output, expected_h_n = composed(twin, x, hx)
@@ -197,6 +186,105 @@ def test_loading_a_state_dict_of_nn_rnn_keeps_a_learned_decay():
     assert torch.equal(layer.decay, before)
 
 
-def test_the_decay_cannot_be_assigned():
-    with pytest.raises(AttributeError, match="decay"):
-        LeakyRNN(3, 5, decay=0.5).decay = 0.9
+# --- Set after construction --------------------------------------------------------------------------
+
+
+def layer_with(decay: Any, **kwargs: Any) -> LeakyRNN:
+    return LeakyRNN(3, 5, 2, "tanh", bidirectional=True, decay=decay, **kwargs)
+
+
+@pytest.mark.parametrize("learn_decay", [False, True])
+@pytest.mark.parametrize("name", GIVEN_DECAYS)
+@pytest.mark.parametrize("before", GIVEN_DECAYS)
+def test_a_decay_that_is_set_is_that_of_the_constructor(before, name, learn_decay):
+    layer = layer_with(GIVEN_DECAYS[before][0], learn_decay=learn_decay, dtype=torch.float64)
+    layer.decay = GIVEN_DECAYS[name][0]
+    fresh = layer_with(GIVEN_DECAYS[name][0], learn_decay=learn_decay, dtype=torch.float64)
+    expected = fresh.state_dict() | {k: v for k, v in layer.state_dict().items() if "decay" not in k}
+    assert torch.equal(every_decay(layer), every_decay(fresh))
+    fresh.load_state_dict(expected)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    assert torch.equal(layer(x)[0], fresh(x)[0])
+    layer.reset_parameters()
+    assert torch.equal(every_decay(layer), every_decay(fresh))
+
+
+def test_the_decay_of_a_cell_is_set():
+    for options in ({"decay": 0.5}, {"decay": UNITS}, {"decay": UNITS, "learn_decay": True}):
+        for decay in (0.25, UNITS / 2):
+            cell = LeakyRNNCell(3, 5, **options)
+            cell.decay = decay
+            expected = torch.as_tensor(decay).clamp(min=1e-3 if cell.learn_decay else 0)
+            assert distance(torch.as_tensor(cell.decay), expected) < 1e-6
+            assert cell(torch.randn(2, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"decay": UNITS}, {"decay": 0.5, "learn_decay": True}], ids=str)
+def test_a_tensor_of_decays_gets_new_values_in_place(options):
+    layer = LeakyRNN(3, 5, **options, device="meta").to_empty(device="cpu").bfloat16()
+    tensor = layer.decay_logit if layer.learn_decay else layer.decay
+    memory = tensor.data_ptr()
+    layer.decay = 0.25
+    after = layer.decay_logit if layer.learn_decay else layer.decay
+    assert after is tensor
+    assert after.data_ptr() == memory
+    assert after.dtype == torch.float32
+    assert distance(layer.decay.flatten(), torch.full((5,), 0.25)) < 1e-6
+
+
+@pytest.mark.parametrize("before", [0.5, [0.25, 0.5], UNITS], ids=["number", "numbers", "units"])
+@pytest.mark.parametrize("learn_decay", [False, True])
+@pytest.mark.parametrize(
+    ("decay", "error", "message"),
+    [
+        (1.5, ValueError, r"decay must lie in \[0, 1\), got 1.5"),
+        (float("nan"), ValueError, r"decay must lie in \[0, 1\)"),
+        (torch.tensor([0.5, 0.5, 0.5, 0.5, 1.0]), ValueError, r"decay must lie in \[0, 1\)"),
+        (torch.zeros(4), ValueError, r"decay must be a number or \[H\] = \[5\] .*, got \[4\]"),
+        ([0.5, 0.5, 0.5], ValueError, "one entry for each of the 2 layers"),
+        ("slow", TypeError, "decay must be a number or a Tensor, got 'slow'"),
+        (None, TypeError, "decay must be a number or a Tensor, got None"),
+        (torch.zeros(5, requires_grad=True), ValueError, "learn_decay=True"),
+        (nn.Parameter(torch.zeros(5)), ValueError, "learn_decay=True"),
+        (torch.zeros(5, device="meta"), ValueError, "decay must have values, got a tensor on meta"),
+    ],
+    ids=str,
+)
+def test_a_decay_that_is_refused_leaves_the_layer_as_it_was(before, learn_decay, decay, error, message):
+    layer = layer_with(before, learn_decay=learn_decay)
+    state, values = copy.deepcopy(layer.state_dict()), every_decay(layer)
+    with pytest.raises(error, match=message):
+        layer.decay = decay
+    assert torch.equal(every_decay(layer), values)
+    layer.reset_parameters()
+    assert torch.equal(every_decay(layer), values)
+    assert layer.state_dict().keys() == state.keys()
+
+
+def test_training_goes_on_from_a_decay_that_is_set():
+    layer = LeakyRNN(3, 5, decay=0.5, learn_decay=True)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer.decay = 0.9
+    layer(torch.randn(4, 2, 3))[0].sum().backward()
+    optimizer.step()
+    assert 0 < distance(layer.decay, torch.full((1, 5), 0.9)) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("decays", "frames"),
+    [
+        ([0.1 * i for i in range(6)], 2),  # the first change makes the number an input
+        ([[0.1 * i] for i in range(6)], 6),
+        ([torch.full((5,), 0.1 * i) for i in range(6)], 1),
+    ],
+    ids=["number", "list", "units"],
+)
+def test_how_often_a_decay_that_is_set_compiles_a_function_again(decays, frames):
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    layer, x = LeakyRNN(3, 5, decay=decays[0]), torch.randn(4, 2, 3)
+    compiled = torch.compile(layer, backend=counter, fullgraph=True)
+    for decay in decays:
+        layer.decay = decay
+        assert torch.equal(compiled(x)[0], layer(x)[0])
+    assert counter.frame_count == frames
