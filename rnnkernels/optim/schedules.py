@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnkernels.optim._arguments import check_setting
+from rnnkernels.optim._arguments import check_setting, plain_number
 
 __all__ = ["MomentumSchedule", "paper_momentum"]
 
@@ -35,7 +35,7 @@ def paper_momentum(t: int, mu_max: float = 0.99) -> float:
     check_setting("mu_max", mu_max, 0, 1)
     if t < 0:
         raise ValueError(f"t must be at least 0, got {t}")
-    return min(mu_max, 1 - 0.5 / (t // 250 + 1))
+    return float(min(mu_max, 1 - 0.5 / (t // 250 + 1)))
 
 
 class MomentumSchedule:
@@ -61,7 +61,7 @@ class MomentumSchedule:
                 f"optimizer must have a momentum in its groups, got a {type(optimizer).__name__}"
             )
         self.optimizer = optimizer
-        self.mu_max = mu_max
+        self.mu_max = plain_number(mu_max)
         self.t = -1
         self.step()
 
