@@ -6,7 +6,6 @@ import math
 from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,17 +41,29 @@ def check_setting(
         raise ValueError(f"{name} must lie in {interval}, got {value!r}")
 
 
+def check_norm_type(norm_type: Any) -> None:
+    """Raise ValueError unless ``norm_type`` is positive or inf."""
+    if isinstance(norm_type, bool) or not isinstance(norm_type, Real) or not float(norm_type) > 0:
+        raise ValueError(f"norm_type must be a positive number or inf, got {norm_type!r}")
+
+
+def plain_number(value: Any) -> Any:
+    """Return a number or flag that is not Python's, such as NumPy's, as Python's, and all else as it is.
+
+    ``torch.load`` refuses a state dictionary with NumPy's numbers. The numbers of a tuple or a list are
+    converted, too.
+    """
+    if type(value) in (tuple, list) and all(isinstance(each, Real) for each in value):
+        return type(value)(map(plain_number, value))
+    value = unboxed(value)
+    is_number = isinstance(value, Real) and type(value) not in (int, float, bool)
+    return float(value) if is_number else value
+
+
 def check_bool(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is a bool."""
     if not isinstance(unboxed(value), bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
-
-
-def unboxed_setting(value: Any) -> Any:
-    """Return a group's setting with Python numbers in place of NumPy's, which torch would not load again."""
-    if isinstance(value, (tuple, list)) and any(isinstance(x, np.generic) for x in value):
-        return type(value)(map(unboxed, value))
-    return unboxed(value)
 
 
 def check_param(name: str, param: Any, device: torch.device) -> None:

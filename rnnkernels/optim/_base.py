@@ -3,7 +3,7 @@
     norm = (sum over all gradients |g|^p)^(1/p)         c_group = min(1, max_norm / (norm + 1e-6))
 
 The norm, the step counts and the decision to skip stay on the device, and a step does not read them on the
-host. The exceptions are ``nonfinite="raise"``, parameters that are sharded over processes, and devices
+host. The exceptions are ``nonfinite="raise"``, parameters that are divided among processes, and devices
 without kernels. A step collects its tensors anew and keeps no list of them, so replaced parameters, gradients
 and states are seen.
 """
@@ -22,19 +22,13 @@ from torch.nn import Parameter
 from torch.optim import optimizer as torch_optimizer
 
 from rnnkernels import _ops
-from rnnkernels._checks import unboxed
 from rnnkernels._devices import OPTIMIZER_STEP, has_kernels, warn_without_kernels
-from rnnkernels.optim._arguments import (
-    check_bool,
-    check_param,
-    check_setting,
-    compute_dtype,
-    unboxed_setting,
-)
-from rnnkernels.optim._decision import NORM, RAISES, RECORD_FIELDS, SKIPPED, TAKEN, check_nonfinite
-from rnnkernels.optim._loading import check_saved_states, loaded_state
+from rnnkernels.optim import _arguments, _decision, _processes, _states
+from rnnkernels.optim._arguments import check_setting, compute_dtype
+from rnnkernels.optim._decision import NORM, RAISES, SKIPPED, TAKEN
 
 _PLAIN = frozenset((Parameter, Tensor))
+_OF_ALL_GROUPS = ("norm_type", "nonfinite", "master_weights", "process_group")
 
 
 def _operators_for(device: torch.device) -> Any:
@@ -76,13 +70,14 @@ class ClippedOptimizer(torch.optim.Optimizer):
         check_setting("weight_decay", group["weight_decay"], 0)
         if group["max_norm"] is not None:
             check_setting("max_norm", group["max_norm"], 0, above=True)
-        check_bool("maximize", group["maximize"])
+        _arguments.check_bool("maximize", group["maximize"])
 
     # --- The optimizer ---------------------------------------------------------------------------
 
     norm_type: float
     nonfinite: str
     master_weights: bool
+    process_group: _processes.ProcessGroup | None = None  # cannot be copied; a copy needs it assigned
     _record: Tensor  # see _decision.py; like all scalars of a step, on the device of the kernels
     _device: torch.device | None = None  # of the parameters at the last step; not saved
     _operators: Any = None  # for that device; not saved
@@ -94,17 +89,18 @@ class ClippedOptimizer(torch.optim.Optimizer):
         norm_type: float,
         nonfinite: str,
         master_weights: bool,
+        process_group: _processes.ProcessGroup | None,
     ) -> None:
-        norm_type = unboxed(norm_type)
-        if isinstance(norm_type, bool) or not isinstance(norm_type, (int, float)) or not norm_type > 0:
-            raise ValueError(f"norm_type must be a positive number or inf, got {norm_type!r}")
-        check_nonfinite(nonfinite)
-        check_bool("master_weights", master_weights)
+        _arguments.check_norm_type(norm_type)
+        _decision.check_nonfinite(nonfinite)
+        _arguments.check_bool("master_weights", master_weights)
+        _processes.check_process_group(process_group)
         self.norm_type = float(norm_type)
         self.nonfinite = nonfinite
         self.master_weights = bool(master_weights)
-        self._record = torch.zeros(RECORD_FIELDS, dtype=torch.float64, device="cpu")
-        super().__init__(params, {name: unboxed_setting(value) for name, value in defaults.items()})
+        self.process_group = _processes.group_of_zero() if process_group is None else process_group
+        self._record = torch.zeros(_decision.RECORD_FIELDS, dtype=torch.float64, device="cpu")
+        super().__init__(params, {name: _arguments.plain_number(value) for name, value in defaults.items()})
 
     # --- Groups, devices and states --------------------------------------------------------------
 
@@ -119,20 +115,23 @@ class ClippedOptimizer(torch.optim.Optimizer):
         """
         if not isinstance(param_group, dict):
             raise ValueError(f"param_group must be a dict with 'params', got {type(param_group).__name__}")
-        for name in ("norm_type", "nonfinite", "master_weights"):
-            if name in param_group:
+        own = {}
+        for name, value in param_group.items():
+            if name not in _OF_ALL_GROUPS:
+                own[name] = _arguments.plain_number(value)
+            elif value != getattr(self, name):  # ZeroRedundancyOptimizer has every argument in its groups
                 raise ValueError(f"{name} belongs to the whole optimizer, so a group cannot have its own")
-        self._check_group({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+        self._check_group({**self.defaults, **own})
+        super().add_param_group(own)
         index = len(self.param_groups) - 1
-        group = self.param_groups[index]
-        params = group["params"]
-        group.update({name: unboxed_setting(value) for name, value in group.items() if name != "params"})
+        params = self.param_groups[index]["params"]
         try:
-            of_all = (param.device for each in self.param_groups for param in each["params"])
+            of_all = (param.device for group in self.param_groups for param in group["params"])
             device = next(of_all, torch.device("cpu"))
             for i, param in enumerate(params):
-                check_param(f"params[{i}] of group {index}", param, device)
+                _arguments.check_param(f"params[{i}] of group {index}", param, device)
+                if self.process_group is None:
+                    _processes.check_whole(f"params[{i}] of group {index}", param)
             # Two threads would write to it at the same time.
             if len(set(params)) != len(params):
                 again = next(i for i, param in enumerate(params) if param in set(params[:i]))
@@ -140,7 +139,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         except ValueError:
             del self.param_groups[index]
             raise
-        self._init_group(group)
+        self._init_group(self.param_groups[index])
         self._move_to(device)
 
     def _move_to(self, device: torch.device) -> None:
@@ -168,6 +167,17 @@ class ClippedOptimizer(torch.optim.Optimizer):
             state["master"] = param.detach().to(dtype)
         return state
 
+    def _master_of(self, param: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """Return the master copy of a parameter whose state has none: the parameter itself, or a new copy.
+
+        A parameter may have been converted to half precision since its state was made.
+        """
+        if param.dtype == compute_dtype(param):
+            return param
+        _states.forbid_capture(param)
+        state["master"] = param.detach().to(compute_dtype(param))
+        return state["master"]
+
     def _states_of(self, params: list[Tensor], grads: list[Tensor | None]) -> list[dict[str, Tensor]]:
         """Return the state of each parameter; make the states of those that have their first gradient."""
         known = cast("dict[Tensor, dict[str, Tensor]]", self.state)
@@ -175,16 +185,15 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if len(known) == len(params) and all(map(is_, known, params)) and all(known.values()):
             return list(known.values())
         states = []
-        for param, grad in zip(params, grads, strict=True):
+        names = (*self._all_state_names(), "master")
+        for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
             if grad is not None and not known.get(param):
-                if param.is_cuda and torch.cuda.is_current_stream_capturing():
-                    raise RuntimeError(
-                        "the first step must be taken before a graph is captured: its states would be made"
-                        " again, and zero, by every replay"
-                    )
+                _states.forbid_capture(param)
+                if self.process_group is None:  # the model may have been wrapped after the constructor
+                    _processes.check_whole(_states.name_of(self.param_groups, i), param)
                 known[param] = self._new_state(param)
             # Without a gradient and a state: a placeholder, never read, that keeps the indices aligned.
-            states.append(known[param] if param in known else dict.fromkeys(self._all_state_names(), param))
+            states.append(known.get(param) or dict.fromkeys(names, param))
         return states
 
     # --- The step --------------------------------------------------------------------------------
@@ -243,17 +252,25 @@ class ClippedOptimizer(torch.optim.Optimizer):
             self._check_groups()
         grads = [param.grad for param in params]
         states = self._states_of(params, grads)
+        masters = params
+        if self.master_weights:
+            masters = [
+                state["master"] if "master" in state else self._master_of(param, state)
+                for param, state in zip(params, states, strict=True)
+            ]
+        found_inf = getattr(self, "found_inf", None)
         norm = sharded = None
-        if not _PLAIN.issuperset(map(type, params)):
+        if self.process_group is not None or not _PLAIN.issuperset(map(type, params)):
             from rnnkernels.optim import _sharded
 
-            sharded = _sharded.ShardedGradients(grads, params, self._operators)
-            norm, grads = sharded.norm(self.norm_type), sharded.local
-            params = [_sharded.local(param) for param in params]
+            sharded = _sharded.ShardedGradients(grads, params, self._operators, self.process_group)
+            norm, found_inf = sharded.norm(self.norm_type, found_inf)
+            params, masters = ([_sharded.local(x) for x in tensors] for tensors in (params, masters))
+            grads = sharded.local
             states = [{name: _sharded.local(x) for name, x in state.items()} for state in states]
-        self._call_operator(params, grads, states, ends, norm)
+        self._call_operator(params, grads, states, masters, ends, found_inf, norm)
         if self.nonfinite == "raise" and bool(self._record[RAISES]):
-            self._raise_nonfinite(sharded.first_nonfinite() if sharded else _first_nonfinite(grads))
+            self._raise_nonfinite(sharded.first_nonfinite() if sharded else _decision.first_nonfinite(grads))
         return loss
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -263,7 +280,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
         params: list[Tensor],
         grads: list[Tensor | None],
         states: list[dict[str, Tensor]],
+        masters: list[Tensor],
         group_ends: list[int],
+        found_inf: Tensor | None,
         norm: Tensor | None,
     ) -> None:
         """Call the rule's operator; csrc/binding/operators.cpp describes the arguments."""
@@ -276,15 +295,11 @@ class ClippedOptimizer(torch.optim.Optimizer):
                 numbers.append(0.0 if is_tensor else math.inf if value is None else value)
         if not any(value is not None for value in tensors):
             tensors = []
-        masters = params
-        if self.master_weights:
-            masters = [state.get("master", param) for param, state in zip(params, states, strict=True)]
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         try:
             getattr(self._operators, self._operator_name)(
                 params, grads, *([state[name] for state in states] for name in self.state_names), masters,
                 self._scalars(states), group_ends, numbers, tensors, maximize, self._record, self.norm_type,
-                self.nonfinite, scale, found_inf, norm,
+                self.nonfinite, getattr(self, "grad_scale", None), found_inf, norm,
             )  # fmt: skip
         except KeyError as missing:
             raise ValueError(
@@ -293,28 +308,27 @@ class ClippedOptimizer(torch.optim.Optimizer):
         except RuntimeError:
             self._check_groups()  # torch does not name a setting that is not a number
             raise
+        except ValueError:
+            # The operator does not know the group, nor how to convert a state.
+            _states.check_states(self.param_groups, self.state, self.scalar_state_names, self._record.device)
+            raise
 
     def _check_groups(self) -> None:
         for group in self.param_groups:
             self._check_group(group)
 
     def _raise_nonfinite(self, first: int | None) -> None:
-        """Raise FloatingPointError that names parameter ``first``, or the norm if ``first`` is None."""
-        if first is None:
-            norm = float(self._record[NORM])
-            raise FloatingPointError(
-                f"the norm of the gradients must be finite, got {norm}; nothing was updated"
-            )
-        index, i = 0, first
-        while i >= len(self.param_groups[index]["params"]):
-            i -= len(self.param_groups[index]["params"])
-            index += 1
-        group = self.param_groups[index]
-        name = f"'{group['param_names'][i]}' (" if "param_names" in group else "("
-        raise FloatingPointError(
-            f"the gradient of parameter {name}params[{i}] of group {index}, shape"
-            f" {list(group['params'][i].shape)}) must be finite; nothing was updated"
-        )
+        """Raise FloatingPointError that names parameter ``first``, or the norm if no process has one."""
+        message = None
+        if first is not None:
+            message = f"the gradient of {_states.name_of(self.param_groups, first)} must be finite"
+        if self.process_group is not None:
+            from rnnkernels.optim import _sharded
+
+            message = _sharded.first_message(message, self.process_group)
+        if message is None:
+            message = f"the norm of the gradients must be finite, got {float(self._record[NORM])}"
+        raise FloatingPointError(f"{message}; nothing was updated")
 
     # --- Results of the steps --------------------------------------------------------------------
 
@@ -340,7 +354,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("norm_type", "nonfinite", "master_weights", "_record")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        group = None if self.process_group is None else _processes.NOT_COPIED
+        state = super().__getstate__() | {name: getattr(self, name) for name in own}
+        return state | {"process_group": group}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as ``torch.optim.Optimizer.state_dict`` does, with the record under ``"record"``.
@@ -381,7 +397,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         for saved_id, param in zip(saved_ids, params, strict=True):
             saved = final["state"].get(saved_id)
             if saved:
-                self.state[param] = loaded_state(saved, self._new_state(param))
+                self.state[param] = _states.loaded_state(saved, self._new_state(param))
         for group, old in zip(self.param_groups, before, strict=True):
             for name, value in old.items():
                 group.setdefault(name, value)
@@ -390,9 +406,4 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     def _check_saved(self, state_dict: dict[str, Any]) -> None:
         """Raise ValueError unless the saved states are those of this update rule."""
-        check_saved_states(state_dict, self._all_state_names(), type(self).__name__)
-
-
-def _first_nonfinite(grads: list[Tensor | None]) -> int | None:
-    found = (i for i, grad in enumerate(grads) if grad is not None and not bool(torch.isfinite(grad).all()))
-    return next(found, None)
+        _states.check_saved_states(state_dict, self._all_state_names(), type(self).__name__)

@@ -185,7 +185,7 @@ def _take_step(
             if grad is not None:
                 count.add_(1)
     for (group, t), indices in _parts(params, grads, group_ends, steps):
-        theta = [masters[i].to(compute_dtype(params[i])) for i in indices]
+        theta = [_start(params[i], masters[i]) for i in indices]
         g = _scaled(params, grads, indices, step.factors[group])
         own = [[state[i] for i in indices] for state in states]
         update(_Part(group, step.settings[group], t, theta, g, own))
@@ -215,6 +215,8 @@ def _check(params: Tensors, grads: OptionalTensors, states: list[Tensors], maste
         for state in states:
             if state[i].dtype != dtype:
                 raise ValueError(f"the state of parameter {i} must be {dtype}, got {state[i].dtype}")
+        if masters[i] is not param and masters[i].dtype != dtype:
+            raise ValueError(f"the master copy of parameter {i} must be {dtype}, got {masters[i].dtype}")
         if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
             expected = f"must have memory for each element, got strides {list(param.stride())}"
             raise ValueError(f"parameter {i} {expected} for shape {list(param.shape)}")
@@ -234,6 +236,19 @@ def _parts(
             parts.setdefault((group, t, param.dtype), []).append(i)
     for (group, t, _), indices in parts.items():
         yield (group, t), indices
+
+
+def _start(param: Tensor, master: Tensor) -> Tensor:
+    """Return the tensor to update: the master copy, or the parameter in the dtype of the arithmetic.
+
+    Where the parameter is not the master copy rounded, it has been written since the last step, and the
+    master copy takes its value.
+    """
+    if master is not param:
+        rounded = master.to(param.dtype)
+        same = (rounded == param) & (rounded.signbit() == param.signbit())
+        master.copy_(torch.where(same, master, param.to(master.dtype)))
+    return master.to(compute_dtype(param))
 
 
 def _scaled(params: Tensors, grads: OptionalTensors, indices: list[int], c: float) -> Tensors:

@@ -52,6 +52,12 @@ def decide(record: Tensor, norm: float, overflow: bool, nonfinite: str) -> bool:
     return not skips
 
 
+def first_nonfinite(grads: list[Tensor | None]) -> int | None:
+    """Return the index of the first infinite or NaN gradient."""
+    found = (i for i, grad in enumerate(grads) if grad is not None and not bool(torch.isfinite(grad).all()))
+    return next(found, None)
+
+
 def clip_coefficient(norm: float, max_norm: float) -> float:
     """Return ``min(1, max_norm / (norm + 1e-6))``: NaN if the norm is NaN, 1 if ``max_norm`` is infinite."""
     coefficient = 1.0 if max_norm == math.inf else max_norm / (norm + 1e-6)

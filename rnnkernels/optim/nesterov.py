@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rnnkernels.optim._arguments import check_setting
 from rnnkernels.optim._base import ClippedOptimizer
+from rnnkernels.optim._processes import ProcessGroup
 
 __all__ = ["ClippedNesterov"]
 
@@ -81,6 +82,7 @@ class ClippedNesterov(ClippedOptimizer):
         nonfinite: str = "skip",
         maximize: bool = False,
         master_weights: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -89,7 +91,7 @@ class ClippedNesterov(ClippedOptimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, norm_type, nonfinite, master_weights)
+        super().__init__(params, defaults, norm_type, nonfinite, master_weights, process_group)
 
     def _settings(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return group["lr"], group["max_norm"], group["weight_decay"], group["momentum"]

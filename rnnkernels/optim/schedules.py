@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels._checks import unboxed
-from rnnkernels.optim._arguments import check_setting
+from rnnkernels.optim._arguments import check_setting, plain_number
 
 __all__ = ["MomentumSchedule", "paper_momentum"]
 
@@ -37,7 +37,7 @@ def paper_momentum(t: int, mu_max: float = 0.99) -> float:
     t, mu_max = unboxed(t), unboxed(mu_max)
     if t < 0:
         raise ValueError(f"t must be at least 0, got {t}")
-    return min(mu_max, 1 - 0.5 / (t // 250 + 1))
+    return float(min(mu_max, 1 - 0.5 / (t // 250 + 1)))
 
 
 class MomentumSchedule:
@@ -63,7 +63,7 @@ class MomentumSchedule:
                 f"optimizer must have a momentum in its groups, got a {type(optimizer).__name__}"
             )
         self.optimizer = optimizer
-        self.mu_max = unboxed(mu_max)
+        self.mu_max = plain_number(mu_max)
         self.t = -1
         self.step()
 
