@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,6 +100,75 @@ def assert_near(got: Any, wanted: Any, dtype: torch.dtype, factor: float = 1.0) 
             continue
         error = float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
         assert error <= factor * TOLERANCE[dtype], (number, error)
+
+
+# --- Parameters that are written between two steps ----------------------------------------------------
+
+
+def _next_value(param: Tensor) -> None:
+    """Write the next value of the dtype, away from zero."""
+    param.copy_((param.contiguous().view(torch.int16) + 1).view(param.dtype))
+
+
+def _with_new_memory(param: Tensor) -> None:
+    param.data = (0.5 * param).clone()
+
+
+def _some(param: Tensor) -> Tensor:
+    return (torch.arange(param.numel(), device=param.device) % 3 == 0).view(param.shape)
+
+
+# Each is called without autograd.
+EDITS: dict[str, Callable[[Tensor], object]] = {
+    "nothing": lambda param: None,
+    "filled": lambda param: param.fill_(0.25),
+    "clamped": lambda param: param.clamp_(-0.3, 0.3),
+    "masked": lambda param: param.masked_fill_(_some(param), 0.0),
+    "multiplied by a mask": lambda param: param.mul_(_some(param)),
+    "averaged": lambda param: param.lerp_(torch.ones_like(param), 0.1),
+    "by one place": _next_value,
+    "negated": lambda param: param.neg_(),
+    "new memory": _with_new_memory,
+    "infinite": lambda param: param.masked_fill_(_some(param), math.inf),
+    "NaN": lambda param: param.masked_fill_(_some(param), math.nan),
+    "tiny": lambda param: param.mul_(1e-6),
+    "huge": lambda param: param.mul_(torch.finfo(param.dtype).max / 4),
+}
+
+
+def check_edit(
+    cls: type[ClippedNesterov | ClippedAdamW],
+    dtype: torch.dtype,
+    edit: str,
+    layout: str = "contiguous",
+    device: str = "cpu",
+) -> None:
+    """Check that steps with master weights start from what was written.
+
+    A float32 parameter is the reference. It gets the same gradients, and what is written wherever that is not
+    its rounded value.
+    """
+    chance = torch.Generator().manual_seed(8)
+    sizes = 10 ** (torch.rand(70, 61, generator=chance) * 6 - 4)  # those of float16 include subnormal ones
+    start = (sizes * torch.randn(70, 61, generator=chance)).to(device, dtype)
+    param = torch.nn.Parameter(laid_out(start.clone(), layout))
+    wide = torch.nn.Parameter(start.float())
+    optimizer = cls([param], lr=1e-3, max_norm=0.5, master_weights=True)
+    judge = cls([wide], lr=1e-3, max_norm=0.5)
+    for step in range(6):
+        grad = torch.randn(70, 61, generator=chance).to(device, dtype)
+        param.grad, wide.grad = laid_out(grad.clone(), layout), grad.float()
+        optimizer.step()
+        judge.step()
+        assert torch.equal(param.isnan(), wide.isnan())
+        torch.testing.assert_close(optimizer.state[param]["master"], wide, rtol=1e-6, atol=0, equal_nan=True)
+        rounded = optimizer.state[param]["master"].to(dtype)
+        torch.testing.assert_close(param.detach(), rounded, rtol=0, atol=0, equal_nan=True)
+        if step in (1, 2, 4):
+            with torch.no_grad():
+                EDITS[edit](param)
+                same = (param == rounded) & (param.signbit() == rounded.signbit())
+                wide.copy_(torch.where(same, wide, param.float()))
 
 
 class Judge:

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -171,7 +170,9 @@ def average(grad: torch.Tensor, ranks: int) -> torch.Tensor:
     return grad / ranks
 
 
-def make_zero(params: list[nn.Parameter], cls: Any, **options: Any) -> ZeroRedundancyOptimizer:
+def make_zero(params: list[nn.Parameter], cls: Any, **options: Any) -> Any:
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # the import warns of deprecations in torch
+
     return ZeroRedundancyOptimizer(params, optimizer_class=cls, **options)
 
 
