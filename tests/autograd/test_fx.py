@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.rnn import PackedSequence
 
@@ -22,7 +22,7 @@ class Net(nn.Module):
         self.cells = nn.ModuleList([LeakyRNNCell(4, 5), LeakyRNNCell(2, 5)])
         self.nade = NADE(8, 6, 5)
 
-    def forward(self, x: Tensor, v: Tensor) -> Tensor:
+    def forward(self, x, v):
         output, h_n = self.rnn(x, torch.zeros(2, 3, 4), drive=x.new_zeros(6, 3, 4))
         h = self.cells[0](output[-1])
         h = self.cells[1](torch.ones(3, 2), h)

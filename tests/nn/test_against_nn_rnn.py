@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layers import NEAR_RNN, pair, problem_of, trained
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from rnnkernels import LeakyRNN
@@ -310,7 +310,7 @@ def test_from_rnn_shares_parameters_with_other_modules_on_request():
     "change",
     [
         lambda rnn: parametrize.register_parametrization(rnn, "weight_hh_l0", nn.Identity()),
-        lambda rnn: nn.utils.prune.l1_unstructured(rnn, "weight_hh_l0", amount=0.5),
+        lambda rnn: prune.l1_unstructured(rnn, "weight_hh_l0", amount=0.5),
         lambda rnn: nn.utils.weight_norm(rnn, "weight_hh_l0"),
     ],
     ids=["parametrization", "pruning", "weight norm"],
@@ -318,7 +318,7 @@ def test_from_rnn_shares_parameters_with_other_modules_on_request():
 def test_from_rnn_refuses_weights_that_are_computed(change):
     plain = nn.RNN(3, 5)
     change(plain)
-    with pytest.raises(ValueError, match="^rnn.weight_hh_l0 must be a parameter, got a tensor that a param"):
+    with pytest.raises(ValueError, match=r"^rnn.weight_hh_l0 must be a parameter, got a tensor that a param"):
         LeakyRNN.from_rnn(plain)
 
 
