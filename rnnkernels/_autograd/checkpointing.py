@@ -92,6 +92,12 @@ def checkpointed(
     every_tensor = tuple(x if isinstance(x, Tensor) else None for x in tensors)
     if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in every_tensor):
         return run(tensors, spec)
+    sizes = tensors.batch_sizes
+    if sizes is not None:
+        if sizes.numel() > len(tensors.input):
+            return run(tensors, spec)  # it refuses them
+        # The segments come from one copy, because another thread may change the caller's tensor.
+        tensors = tensors._replace(batch_sizes=sizes.clone())
     plan = Checkpointing(run, spec, every)
     if torch.compiler.is_compiling() or in_torch_func() or in_forward_mode(every_tensor):
         return checkpoint_each(plan, tensors)

@@ -21,7 +21,9 @@ class TimeShift:
     """
 
     def __init__(self, like: Tensor, h0: Tensor | None, batch_sizes: Tensor | None, reverse: bool) -> None:
-        self.batch_sizes, self.reverse = batch_sizes, reverse
+        # All indices come from one copy, because another thread may change the caller's tensor.
+        self.batch_sizes = None if batch_sizes is None else batch_sizes.clone()
+        self.reverse = reverse
         if batch_sizes is None:
             self.count, self.batch = like.shape[-3], like.shape[-2]
             self.row_count = self.count * self.batch

@@ -370,6 +370,11 @@ class LeakyRNN(LeakyModule):
     def _checked_drive(self, drive: Tensor | PackedSequence, input: Tensor | PackedSequence) -> Tensor:
         """Return ``drive`` as a tensor shaped like the output of the first layer."""
         if isinstance(drive, PackedSequence):
+            if isinstance(input, PackedSequence) and len(input.batch_sizes) > len(input.data):
+                raise ValueError(
+                    f"batch_sizes must be positive and add up to the {len(input.data)} rows of input, "
+                    f"got {len(input.batch_sizes)} steps"
+                )
             if not isinstance(input, PackedSequence) or not _same_packing(drive, input):
                 raise RuntimeError(
                     "drive must be packed as the input is: the same batch_sizes and the same order"

@@ -181,13 +181,18 @@ def test_checkpointing_gives_the_same_gradients(problem):
         assert torch.equal(a, b)
 
 
-def test_the_raw_operator_without_save_has_no_backward(problem):
+def test_the_raw_operator_saves_what_backward_needs_whatever_save_says(problem):
     leaves = problem.leaves()
-    output, _, _ = torch.ops.rnnkernels.leaky_recurrence(
-        *leaves.tensors.values(), None, "tanh", "rate", False, False
-    )
-    with pytest.raises(RuntimeError, match="save=0"):
-        output.sum().backward()
+    gradients = []
+    for save in (False, True):
+        arguments = (*leaves.tensors.values(), None, "tanh", "rate", False, save)
+        output, _, saved = torch.ops.rnnkernels.leaky_recurrence(*arguments)
+        assert saved.numel()
+        gradients.append(torch.autograd.grad(output.sum(), list(leaves.tensors.values())))
+        with torch.no_grad():
+            saved = torch.ops.rnnkernels.leaky_recurrence(*arguments)[2]
+        assert saved.numel() == (output.numel() if save else 0)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 # --- torch.func --------------------------------------------------------------------------------------

@@ -225,3 +225,22 @@ def test_time_shifts_of_packed_rows_stay_on_their_device(reverse):
             steps.add_to_last(rows, state),
         )
     assert {x.device.type for x in moved} == {"cuda"}
+
+
+def test_a_hessian_of_all_parameters_with_a_learned_initial_state():
+    """The initial state is one row that is expanded over the batch."""
+    layer = LeakyRNN(2, 3, nonlinearity="tanh", learn_h0=True, dtype=torch.float64)
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    weights = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def value(some):
+        return torch.func.functional_call(layer, some, (x,))[0].sin().sum()
+
+    found = torch.func.hessian(value)(weights)["h0"]["weight_hh_l0"]
+    step = 1e-6
+    for place in ((0, 0), (2, 1)):
+        moved = weights["weight_hh_l0"].clone()
+        moved[place] += step
+        before = torch.func.grad(value)(weights)["h0"]
+        after = torch.func.grad(value)(weights | {"weight_hh_l0": moved})["h0"]
+        assert torch.allclose(found[..., place[0], place[1]], (after - before) / step, atol=1e-4)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import KINDS, distance, rounds_factors
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from rnnkernels import LeakyRNN, LeakyRNNCell, decompositions, functional
 
@@ -166,3 +167,54 @@ def test_a_package_compiled_ahead_of_time_runs_at_any_size(tmp_path):
     for shape in ((4, 6, 3), (9, 2, 3), (7, 11, 3)):
         x = torch.randn(shape)
         assert_same(package(x), module(x))
+
+
+# --- Tracing without gradients -----------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """A layer, a cell and a readout."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.rnn = LeakyRNN(3, 4, 2, bidirectional=True, decay=0.5, learn_decay=True, **options)
+        self.cell, self.readout = LeakyRNNCell(8, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.cell(self.rnn(x)[0][-1]))
+
+
+def by_make_fx(module: nn.Module, x: Tensor) -> nn.Module:
+    names = [name for name, _ in module.named_parameters()]
+
+    def call(x, *weights):
+        return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x,))
+
+    program = make_fx(call)(x, *module.parameters())
+    return lambda x: program(x, *module.parameters())
+
+
+TRACERS = {
+    "export": lambda module, x: torch.export.export(module, (x,)).module(),
+    "strict export": lambda module, x: torch.export.export(module, (x,), strict=True).module(),
+    "jit.trace": lambda module, x: torch.jit.trace(module, (x,)),
+    "make_fx": by_make_fx,
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("options", [{}, {"nonlinearity": "tanh"}, {"form": "current"}], ids=str)
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_a_program_that_was_traced_under_no_grad_has_gradients(tracer, options):
+    module, x = Net(**options), torch.randn(6, 3, 3)
+    with torch.no_grad():
+        program = TRACERS[tracer](module, x)
+    module(x).square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in module.named_parameters()}
+    module.zero_grad()
+    program(x).square().sum().backward()
+    trained = program if isinstance(program, nn.Module) else module
+    found = {name: p.grad for name, p in trained.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert distance(gradient, expected[name]) < 1e-6, name

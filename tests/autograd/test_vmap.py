@@ -10,10 +10,10 @@ import pytest
 import torch
 from helpers import FORMS, distance, make_problem, normal_like
 from torch import Tensor
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnnkernels import LeakyRNN
+from rnnkernels import LeakyRNN, LeakyRNNCell
 
 COUNT = 3
 NAMES = ("pre", "h0", "weight_hh", "decay")
@@ -162,3 +162,81 @@ def test_vmap_over_no_networks_is_empty(form, name):
     output, h_n = vmap(run)(many)
     assert output.shape == (0, *problem.pre.shape)
     assert h_n.shape == (0, *problem.h0.shape)
+
+
+# --- No examples -------------------------------------------------------------------------------------
+
+TRANSFORMS = {
+    "values": lambda f: f,
+    "grad": lambda f: grad(lambda x: f(x)[0].square().sum()),
+    "jacrev": lambda f: jacrev(lambda x: f(x)[0]),
+    "jacfwd": lambda f: jacfwd(lambda x: f(x)[0]),
+    "hessian": lambda f: hessian(lambda x: f(x)[0].square().sum()),
+    "jvp": lambda f: lambda x: jvp(lambda y: f(y)[0], (x,), (x,)),
+}
+LAYERS = {
+    "plain": LeakyRNN(3, 4),
+    "current": LeakyRNN(3, 4, form="current", nonlinearity="softplus", decay=0.5),
+    "deep": LeakyRNN(
+        3, 4, 2, "tanh", bidirectional=True, decay=0.5, learn_decay=True, learn_h0=True, checkpoint_every=2
+    ),
+}
+
+
+def assert_empty_like(run) -> None:
+    """Assert that ``run(0)`` has the shapes of ``run(2)``, in which only the examples have the size 2."""
+    found, expected = (torch.utils._pytree.tree_leaves(run(n)) for n in (0, 2))
+    shapes = [tuple(0 if size == 2 else size for size in x.shape) for x in expected]
+    assert [tuple(x.shape) for x in found] == shapes
+    assert any(0 in shape for shape in shapes)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_examples_of_an_input(name, transform):
+    function = TRANSFORMS[transform](LAYERS[name])
+    assert_empty_like(lambda n: vmap(function)(torch.ones(n, 6, 5, 3)))
+    assert_empty_like(lambda n: vmap(function, 1)(torch.ones(6, n, 3)))  # unbatched input
+    assert_empty_like(lambda n: vmap(vmap(function))(torch.ones(7, n, 6, 5, 3)))
+    assert_empty_like(lambda n: vmap(vmap(function))(torch.ones(n, 7, 6, 5, 3)))
+
+
+@pytest.mark.parametrize("transform", ["jacrev", "jacfwd", "hessian"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_of_an_empty_batch(name, transform):
+    function = TRANSFORMS[transform](LAYERS[name])
+    assert_empty_like(lambda n: function(torch.ones(6, n, 3)))
+
+
+@pytest.mark.parametrize("transform", ["values", "grad", "hessian"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_networks_of_an_ensemble(name, transform):
+    layer = LAYERS[name]
+    weights = {key: x.detach() for key, x in layer.named_parameters()}
+    function = TRANSFORMS[transform](lambda w: functional_call(layer, w, (torch.ones(6, 5, 3),)))
+    assert_empty_like(lambda n: vmap(function)({k: x.expand(n, *x.shape) for k, x in weights.items()}))
+
+
+@pytest.mark.parametrize("transform", ["values", "grad", "jacfwd", "hessian"])
+@pytest.mark.parametrize("shape", [(), (4,)])
+@pytest.mark.parametrize(
+    "names", [("decay",), ("pre", "decay"), ("h0",), ("weight_hh", "decay")], ids="+".join
+)
+def test_no_examples_of_other_arguments(names, shape, transform):
+    problem = make_problem(0, 6, 5, 4, decay="unit", nonlinearity="tanh", form="current")
+    tensors = problem.tensors | {"decay": torch.full(shape, 0.5, dtype=torch.float64)}
+
+    def run(some):
+        return replace(problem, **(tensors | some)).run()
+
+    function = TRANSFORMS[transform](run)
+    assert_empty_like(lambda n: vmap(function)({k: tensors[k].expand(n, *tensors[k].shape) for k in names}))
+
+
+def test_no_examples_of_a_cell():
+    cell = LeakyRNNCell(3, 4, nonlinearity="tanh", decay=0.5)
+    for function in (cell, jacrev(cell), jacfwd(cell)):
+        assert_empty_like(lambda n, f=function: vmap(f)(torch.ones(n, 5, 3), torch.ones(n, 5, 4)))
+        assert_empty_like(lambda n, f=function: vmap(f, (1, None))(torch.ones(5, n, 3), torch.ones(5, 4)))
+    assert_empty_like(lambda n: vmap(lambda h: cell(torch.ones(5, 3), h))(torch.ones(n, 5, 4)))
+    assert_empty_like(lambda n: jacrev(cell)(torch.ones(n, 3)))

@@ -156,3 +156,20 @@ def test_the_command_rejects_wrong_arguments(
         main(["--plan", *arguments])
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("team", ["", *TEAMS])
+def test_sizes_beyond_the_limit_are_refused(team: str) -> None:
+    message = r"networks \* hidden \* max\(batch, hidden\) must be at most 2\^48, got"
+    sizes = ((2**36, 1, 1), (1, 2**62, 1), (1, 1, 2**62), (2**62, 2**62, 2**62), (2**20, 2**30, 2**10))
+    for hidden, batch, networks in sizes:
+        with pytest.raises(ValueError, match=message):
+            plan(hidden, batch, team=team, networks=networks)
+
+
+def test_the_largest_sizes_have_a_plan() -> None:
+    for hidden, batch, networks in ((2**24, 1, 1), (1, 2**48, 1), (1, 1, 2**48)):
+        assert plan(hidden, batch, networks=networks)["team"] == "steps"
+    for team in TEAMS[:-1]:
+        with pytest.raises(ValueError, match=f"{team} does not fit H 16777216"):
+            plan(2**24, 1, team=team)

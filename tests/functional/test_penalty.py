@@ -245,3 +245,18 @@ def test_backward_keeps_the_output_and_nothing_else():
 def test_bad_input_is_refused_by_name(arguments, error, message):
     with pytest.raises(error, match=message):
         activity_penalty(**({"output": torch.ones(3)} | arguments))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("nonlinearity", [None, "tanh"])
+@pytest.mark.parametrize("shape", [(6, 5, 3), (3,), ()])
+def test_no_examples_of_vmap_give_no_penalties(shape, nonlinearity, weights):
+    def value(h):
+        return activity_penalty(h, **weights, nonlinearity=nonlinearity)
+
+    h = torch.zeros(0, *shape)
+    assert vmap(value)(h).shape == (0,)
+    assert vmap(grad(value))(h).shape == (0, *shape)
+    assert vmap(hessian(value))(h).shape == (0, *shape, *shape)
+    assert vmap(lambda x: jvp(value, (x,), (x,)))(h)[1].shape == (0,)
+    assert vmap(vmap(value))(torch.zeros(4, 0, *shape)).shape == (4, 0)

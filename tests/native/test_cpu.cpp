@@ -52,11 +52,20 @@ void check(const Case& c, unsigned seed) {
   }
 }
 
+// A packed batch of many sequences, of which few are long: steps times rows exceeds 63 bits, but the memory
+// does not.
+void check_plan_of_a_large_problem() {
+  const cpu::Threads threads{8, true, &run_threads};
+  const int64_t many = int64_t{1} << 24;
+  expect(cpu::make_thread_plan(1, many, many, 1024, 4, threads).slices() == 8, "all threads have work");
+}
+
 }  // namespace
 
 // test_cpu [n]: runs every n-th case only (a sanitizer makes them slow).
 int main(int argc, char** argv) {
   Cases cases(argc, argv);
+  check_plan_of_a_large_problem();
   for_cases({{1, 0, 3, 5},
              {1, 4, 0, 5},
              {1, 1, 1, 1},

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layers import NEAR_RNN, pair, problem_of, trained
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from rnnkernels import LeakyRNN
@@ -265,6 +266,60 @@ def test_from_rnn_computes_the_same_and_keeps_all_settings(arguments):
     with torch.no_grad():
         layer.weight_hh_l0.zero_()
     assert plain.weight_hh_l0.any()
+
+
+def tied_rnn():
+    """Return an nn.RNN whose layers and directions share weights, and biases within a layer."""
+    plain = nn.RNN(5, 5, 2, nonlinearity="relu", bidirectional=True)
+    plain.weight_hh_l1 = plain.weight_hh_l0_reverse = plain.weight_hh_l0
+    plain.bias_hh_l0 = plain.bias_ih_l0
+    return plain
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_from_rnn_keeps_parameters_shared(share):
+    plain = tied_rnn()
+    layer = LeakyRNN.from_rnn(plain, share=share)
+    assert layer.weight_hh_l1 is layer.weight_hh_l0_reverse is layer.weight_hh_l0
+    assert layer.bias_hh_l0 is layer.bias_ih_l0
+    assert layer.weight_hh_l1_reverse is not layer.weight_hh_l0
+    names = [[name for name, _ in module.named_parameters()] for module in (plain, layer)]
+    assert names[0] == names[1]
+    assert all(isinstance(p, nn.Parameter) for p in layer.parameters())
+    x = torch.randn(4, 2, 5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(x)[0].square().mean().backward()
+    optimizer.step()
+    layer(x)[0].sum().backward()
+    assert (layer(x)[0] != LeakyRNN.from_rnn(tied_rnn())(x)[0]).any()
+
+
+def test_from_rnn_shares_parameters_with_other_modules_on_request():
+    plain, readout = nn.RNN(3, 5), nn.Linear(3, 5)
+    readout.weight = plain.weight_ih_l0
+    layer = LeakyRNN.from_rnn(plain, share=True)
+    assert layer.weight_ih_l0 is readout.weight
+    assert all(a is b for a, b in zip(layer.parameters(), plain.parameters(), strict=True))
+    assert LeakyRNN.from_rnn(plain).weight_ih_l0 is not readout.weight
+    with pytest.raises(TypeError, match="share must be a bool, got int"):
+        LeakyRNN.from_rnn(plain, share=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rnn: parametrize.register_parametrization(rnn, "weight_hh_l0", nn.Identity()),
+        lambda rnn: prune.l1_unstructured(rnn, "weight_hh_l0", amount=0.5),
+        lambda rnn: nn.utils.weight_norm(rnn, "weight_hh_l0"),
+    ],
+    ids=["parametrization", "pruning", "weight norm"],
+)
+def test_from_rnn_refuses_weights_that_are_computed(change):
+    plain = nn.RNN(3, 5)
+    change(plain)
+    with pytest.raises(ValueError, match=r"^rnn.weight_hh_l0 must be a parameter, got a tensor that a param"):
+        LeakyRNN.from_rnn(plain)
 
 
 def test_from_rnn_takes_the_arguments_that_nn_rnn_lacks():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from helpers import DTYPES, NONLINEARITIES, relaid
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
-from rnnkernels import functional
+from rnnkernels import LeakyRNN, functional
 
 STEPS, BATCH, HIDDEN = 5, 3, 4
 
@@ -224,3 +225,74 @@ def test_a_name_that_is_no_string_is_refused_by_name(name, value):
 
 def test_reverse_must_be_a_bool():
     refused({"reverse": "yes"}, (TypeError, ValueError, RuntimeError), "reverse")
+
+
+# --- Sizes without memory ----------------------------------------------------------------------------
+
+
+def expanded(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.ones((), dtype=dtype).expand(shape)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pre": expanded(2**31, 2**31, HIDDEN // 4), "h0": None, "weight_hh": expanded(1, 1)}, "pre"),
+        ({"pre": expanded(2**62, 0, HIDDEN), "h0": None}, "pre"),  # empty
+        ({"pre": expanded(0, 2**62, 1), "h0": None, "weight_hh": expanded(1, 1)}, "pre"),
+        ({"weight_hh": expanded(2**30, 2**30)}, "weight_hh"),
+        ({"decay": expanded(2**62)}, "decay"),
+    ],
+    ids=str,
+)
+def test_a_size_beyond_the_limit_is_refused_by_name(changed, message):
+    decay = {"decay": 0.5} if "decay" not in changed else {}
+    refused(decay | changed, ValueError, rf"^{message} must have at most 2\^48 elements, empty dimensions")
+
+
+@pytest.mark.parametrize("given_h0", [True, False])
+@pytest.mark.parametrize("steps", [10, 2**33, 2**47, 2**60])
+def test_more_batch_sizes_than_rows_are_refused_before_they_are_read(steps, given_h0):
+    sizes = torch.ones(1, dtype=torch.int64).expand(steps)
+    changed = {"batch_sizes": sizes} | ({"h0": torch.zeros(1, HIDDEN)} if given_h0 else {"h0": None})
+    message = r"^batch_sizes must (be positive and add up to the 9 rows of pre, got|have at most 2\^48)"
+    refused(changed, ValueError, message, packed=True)
+
+
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("packed_drive", [False, True])
+def test_a_layer_refuses_more_batch_sizes_than_rows_before_it_reads_them(packed_drive, every):
+    layer = LeakyRNN(3, 4, checkpoint_every=every)
+    sizes = torch.ones(1, dtype=torch.int64).expand(2**47)
+    drive = PackedSequence(torch.zeros(9, 4), sizes) if packed_drive else None
+    with pytest.raises(ValueError, match=r"^batch_sizes must be positive and add up to the 9 rows of input"):
+        layer(PackedSequence(torch.zeros(9, 3), sizes), drive=drive)
+
+
+def test_empty_calls_of_many_steps_or_networks_take_no_time():
+    """Loops over blocks of steps or networks would take hours."""
+    huge, spec = 2**45, ("tanh", "current", False)
+    for networks, steps, batch in ((2, huge, 0), (huge, 0, 2), (huge, 2, 0), (0, huge, 2)):
+
+        def zeros(*shape, lead=networks):
+            return expanded(lead, *shape).contiguous() if 0 in (lead, *shape) else expanded(lead, *shape)
+
+        x, w, decay = zeros(steps, batch, 1), expanded(networks, 1, 1), torch.tensor(0.5)
+        if networks == huge and (steps, batch) == (0, 2):
+            continue  # the last states have memory
+        arguments = (x, None, w, w, None, None, decay, None)
+        output, _, saved = torch.ops.rnnkernels.projected_recurrence(*arguments, *spec, True)
+        assert output.shape == (networks, steps, batch, 1)
+        gradients = torch.ops.rnnkernels.projected_recurrence_backward(
+            output, None, output, saved, x, None, w, w, decay, None, *spec,
+            [True, False, networks < 3, networks < 3, networks < 3, True, False],
+        )  # fmt: skip
+        assert gradients[0].shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bits8, torch.complex32], ids=str)
+def test_all_tensors_of_an_unsupported_dtype_are_refused_by_name(dtype):
+    tensors = {name: torch.empty(x.shape, dtype=dtype) for name, x in arguments().items()}
+    for decay in (tensors["decay"], 0.5):
+        changed = tensors | {"decay": decay}
+        refused(changed, ValueError, "^pre must be float32, float64, bfloat16 or float16, got")

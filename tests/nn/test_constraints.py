@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROOT, run_python
@@ -161,7 +162,10 @@ def test_the_constrained_weight_is_computed_once_per_call():
     [
         (lambda: DaleLaw(torch.tensor([1.0, 0.5])), "signs must be"),
         (lambda: DaleLaw(torch.ones(2, 2)), "signs must be"),
+        (lambda: DaleLaw([1, 0]), "signs must be"),
+        (lambda: DaleLaw([True, True]), "signs must be"),
         (lambda: Mask(torch.ones(2, 2)), "mask must be bool"),
+        (lambda: Mask([[1, 0]]), "mask must be bool, got torch.int64"),
         (lambda: LowRank(0), "rank must be greater than zero"),
     ],
 )
@@ -193,3 +197,82 @@ def test_the_example_trains_each_constraint_and_finds_no_violation():
         after, count = row[46:55], row[55:].split()[0]
         assert float(after) < 0.01, row  # 1/12 for the best guess without a memory
         assert count == "0", row
+
+
+@pytest.mark.parametrize(
+    "signs",
+    [[1, 1, -1], (1.0, 1.0, -1.0), np.array([1, 1, -1], dtype=np.int8), np.array([-1.0, 1, 1])[::-1]],
+    ids=repr,
+)
+def test_signs_may_be_a_list_or_an_array(signs):
+    constraint = DaleLaw(signs)
+    assert torch.equal(constraint.signs, torch.tensor([1.0, 1.0, -1.0]))
+
+
+@pytest.mark.parametrize("given", [[[True, False], [False, True]], np.eye(2, dtype=bool)], ids=repr)
+def test_a_mask_may_be_nested_lists_or_an_array(given):
+    mask = Mask(given)
+    assert torch.equal(mask.mask, torch.eye(2, dtype=torch.bool))
+    if isinstance(given, np.ndarray):  # the mask is a copy
+        given[0, 0] = False
+        assert mask.mask[0, 0]
+
+
+def test_signs_and_masks_are_put_on_the_default_device():
+    with torch.device("meta"):
+        assert DaleLaw([1, -1]).signs.is_meta
+        assert Mask([[True]]).mask.is_meta
+        assert not DaleLaw(torch.ones(2, device="cpu")).signs.is_meta
+
+
+@pytest.mark.parametrize("given", [None, "ab", [[True], [True, False]], {"a": 1}], ids=repr)
+@pytest.mark.parametrize("constraint", [DaleLaw, Mask])
+def test_what_is_not_an_array_is_refused_by_name(constraint, given):
+    name = "signs" if constraint is DaleLaw else "mask"
+    with pytest.raises(TypeError, match=f"^{name} must be a tensor, an array or a list of numbers, got "):
+        constraint(given)
+
+
+# --- Zeros -------------------------------------------------------------------------------------------
+
+
+def trained_from_zero(*constraints):
+    """Return the weight of a readout of sums after training from zero."""
+    readout = nn.Linear(6, 1)
+    nn.init.zeros_(readout.weight)
+    for constraint in constraints:
+        parametrize.register_parametrization(readout, "weight", constraint)
+    optimizer = torch.optim.SGD(readout.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        x = torch.rand(32, 6, generator=generator)
+        optimizer.zero_grad()
+        (readout(x) - (x * READOUT_SIGNS).sum(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+    return readout.weight.detach()
+
+
+READOUT_SIGNS = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0])
+
+
+def test_connections_that_are_zero_are_learned_under_dales_law():
+    weight = trained_from_zero(DaleLaw(READOUT_SIGNS))
+    assert (weight * READOUT_SIGNS > 0.5).all()
+
+
+@pytest.mark.parametrize("mask_first", [False, True])
+def test_masked_connections_stay_zero_under_dales_law(mask_first):
+    exists = torch.tensor([[True, True, False, True, False, True]])
+    constraints = [DaleLaw(READOUT_SIGNS), Mask(exists)]
+    weight = trained_from_zero(*(constraints[::-1] if mask_first else constraints))
+    assert (weight[~exists] == 0).all()
+    assert ((weight * READOUT_SIGNS)[exists] > 0.1).all()
+
+
+def test_the_gradient_of_dales_law_has_the_sign_of_each_connection_and_that_of_the_unit_at_zero():
+    trained = torch.tensor([[-2.0, 0.0, 3.0], [0.0, -1.0, -0.0]], dtype=torch.float64, requires_grad=True)
+    law = DaleLaw([1, -1, -1]).double()
+    signs = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, -1.0]], dtype=torch.float64)
+    assert torch.equal(law(trained), trained.abs() * torch.tensor([1.0, -1.0, -1.0]))
+    gradient = torch.autograd.grad(law(trained).sum(), trained)[0]
+    assert torch.equal(gradient, signs)

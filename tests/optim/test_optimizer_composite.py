@@ -101,7 +101,7 @@ def test_an_invalid_tensor_is_named_and_nothing_changes(kind):
         message = "the gradient of parameter 1 must be dense, got layout torch.sparse_coo"
     else:
         optimizer.state[params[1]] = {"velocity": torch.zeros(2, 2, dtype=torch.bfloat16)}
-        message = "the state of parameter 1 must be torch.float32, got torch.bfloat16"
+        message = "must be torch.float32 on cpu for a parameter of torch.float32, got torch.bfloat16 on cpu"
     with pytest.raises(ValueError, match=message):
         optimizer.step()
     assert torch.equal(params[0], before)

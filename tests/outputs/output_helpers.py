@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,14 @@ def assert_drawn_from(found: Tensor, expected: Tensor, draws: int) -> None:
     """
     deviation = (expected * (1 - expected) / draws).sqrt()
     assert torch.all((found - expected).abs() <= 4.5 * deviation + 1 / draws), (found, expected)
+
+
+def assert_empty_like(run: Callable[[int], Any]) -> None:
+    """Assert that ``run(0)`` has the shapes of ``run(2)``, in which only the examples have the size 2."""
+    found, expected = (torch.utils._pytree.tree_leaves(run(n)) for n in (0, 2))
+    shapes = [tuple(0 if size == 2 else size for size in x.shape) for x in expected]
+    assert [tuple(x.shape) for x in found] == shapes
+    assert all(0 in shape for shape in shapes)
 
 
 def half_width(draws: int) -> float:

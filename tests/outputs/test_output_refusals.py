@@ -15,7 +15,15 @@ from output_helpers import (
 )
 from torch.nn.utils.rnn import pack_sequence
 
-from rnnkernels import NADE, RBM, Categorical, IndependentBernoulli, expected_accuracy
+from rnnkernels import (
+    NADE,
+    RBM,
+    Categorical,
+    IndependentBernoulli,
+    expected_accuracy,
+    functional,
+    mean_with_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +140,41 @@ def test_meta_tensors_give_shapes(name):
     model = MODELS[name](device="meta")
     state = torch.empty(4, 2, CONDITION, device="meta")
     assert model.log_prob(make_frames(name, 4, 2).to("meta"), state).shape == (4, 2)
+
+
+ODD_DTYPES = [
+    torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64,
+    torch.complex32, torch.bits8, torch.quint8,
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
+@pytest.mark.parametrize("dtype", ODD_DTYPES, ids=str)
+def test_frames_of_another_dtype_are_refused_by_name(dtype):
+    v, state = torch.empty(4, 5, dtype=dtype), torch.ones(4, 3)
+    message = f"v must be bool, uint8, int8, .* or float64, got {dtype}"
+    for name in BINARY:
+        model = MODELS[name]()
+        for function in (model.log_prob, model.loss):
+            with pytest.raises(ValueError, match=message):
+                function(v, state)
+    with pytest.raises(ValueError, match=message):
+        expected_accuracy(v, torch.ones(4, 5))
+    with pytest.raises(ValueError, match=message):
+        functional.nade_log_prob(v, torch.ones(4, 5), torch.ones(4, 2), torch.ones(5, 2), torch.ones(5, 2))
+    with pytest.raises(ValueError, match=r"^chain must be bool"):
+        MODELS["rbm"]().loss(torch.ones(4, 5), state, chain=v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_states_and_results_in_eight_bits_are_refused_by_name(dtype):
+    expected = f"must be float16, bfloat16, float32 or float64, got {dtype}"
+    for name, make in MODELS.items():
+        with pytest.raises(ValueError, match=f"^state {expected}"):
+            make().log_prob(make_frames(name, 4), torch.ones(4, 3).to(dtype))
+        with pytest.raises(ValueError, match=f"^dtype {expected}"):
+            make(dtype=dtype)
+    with pytest.raises(ValueError, match=f"^marginals {expected}"):
+        expected_accuracy(torch.ones(4, 5), torch.ones(4, 5).to(dtype))
+    with pytest.raises(ValueError, match=f"^log_prob {expected}"):
+        mean_with_interval(torch.ones(4).to(dtype), torch.ones(4))

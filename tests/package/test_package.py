@@ -264,3 +264,90 @@ def test_importing_the_package_prints_nothing_and_imports_only_torch_and_numpy(t
     assert ast.literal_eval(ran.stdout) == ["rnnkernels"]
     assert not ran.stderr
     assert sys.version_info >= (3, 10)
+
+
+# --- Imported again, and from a source folder --------------------------------------------------------
+
+AGAIN = """
+import importlib, sys, torch
+from torch.utils.flop_counter import FlopCounterMode
+
+def use():
+    package = importlib.import_module("rnnkernels")
+    layer, nade = package.LeakyRNN(3, 4, nonlinearity="tanh"), package.NADE(4, 3, 3)
+    x, v = torch.randn(5, 2, 3, requires_grad=True), torch.ones(2, 4)
+    for value in (lambda x: layer(x)[0].square().sum(), lambda x: nade(v, x[0]).sum()):
+        gradient, = torch.autograd.grad(value(x), x, create_graph=True)
+        gradient.square().sum().backward()
+        torch.func.hessian(value)(x.detach())
+    with FlopCounterMode(display=False) as flops:
+        layer(x)
+    assert flops.get_total_flops() == 2 * 5 * 2 * 4 * (3 + 4)
+    return package
+
+first = use()
+for chosen in (
+    lambda name: True,
+    lambda name: name == "rnnkernels",
+    lambda name: name != "rnnkernels._C",
+    lambda name: name == "rnnkernels._C",
+    lambda name: "_autograd" in name or name == "rnnkernels",
+):
+    for name in [x for x in sys.modules if x.split(".")[0] == "rnnkernels" and chosen(x)]:
+        del sys.modules[name]
+    use()
+importlib.reload(use())
+use()
+"""
+
+
+def test_the_package_can_be_imported_again(tmp_path):
+    ran = run_python("-c", AGAIN, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A folder with the sources and without the extension."""
+    ignored = shutil.ignore_patterns("_C*.so", "_build.json", "__pycache__")
+    shutil.copytree(ROOT / "rnnkernels", tmp_path / "clone" / "rnnkernels", ignore=ignored)
+    return tmp_path / "clone"
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A folder with the package as it would be installed."""
+    shutil.copytree(
+        Path(rnnkernels.__file__).parent,
+        tmp_path / "installed" / "rnnkernels",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    return tmp_path / "installed"
+
+
+WHERE = """
+import sys, rnnkernels.nn
+print({module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "rnnkernels"})
+"""
+
+
+def test_in_a_source_folder_the_installed_package_is_used(clone, installed):
+    shown = run_python("-m", "rnnkernels", "--json", cwd=clone, PYTHONPATH=str(installed))
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["version"] == rnnkernels.__version__
+    for path in (str(installed), f"{clone}:{installed}"):
+        ran = run_python("-c", WHERE, cwd=clone, PYTHONPATH=path)
+        assert ran.returncode == 0, ran.stderr
+        found = ast.literal_eval(ran.stdout)
+        assert len(found) > 10
+        assert all(name.startswith(str(installed)) for name in found)
+
+
+def test_a_source_folder_of_another_version_raises(clone, installed):
+    version = clone / "rnnkernels" / "_version.py"
+    version.write_text('__version__ = "99.0.0"\n')
+    ran = run_python("-c", WHERE, cwd=clone, PYTHONPATH=str(installed))
+    assert ran.returncode == 1
+    message = ran.stderr.splitlines()[-1]
+    assert f"rnnkernels is installed in {installed}/rnnkernels, but the sources of another" in message
+    assert f"{clone}/rnnkernels: install these, or run Python in another folder" in message
