@@ -61,6 +61,7 @@ void check_relay(const std::string& name, const std::vector<std::vector<int>>& l
   Relay relay;
   relay.barrier.reset();
   std::vector<std::thread> threads;
+  threads.reserve(Relay::kMembers);
   for (int m = 0; m < Relay::kMembers; ++m) threads.emplace_back([&, m] { relay.run(m, late[m]); });
   for (auto& thread : threads) thread.join();
   for (int m = 0; m < Relay::kMembers; ++m) {

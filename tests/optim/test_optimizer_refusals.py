@@ -141,7 +141,10 @@ def test_invalid_gradients_and_states_are_named():
         optimizer.step()
     optimizer.state[second] = {"velocity": torch.zeros(2, 2, dtype=torch.bfloat16)}
     second.grad = torch.ones(2, 2)
-    with pytest.raises(ValueError, match=r"the state 'velocity' of parameter \(params\[1\] of group 0, .* must be torch.float32"):
+    with pytest.raises(
+        ValueError,
+        match=r"the state 'velocity' of parameter \(params\[1\] of group 0, .* must be torch.float32",
+    ):
         optimizer.step()
     optimizer.state[second] = {"velocity": torch.zeros(3)}
     with pytest.raises(ValueError, match="must have its shape, got"):
