@@ -125,11 +125,14 @@ class Problem:
     def magnitudes(self) -> dict[str, float]:
         """Return the magnitude of the terms of each gradient. They may cancel, but not their rounding errors.
 
-        All inputs are of order one. The kernel takes decay's gradient from (h_{t-1} - h_t) / (1 - d).
+        All inputs are of order one. In float32 and float64 the kernel takes decay's gradient from
+        (h_{t-1} - h_t) / (1 - d).
         """
         decay = torch.as_tensor(self.decay)
         terms = self.pre.numel() if decay.dim() == 0 else self.pre.numel() // self.pre.shape[-1]
-        cancelled = max(terms, 1) ** 0.5 / (1 - float(decay.detach().max()))
+        cancelled = max(terms, 1) ** 0.5
+        if self.dtype.itemsize > 2:
+            cancelled /= 1 - float(decay.detach().max())
         return {name: cancelled if name == "decay" else 1.0 for name in self.tensors}
 
     def kink_margin(self) -> float:

@@ -134,6 +134,21 @@ def test_a_slow_leak_in_half_precision(team: str, dtype: torch.dtype, force) -> 
     assert distance(output[:, 1, 5], expected) < 2 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("team", ["", "steps"])
+def test_the_gradient_of_a_slow_decay_in_half_precision(team: str, packed: bool, dtype, seed: int, force):
+    force(team)
+    for problem in kinds_on_device(seed, 8, 3, 5, dtype=dtype, packed=packed):
+        problem = replace(problem, decay=1 - 1e-4 * torch.linspace(1, 2, 5))
+        grads = [normal_like(x, seed + i).to(dtype) for i, x in enumerate(problem.expected())]
+        expected = problem.expected_gradients(*grads)["decay"]
+        leaves = problem.to(DEVICE).leaves()
+        found = torch.autograd.grad(leaves.run(), leaves.decay, [g.to(DEVICE) for g in grads])[0].cpu()
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 0.01 * expected.norm()
+
+
 def test_tf32_follows_the_switch_of_torch(seed: int) -> None:
     problem = drawn(seed, (20, 8, 128), torch.float32, nonlinearity="tanh", packed=False)
     expected, _ = problem.expected()
