@@ -253,7 +253,7 @@ def run_projected(
     if checkpoint_every is not None:
         checkpoint_every = checked_size("checkpoint_every", checkpoint_every)
     elif not torch.compiler.is_compiling():
-        result = _ops.projected_recurrence_directly(*tensors, *spec)
+        result: tuple[Tensor, Tensor] | None = _ops.projected_recurrence_directly(*tensors, *spec)
         if result is not None:
             return result
     if isinstance(tensors.bias, tuple):

@@ -119,10 +119,11 @@ PyObject* projected_recurrence_directly(PyObject* /*module*/, PyObject* const* a
     const pybind11::gil_scoped_release released;
     result = run(arguments);
   }
+  const auto& [output, h_n, saved] = result;
   PyObject* pair = PyTuple_New(2);
   if (pair == nullptr) throw python_error();
-  PyTuple_SET_ITEM(pair, 0, THPVariable_Wrap(std::get<0>(std::move(result))));
-  PyTuple_SET_ITEM(pair, 1, THPVariable_Wrap(std::get<1>(std::move(result))));
+  PyTuple_SET_ITEM(pair, 0, THPVariable_Wrap(output));
+  PyTuple_SET_ITEM(pair, 1, THPVariable_Wrap(h_n));
   return pair;
   END_HANDLE_TH_ERRORS
 }

@@ -40,7 +40,7 @@ cpu::ThreadLimit thread_limit;
 
 using Work = void(void* argument, int first, int last);
 
-#if AT_PARALLEL_OPENMP
+#if AT_PARALLEL_OPENMP && defined(_OPENMP)
 
 // The time on a CPU of the calling thread.
 int64_t cpu_nanoseconds() {
@@ -105,7 +105,7 @@ cpu::Threads torch_threads() {
   return threads;
 }
 
-#if AT_PARALLEL_OPENMP
+#if AT_PARALLEL_OPENMP && defined(_OPENMP)
 LimitedThreads::LimitedThreads() : before_(at::get_num_threads()) {
   if (before_ == 1 || at::in_parallel_region()) return;
   const int64_t now = cpu::nanoseconds();

@@ -40,7 +40,7 @@ ThreadPlan make_thread_plan(int64_t networks, int64_t steps, int64_t batch, int6
   ThreadPlan plan;
   // A double, because the product may exceed 63 bits.
   const double step_work =
-      static_cast<double>(batch * hidden) * static_cast<double>(hidden * element_size / 4);
+      static_cast<double>(batch * hidden) * static_cast<double>(hidden * element_size) / 4;
   const double work = static_cast<double>(networks) * static_cast<double>(steps) * step_work;
   if (threads.count <= 1 || work < static_cast<double>(threads.worth_starting)) return plan;
 

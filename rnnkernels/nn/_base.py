@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class LeakyModule(nn.Module):
             ValueError, TypeError: On assignment, as for the constructor; the decay is then unchanged.
         """
         if self.learn_decay:
-            logit = self.decay_logit
+            logit: Tensor = self.decay_logit
             if logit.dtype in _HALF:  # as an FSDP policy, for example, may cast it
                 logit = logit.float()
             # The sigmoid of a large logit rounds to 1, which is not a valid decay.
@@ -126,7 +126,7 @@ class LeakyModule(nn.Module):
         before = self._buffers.get("decay")
         shape = self._values(given).shape
         if before is not None:
-            shape = torch.broadcast_shapes(shape, before.shape)
+            shape = torch.broadcast_shapes(shape, before.shape)  # type: ignore[no-untyped-call]
             if shape == before.shape:
                 return
         elif isinstance(given, tuple):
@@ -148,7 +148,7 @@ class LeakyModule(nn.Module):
         if all(isinstance(entry, float) for entry in entries):
             return tuple(entries)  # type: ignore[arg-type]
         rows = [[entry] * shape[-1] if isinstance(entry, float) else list(entry) for entry in entries]
-        return [row for row in rows for _ in range(shape[0] // self.num_layers)]  # type: ignore[misc]
+        return [row for row in rows for _ in range(shape[0] // self.num_layers)]
 
     def _values(self, given: _Numbers) -> Tensor:
         """Return a decay in float64 on the CPU, in a shape that broadcasts to that of all units."""
@@ -194,7 +194,7 @@ class LeakyModule(nn.Module):
         """
         before = self._decay_tensor()
         if before is None:
-            return super()._apply(fn, recurse)
+            return cast(_Module, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
         was_meta, own = before.is_meta, (before, before.grad)
 
         def convert(tensor: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class LeakyModule(nn.Module):
             source = converted if tensor.dtype in _HALF else tensor
             return source.to(converted.device, torch.float32)
 
-        super()._apply(convert, recurse)
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
         after = self._decay_tensor()
         if was_meta and after is not None and not after.is_meta:
             self._reset_decay()
@@ -234,7 +234,8 @@ class LeakyModule(nn.Module):
     def _leave_meta(self, names: list[str]) -> None:
         """Give initial values to these tensors where they are on the meta device, and the weights are not."""
         loaded = next((x for x in self.parameters() if not x.is_meta), None)
-        for tensors in (self._parameters, self._buffers):
+        stores: tuple[dict[str, Any], ...] = (self._parameters, self._buffers)
+        for tensors in stores:
             for name in names:
                 x = tensors.get(name)
                 if loaded is None or x is None or not x.is_meta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class LeakyRNNCell(LeakyModule):
         """
         are_tensors = isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))
         if not are_tensors or not (drive is None or isinstance(drive, Tensor)):
-            return self._call_without_tensors(input, hx, drive)
+            return cast(Tensor, self._call_without_tensors(input, hx, drive))
         weight_ih = self._read("weight_ih")
         self._check_input(input, weight_ih)
         if hx is not None:
@@ -127,7 +127,8 @@ class LeakyRNNCell(LeakyModule):
             self._check_state("drive", drive, input)
         batched = input.dim() == 2
         if not batched:
-            input, hx, drive = (x if x is None else x.unsqueeze(0) for x in (input, hx, drive))
+            input = input.unsqueeze(0)
+            hx, drive = (x if x is None else x.unsqueeze(0) for x in (hx, drive))
         tensors = ProjectedTensors(
             input.unsqueeze(0),
             hx,

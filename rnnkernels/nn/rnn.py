@@ -26,7 +26,7 @@ from rnnkernels.nn._base import Decay, LeakyModule
 __all__ = ["LeakyRNN"]
 
 _Layer = TypeVar("_Layer", bound="LeakyRNN")
-_Weights = tuple[Tensor, Tensor, Tensor | None]  # W_ih, W_hh, b_ih + b_hh
+_Weights = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]  # W_ih, W_hh, and b_ih and b_hh
 
 
 class LeakyRNN(LeakyModule):
@@ -241,11 +241,11 @@ class LeakyRNN(LeakyModule):
             TypeError: An argument is not a Tensor.
         """
         packed, batch_sizes, order, undo = False, None, None, None
-        sequence = input
+        sequence: Any = input
         are_tensors = isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))
         if not are_tensors or not (drive is None or isinstance(drive, Tensor)):
             if (traced := leaf_call(self, input, hx, drive=drive)) is not None:  # torch.fx traces the call
-                return traced
+                return cast(tuple[Tensor, Tensor], traced)
             if isinstance(input, PackedSequence):
                 packed = True
                 sequence, batch_sizes, order, undo = input

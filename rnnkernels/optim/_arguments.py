@@ -56,8 +56,8 @@ def plain_number(value: Any) -> Any:
     if type(value) in (tuple, list) and all(isinstance(each, Real) for each in value):
         return type(value)(map(plain_number, value))
     value = unboxed(value)
-    is_number = isinstance(value, Real) and type(value) not in (int, float, bool)
-    return float(value) if is_number else value
+    is_other = isinstance(value, Real) and not isinstance(value, (int, float))
+    return float(value) if is_other else value
 
 
 def check_bool(name: str, value: Any) -> None:

@@ -8,6 +8,7 @@ process, without telling it, so its group is looked up while it does. A paramete
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -54,7 +55,7 @@ def group_of_zero() -> ProcessGroup | None:
     if _ZERO not in sys.modules:
         return None
     zero = sys.modules[_ZERO].ZeroRedundancyOptimizer
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == _ZERO and isinstance(frame.f_locals.get("self"), zero):
             return frame.f_locals["self"].process_group

@@ -146,11 +146,11 @@ def train_in_group(how: str, case: str, rank: int, ranks: int) -> dict[str, Any]
             return cls(list(model.parameters()), process_group=model.process_group, **options)
 
         return train(model, case, rank, ranks, make)
-    model = DistributedDataParallel(make_model())
-    params = list(model.parameters())
+    replica = DistributedDataParallel(make_model())
+    params = list(replica.parameters())
     if how == "zero":
         make = functools.partial(make_zero, params)
-        return train(model, case, rank, ranks, make)
+        return train(replica, case, rank, ranks, make)
     owners = [i % ranks if how == "by hand" else 1 for i in range(len(params))]
     mine = [param for param, owner in zip(params, owners, strict=True) if owner == rank]
 
@@ -161,7 +161,7 @@ def train_in_group(how: str, case: str, rank: int, ranks: int) -> dict[str, Any]
         for param, owner in zip(params, owners, strict=True):
             dist.broadcast(param.data, owner)
 
-    return train(model, case, rank, ranks, make_own, share)
+    return train(replica, case, rank, ranks, make_own, share)
 
 
 def average(grad: torch.Tensor, ranks: int) -> torch.Tensor:
@@ -185,7 +185,8 @@ def loss_scales(rank: int) -> dict[str, tuple[int, int, float]]:
     for nonfinite in ("skip", "raise", "apply"):
         param = nn.Parameter(torch.ones(2))
         optimizer = ClippedNesterov([param], nonfinite=nonfinite, process_group=dist.group.WORLD)
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(float(rank))
+        scaled: Any = optimizer
+        scaled.grad_scale, scaled.found_inf = torch.tensor(4.0), torch.tensor(float(rank))
         param.grad = torch.tensor([12.0, 16.0])
         optimizer.step()
         counts = int(optimizer.taken_steps), int(optimizer.skipped_steps)
