@@ -184,7 +184,7 @@ def test_checkpointing_gives_the_same_gradients(problem):
 def test_the_raw_operator_without_save_has_no_backward(problem):
     leaves = problem.leaves()
     output, _, _ = torch.ops.rnnkernels.leaky_recurrence(
-        *leaves.tensors.values(), None, "tanh", "rate", False, False
+        *leaves.tensors.values(), None, "tanh", "rate", False, 0
     )
     with pytest.raises(RuntimeError, match="save=0"):
         output.sum().backward()
