@@ -30,7 +30,7 @@ def tasks() -> dict[str, Task]:
     w_ih, w_hh, b_ih, b_hh = (p.detach() for p in layer.parameters())
     bias, decay = b_ih + b_hh, torch.tensor(0.5)
     kind = ("relu", "rate", False)
-    output, _, saved = _ops.projected_recurrence(x, None, w_ih, w_hh, bias, None, decay, None, *kind, True)
+    output, _, saved = _ops.projected_recurrence(x, None, w_ih, w_hh, bias, None, decay, None, *kind, 1)
     wanted = [False, False, True, True, True, False, False]
     graph = [p.detach().requires_grad_() for p in (w_ih, w_hh, bias)]
 
@@ -42,7 +42,7 @@ def tasks() -> dict[str, Task]:
         return _ops.projected_recurrence_backward(*tensors, *kind, wanted)
 
     def recorded() -> Tensor:
-        result: Tensor = _ops.projected_recurrence(x, None, *graph, None, decay, None, *kind, True)[0]
+        result: Tensor = _ops.projected_recurrence(x, None, *graph, None, decay, None, *kind, 1)[0]
         return result
 
     def inference(module: nn.Module) -> Task:

@@ -10,7 +10,7 @@ import torch
 from helpers import DTYPES, KINDS, TOLERANCE, Problem, distance, make_problem, normal_like
 from torch import Tensor
 
-import rnnkernels  # noqa: F401  (registers the operators)
+from rnnkernels._ops.spec import SAVE_FOR_BACKWARD, SAVE_FOR_DECAY, SAVE_NOTHING
 
 FORWARD = torch.ops.rnnkernels.leaky_recurrence.default
 BACKWARD = torch.ops.rnnkernels.leaky_recurrence_backward.default
@@ -18,7 +18,7 @@ BACKWARD = torch.ops.rnnkernels.leaky_recurrence_backward.default
 Arguments = tuple[Any, ...]
 
 
-def forward_arguments(problem: Problem, save: bool = True) -> Arguments:
+def forward_arguments(problem: Problem, save: int = SAVE_FOR_DECAY) -> Arguments:
     decay = torch.as_tensor(problem.decay, dtype=problem.dtype)
     return (
         problem.pre, problem.h0, problem.weight_hh, decay, problem.batch_sizes, problem.nonlinearity,
@@ -39,7 +39,7 @@ def backward_arguments(
 
 
 def grouped_arguments(
-    groups: int = 3, decay: str = "group", h0: bool = True, save: bool = True, **options: Any
+    groups: int = 3, decay: str = "group", h0: bool = True, save: int = SAVE_FOR_DECAY, **options: Any
 ) -> Arguments:
     """Return `groups` stacked problems; `decay` is a scalar, one per unit, or one per group and unit."""
     singles = [forward_arguments(make_problem(seed, h0=h0, **options), save) for seed in range(groups)]
@@ -68,6 +68,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "packed": {"packed": True},
     "packed float32 reverse": {"packed": True, "dtype": torch.float32, "reverse": True},
     "wide": {"hidden": 70, "batch": 2, "steps": 3},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "packed float16": {"packed": True, "dtype": torch.float16},
     "no steps": {"steps": 0},
     "no rows": {"batch": 0},
 }
@@ -87,7 +89,7 @@ def test_opcheck_forward(form, nonlinearity, options):
 @pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
 def test_opcheck_forward_without_save(form, nonlinearity):
     problem = make_problem(0, form=form, nonlinearity=nonlinearity)
-    torch.library.opcheck(FORWARD, forward_arguments(problem, save=False))
+    torch.library.opcheck(FORWARD, forward_arguments(problem, SAVE_NOTHING))
 
 
 @pytest.mark.every(5)
@@ -214,7 +216,40 @@ def test_saved_has_the_expected_shape_and_is_empty_without_save(form, nonlineari
     elif nonlinearity == "relu":
         expected = ((5, 3, 3), torch.int32)  # one bit for each of the 70 units
     assert (saved.shape, saved.dtype) == expected
-    assert FORWARD(*forward_arguments(problem, save=False))[2].shape == (0,)
+    assert FORWARD(*forward_arguments(problem, SAVE_NOTHING))[2].shape == (0,)
+
+
+@pytest.mark.parametrize(("hidden", "words"), [(1, 1), (32, 1), (33, 2), (70, 3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("form", "nonlinearity"), KINDS)
+def test_half_precision_also_saves_a_value_per_unit_for_the_decay(form, nonlinearity, dtype, hidden, words):
+    problem = make_problem(0, hidden=hidden, form=form, nonlinearity=nonlinearity, dtype=dtype)
+    output, _, saved = FORWARD(*forward_arguments(problem))
+    before = hidden if nonlinearity != "relu" else 2 * words
+    before = before if form == "rate" else 0
+    total = before + hidden
+    assert saved.dtype == dtype
+    assert saved.shape == (5, 3, total + total % 2 if nonlinearity == "relu" and form == "rate" else total)
+    assert FORWARD(*forward_arguments(problem, SAVE_NOTHING))[2].shape == (0,)
+    plain = FORWARD(*forward_arguments(problem, SAVE_FOR_BACKWARD))[2]
+    assert plain.shape == ((0,) if form == "current" else (5, 3, hidden if nonlinearity != "relu" else words))
+    # h_{t-1} - y_t of the first step, from h_t = d h_{t-1} + (1-d) y_t.
+    d, h0 = (x.double() for x in (problem.decay, problem.h0))
+    expected = (h0 - output[0].double()) / (1 - d)
+    assert distance(saved[0, :, before:total], expected) < 20 * torch.finfo(dtype).eps
+    kept = saved[..., :before]
+    if before:
+        assert torch.equal(kept.view(torch.int32) if nonlinearity == "relu" else kept, plain)
+
+
+@pytest.mark.parametrize("save", [-1, 3])
+def test_another_value_of_save_is_refused(save):
+    for arguments in (
+        forward_arguments(make_problem(0), save),
+        on_meta(forward_arguments(make_problem(0), save)),
+    ):
+        with pytest.raises(ValueError, match=f"save must be 0, 1 or 2, got {save}"):
+            FORWARD(*arguments)
 
 
 def test_the_saved_bits_mark_the_active_units():
@@ -271,7 +306,7 @@ def test_meta_tensors_give_the_shapes_dtypes_and_strides_of_real_ones(form, nonl
         arguments = forward_arguments(make_problem(0, **options))
     # Strides that differ from those of the results.
     arguments = (arguments[0].transpose(0, 1).contiguous().transpose(0, 1), *arguments[1:])
-    for save in (False, True):
+    for save in (SAVE_NOTHING, SAVE_FOR_BACKWARD, SAVE_FOR_DECAY):
         forward = (*arguments[:-1], save)
         meta = FORWARD(*on_meta(forward))
         assert all(x.is_meta for x in meta)
@@ -292,7 +327,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 GOOD = {
     "pre": zeros(5, 3, 4), "h0": zeros(3, 4), "weight_hh": zeros(4, 4), "decay": zeros(4),
-    "batch_sizes": None, "nonlinearity": "relu", "form": "rate", "reverse": False, "save": True,
+    "batch_sizes": None, "nonlinearity": "relu", "form": "rate", "reverse": False, "save": SAVE_FOR_DECAY,
 }  # fmt: skip
 GOOD_BACKWARD = {
     "grad_output": zeros(5, 3, 4), "grad_h_n": zeros(3, 4), "output": zeros(5, 3, 4),
@@ -396,6 +431,13 @@ def test_one_meta_tensor_among_real_ones_is_refused(name):
     arguments = GOOD | PACKED
     with pytest.raises(ValueError, match="must be on the"):
         FORWARD(*(arguments | {name: arguments[name].to("meta")}).values())
+
+
+def test_a_float32_decay_on_another_device_than_halves_is_refused():
+    halves = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in GOOD.items()}
+    FORWARD(*(halves | {"decay": zeros(4)}).values())
+    with pytest.raises(ValueError, match="decay must be on the device of pre, cpu, got meta"):
+        FORWARD(*(halves | {"decay": zeros(4).to("meta")}).values())
 
 
 @pytest.mark.parametrize("name", ["grad_output", "grad_h_n", "output", "saved", "h0", "weight_hh", "decay"])

@@ -38,7 +38,7 @@ def test_no_sequence_is_copied_to_float32():
         kept = call()
         return resident("VmHWM") - before, kept
 
-    taken, (h, _, bits) = peak(lambda: FORWARD(pre, h0, weight, decay, None, "relu", "rate", False, True))
+    taken, (h, _, bits) = peak(lambda: FORWARD(pre, h0, weight, decay, None, "relu", "rate", False, 1))
     assert taken < 1.2 * output  # the output, its bits, and the state
     grad = torch.randn_like(h)
     spec = ("relu", "rate", False)

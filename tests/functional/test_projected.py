@@ -46,7 +46,7 @@ def arguments(
     if gradients:
         tensors = {k: x if x is None else x.detach().requires_grad_() for k, x in tensors.items()}
     others = {k: problem.keywords[k] for k in ("batch_sizes", "nonlinearity", "form", "reverse")}
-    return tensors | others | {"save": True}
+    return tensors | others | {"save": 1}
 
 
 def leaves_of(values: Arguments) -> dict[str, Tensor]:
@@ -303,7 +303,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 GOOD: Arguments = {
     "input": zeros(5, 3, 2), "h0": zeros(3, 4), "weight_ih": zeros(4, 2), "weight_hh": zeros(4, 4),
     "bias": zeros(4), "drive": None, "decay": zeros(4), "batch_sizes": None, "nonlinearity": "relu",
-    "form": "rate", "reverse": False, "save": True,
+    "form": "rate", "reverse": False, "save": 1,
 }  # fmt: skip
 PACKED: Arguments = {"input": zeros(5, 2), "batch_sizes": torch.tensor([3, 2])}
 GROUPED: Arguments = {
@@ -386,7 +386,7 @@ def test_the_unchanged_arguments_are_accepted():
 
 def test_the_operator_saves_what_backward_needs_whatever_save_says():
     found = []
-    for save in (False, True):
+    for save in (0, 1):
         values = arguments(gradients=True) | {"save": save}
         PROJECTED(*values.values())[0].square().sum().backward()
         found.append([x.grad for x in values.values() if isinstance(x, Tensor) and x.requires_grad])
