@@ -46,7 +46,7 @@ Model moved(const Model& model, int64_t elements) {
 template <class Rule>
 void run_step(const Case& c, const Way& way, double norm, const typename Rule::Settings* settings,
               Outcome& outcome) {
-  Numbers widen(way.on_device);
+  Numbers number(way.on_device);
   with_step<Rule>(c, norm, settings, outcome, number, [&](const StepProblem& problem) {
     with_memory(cuda::workspace_bytes(problem), [&](void* workspace) {
       expect(cuda::optimizer_step<Rule>(problem, way.blocks, workspace, nullptr) == 0, "a step is launched");

@@ -200,8 +200,8 @@ def test_a_model_that_is_converted_between_two_steps(cls, state, masters, before
         wanted = "float64" if after == torch.float64 else "float32"
         message = (
             rf"^the state '{state}' of parameter 'layer\.weight' \(params\[0\] of group 0, shape \[2, 3\]\)"
-            rf" must be torch\.{wanted} on cpu for a parameter of {after}, got .*: after a conversion of the model,"
-            r" optimizer\.load_state_dict\(optimizer\.state_dict\(\)\) converts the states$"
+            rf" must be torch\.{wanted} on cpu for a parameter of {after}, got .*: after a conversion of the"
+            r" model, optimizer\.load_state_dict\(optimizer\.state_dict\(\)\) converts the states$"
         )
         with pytest.raises(ValueError, match=message):
             take_steps(net, optimizer)
