@@ -305,12 +305,11 @@ class ClippedOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"a parameter's state must have {', '.join(self._all_state_names())}, one lacks {missing}"
             ) from None
-        except RuntimeError:
-            self._check_groups()  # torch does not name a setting that is not a number
-            raise
-        except ValueError:
-            # The operator does not know the group, nor how to convert a state.
+        except (RuntimeError, ValueError) as error:
+            # The operator does not say how to convert a state; nor torch, which setting is not a number.
             _states.check_states(self.param_groups, self.state, self.scalar_state_names, self._record.device)
+            if isinstance(error, RuntimeError):
+                self._check_groups()
             raise
 
     def _check_groups(self) -> None:

