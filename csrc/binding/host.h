@@ -29,7 +29,7 @@ cpu::Threads torch_threads();
 class LimitedThreads {
  public:
   LimitedThreads();
-  ~LimitedThreads();
+  ~LimitedThreads();  // NOLINT(performance-trivially-destructible): it does something with OpenMP
   LimitedThreads(const LimitedThreads&) = delete;
   LimitedThreads& operator=(const LimitedThreads&) = delete;
 
