@@ -60,9 +60,10 @@ def same_environment() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def run(same_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of `recurrence` with two peers on two tiny problems."""
-    folder = tmp_path_factory.mktemp("run")
+    folder, threads = tmp_path_factory.mktemp("run"), torch.get_num_threads()
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main([*TINY_RUN, "--peers", "rnn,loop", "--output", str(folder)]) == 0
+    torch.set_num_threads(threads)
     return Run(folder / "recurrence.json", printed.getvalue())
 
 

@@ -108,7 +108,10 @@ def change():
         for wrong in (10**9, -5, BATCH - 1, 2**62):
             values[1:] = wrong
             values[1:] = BATCH
-        time.sleep(1e-4)
+        time.sleep(5e-3)  # calls see the right values, then wrong ones, also on a busy host
+        values[1:] = BATCH - 1
+        time.sleep(5e-3)
+        values[1:] = BATCH
 
 def run(x, w_hh, **options):
     return functional.projected_recurrence(
