@@ -21,7 +21,9 @@ Formula = TypeVar("Formula", bound=Callable[..., int])
 
 def _formula_of(operator: Any) -> Callable[[Formula], Formula]:
     """Register the formula of an operator, unless an earlier import of the package has done so."""
-    return (lambda formula: formula) if operator in flop_registry else register_flop_formula(operator)
+    if operator in flop_registry:
+        return lambda formula: formula
+    return register_flop_formula(operator)  # type: ignore[return-value]
 
 
 def _flops(sequence: Shape, weight: Shape) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class LeakyRNNCell(LeakyModule):
         """
         are_tensors = isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))
         if not are_tensors or not (drive is None or isinstance(drive, Tensor)):
-            return self._call_without_tensors(input, hx, drive)
+            return cast(Tensor, self._call_without_tensors(input, hx, drive))
         weight_ih = self.weight_ih
         self._check_input(input, weight_ih)
         expected = (*input.shape[:-1], self.hidden_size)

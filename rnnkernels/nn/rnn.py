@@ -246,11 +246,11 @@ class LeakyRNN(LeakyModule):
             TypeError: An argument is not a Tensor.
         """
         packed, batch_sizes, order, undo = False, None, None, None
-        sequence = input
+        sequence: Any = input
         are_tensors = isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))
         if not are_tensors or not (drive is None or isinstance(drive, Tensor)):
             if (traced := leaf_call(self, input, hx, drive=drive)) is not None:  # torch.fx traces the call
-                return traced
+                return cast(tuple[Tensor, Tensor], traced)
             if isinstance(input, PackedSequence):
                 packed = True
                 sequence, batch_sizes, order, undo = input

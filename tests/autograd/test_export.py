@@ -184,7 +184,7 @@ class Net(nn.Module):
         return self.readout(self.cell(self.rnn(x)[0][-1]))
 
 
-def by_make_fx(module: nn.Module, x: Tensor) -> nn.Module:
+def by_make_fx(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     names = [name for name, _ in module.named_parameters()]
 
     def call(x, *weights):
