@@ -233,7 +233,8 @@ class LeakyRNN(LeakyModule):
         Returns:
             ``output``, the states ``h_t`` of the last layer at every step, ``[T, B, D H]`` (or
             ``[B, T, D H]``, ``[T, D H]``, or a ``PackedSequence``); and ``h_n``, the last states of every
-            layer and direction, ``[N, B, H]`` (or ``[N, H]``).
+            layer and direction, ``[N, B, H]`` (or ``[N, H]``). Backward reads ``output``, so do not change it
+            in place before: write ``output * mask``, for example.
 
         Raises:
             ValueError, RuntimeError: A tensor has the wrong shape, dtype or device; the message names
