@@ -57,17 +57,16 @@ class LeakyModule(nn.Module):
                 rnn.decay = 0.5 + 0.004 * epoch
 
         The value is checked first. A buffer and a learned decay keep their tensor, device and dtype and get
-        new values in place; they must not change between a forward pass and its backward pass.
-        ``reset_parameters`` then starts from the new value. In a function compiled by ``torch.compile`` a
-        number is a constant, so that a new one compiles the function again, up to torch's limit of
-        recompilations; one value per unit, ``torch.full((H,), d)``, is an input of the compiled function and
-        can change at no cost.
+        new values in place; do not set them between a forward pass and its backward pass.
+        ``reset_parameters`` then starts from the new value. ``torch.compile`` makes a number an input of the
+        compiled function at its first change, which compiles the function once more; a tuple of numbers
+        compiles it again for each new value; new values of a tensor compile nothing.
 
         Raises:
             ValueError, TypeError: On assignment, as for the constructor; the decay is then unchanged.
         """
         if self.learn_decay:
-            logit = self.decay_logit
+            logit: Tensor = self.decay_logit
             if logit.dtype in _HALF:  # as an FSDP policy, for example, may cast it
                 logit = logit.float()
             # The sigmoid of a large logit rounds to 1, which is not a valid decay.
@@ -114,7 +113,7 @@ class LeakyModule(nn.Module):
         before = self._buffers.get("decay")
         shape = self._values(given).shape
         if before is not None:
-            shape = torch.broadcast_shapes(shape, before.shape)
+            shape = torch.broadcast_shapes(shape, before.shape)  # type: ignore[no-untyped-call]
             if shape == before.shape:
                 return
         elif isinstance(given, tuple):
@@ -136,7 +135,7 @@ class LeakyModule(nn.Module):
         if all(isinstance(entry, float) for entry in entries):
             return tuple(entries)  # type: ignore[arg-type]
         rows = [[entry] * shape[-1] if isinstance(entry, float) else list(entry) for entry in entries]
-        return [row for row in rows for _ in range(shape[0] // self.num_layers)]  # type: ignore[misc]
+        return [row for row in rows for _ in range(shape[0] // self.num_layers)]
 
     def _values(self, given: _Numbers) -> Tensor:
         """Return a decay in float64 on the CPU, in a shape that broadcasts to that of all units."""
@@ -181,9 +180,7 @@ class LeakyModule(nn.Module):
         when it leaves the meta device, which has none.
         """
         before = self._decay_tensor()
-        if before is None:
-            return super()._apply(fn, recurse)
-        was_meta, own = before.is_meta, (before, before.grad)
+        own = () if before is None else (before, before.grad)
 
         def convert(tensor: Tensor) -> Tensor:
             converted = fn(tensor)
@@ -192,7 +189,8 @@ class LeakyModule(nn.Module):
             source = converted if tensor.dtype in _HALF else tensor
             return source.to(converted.device, torch.float32)
 
-        super()._apply(convert, recurse)
+        was_meta = before is not None and before.is_meta
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
         after = self._decay_tensor()
         if was_meta and after is not None and not after.is_meta:
             self._reset_decay()
@@ -222,15 +220,19 @@ class LeakyModule(nn.Module):
     def _leave_meta(self, names: list[str]) -> None:
         """Give initial values to these tensors where they are on the meta device, and the weights are not."""
         loaded = next((x for x in self.parameters() if not x.is_meta), None)
-        for tensors in (self._parameters, self._buffers):
-            for name in names:
-                x = tensors.get(name)
-                if loaded is None or x is None or not x.is_meta:
-                    continue
-                new = torch.zeros_like(x, device=loaded.device)
-                tensors[name] = nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
-                if name != "h0":
-                    self._reset_decay()
+        if loaded is None:
+            return
+        for name in names:
+            parameter, buffer = self._parameters.get(name), self._buffers.get(name)
+            if parameter is not None and parameter.is_meta:
+                zeros = torch.zeros_like(parameter, device=loaded.device)
+                self._parameters[name] = nn.Parameter(zeros, parameter.requires_grad)
+            elif buffer is not None and buffer.is_meta:
+                self._buffers[name] = torch.zeros_like(buffer, device=loaded.device)
+            else:
+                continue
+            if name != "h0":
+                self._reset_decay()
 
     def _decay_repr(self) -> list[str]:
         """Return the part of ``extra_repr`` that describes the decay."""

@@ -90,8 +90,8 @@ def decaying(
     # 1 - d differs by a factor of four between the units.
     decay = 1 - (1 - d) * (0.5 + 1.5 * torch.rand(hidden, generator=generator))
     tensors = (scale * pre, normal(batch, hidden), normal(hidden, hidden) / hidden**0.5)
-    half = (x.to(dtype) for x in tensors)
-    return Decaying(*half, decay, sizes, normal(*pre.shape).to(dtype), options)
+    pre, h0, weight = (x.to(dtype) for x in tensors)
+    return Decaying(pre, h0, weight, decay, sizes, normal(*pre.shape).to(dtype), options)
 
 
 def off(found: Tensor, exact: Tensor) -> float:
@@ -240,7 +240,7 @@ def second_derivatives(case: Decaying, dtype: torch.dtype | None, mode: str) -> 
         return func.jvp(func.grad(loss, argnums=(0, 1, 2, 3)), arguments, directions)[1]
     leaves = [x.clone().requires_grad_() for x in arguments]
     first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
-    return torch.autograd.grad(sum(x.double().sum() for x in first), leaves)
+    return torch.autograd.grad(torch.stack([x.double().sum() for x in first]).sum(), leaves)
 
 
 @pytest.mark.parametrize("mode", ["autograd", "func", "forward over reverse"])
