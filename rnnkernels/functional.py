@@ -47,7 +47,9 @@ def leaky_recurrence(
     smooth ``f`` in the rate form, ``f(z_t)``; in the current form nothing else.
 
     bfloat16 and float16 are storage formats: the state and all sums are float32, and results are rounded
-    once. Processors with bfloat16 products also round ``W_hh`` and the state it multiplies to bfloat16.
+    once. Processors with bfloat16 products also round ``W_hh`` and the state it multiplies to bfloat16. If
+    ``decay`` needs a gradient, backward then keeps one more value per unit and step, so that the gradient is
+    accurate for a slow decay, too.
 
     On a device without kernels, the recurrence runs as a loop of torch operations over the steps, with one
     warning per process.

@@ -34,7 +34,7 @@ def decay_from_tau(tau: float | Tensor, dt: float, *, exact: bool = False) -> fl
 
     Args:
         tau: Time constant in the unit of ``dt``: a positive number, or a floating-point tensor with one for
-            each unit, ``[H]``.
+            each unit, ``[H]``. The values of a tensor on the meta device are not checked.
         dt: Length of a step, positive. The Euler form needs ``dt <= tau``.
         exact: Use the exponential form, which is exact for an input that is constant during a step.
 

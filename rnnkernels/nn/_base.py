@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +69,10 @@ class LeakyModule(nn.Module):
                 rnn.decay = 0.5 + 0.004 * epoch
 
         The value is checked first. A buffer and a learned decay keep their tensor, device and dtype and get
-        new values in place; they must not change between a forward pass and its backward pass.
-        ``reset_parameters`` then starts from the new value. In a function compiled by ``torch.compile`` a
-        number is a constant, so that a new one compiles the function again, up to torch's limit of
-        recompilations; one value per unit, ``torch.full((H,), d)``, is an input of the compiled function and
-        can change at no cost.
+        new values in place; do not set them between a forward pass and its backward pass.
+        ``reset_parameters`` then starts from the new value. ``torch.compile`` makes a number an input of the
+        compiled function at its first change, which compiles the function once more; a tuple of numbers
+        compiles it again for each new value; new values of a tensor compile nothing.
 
         Raises:
             ValueError, TypeError: On assignment, as for the constructor; the decay is then unchanged.
@@ -193,9 +192,7 @@ class LeakyModule(nn.Module):
         when it leaves the meta device, which has none.
         """
         before = self._decay_tensor()
-        if before is None:
-            return cast(_Module, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
-        was_meta, own = before.is_meta, (before, before.grad)
+        own = () if before is None else (before, before.grad)
 
         def convert(tensor: Tensor) -> Tensor:
             converted = fn(tensor)
@@ -204,6 +201,7 @@ class LeakyModule(nn.Module):
             source = converted if tensor.dtype in _HALF else tensor
             return source.to(converted.device, torch.float32)
 
+        was_meta = before is not None and before.is_meta
         super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
         after = self._decay_tensor()
         if was_meta and after is not None and not after.is_meta:
@@ -234,16 +232,19 @@ class LeakyModule(nn.Module):
     def _leave_meta(self, names: list[str]) -> None:
         """Give initial values to these tensors where they are on the meta device, and the weights are not."""
         loaded = next((x for x in self.parameters() if not x.is_meta), None)
-        stores: tuple[dict[str, Any], ...] = (self._parameters, self._buffers)
-        for tensors in stores:
-            for name in names:
-                x = tensors.get(name)
-                if loaded is None or x is None or not x.is_meta:
-                    continue
-                new = torch.zeros_like(x, device=loaded.device)
-                tensors[name] = nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
-                if name != "h0":
-                    self._reset_decay()
+        if loaded is None:
+            return
+        for name in names:
+            parameter, buffer = self._parameters.get(name), self._buffers.get(name)
+            if parameter is not None and parameter.is_meta:
+                zeros = torch.zeros_like(parameter, device=loaded.device)
+                self._parameters[name] = nn.Parameter(zeros, parameter.requires_grad)
+            elif buffer is not None and buffer.is_meta:
+                self._buffers[name] = torch.zeros_like(buffer, device=loaded.device)
+            else:
+                continue
+            if name != "h0":
+                self._reset_decay()
 
     def _decay_repr(self) -> list[str]:
         """Return the part of ``extra_repr`` that describes the decay."""

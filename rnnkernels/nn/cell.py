@@ -42,7 +42,8 @@ class LeakyRNNCell(LeakyModule):
     The parameters are those of ``torch.nn.RNNCell``: ``weight_ih [H, I]``, ``weight_hh [H, H]``,
     ``bias_ih [H]`` and ``bias_hh [H]``; state dicts load in both directions. A decay per unit is a buffer,
     ``decay [H]``. A learned decay is the sigmoid of a parameter, ``decay_logit [H]``. Both may be missing in
-    a state dict that is loaded; missing keys keep their current values.
+    a state dict that is loaded; missing keys keep their current values. Both are float32 in a cell of half
+    precision. A decay can be set, ``cell.decay = 0.9``; see :attr:`decay`.
 
     Args:
         input_size: ``I``, the number of features of the input.

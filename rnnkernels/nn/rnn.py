@@ -53,7 +53,8 @@ class LeakyRNN(LeakyModule):
     A decay that consists of numbers is a setting, and not in the state dict. A decay per unit is a buffer,
     ``decay``. A learned decay is the sigmoid of a parameter, ``decay_logit [N, H]``. A learned initial state
     is a parameter, ``h0 [N, H]``. All three may be missing in a state dict that is loaded; missing keys keep
-    their current values.
+    their current values. The buffer and ``decay_logit`` are float32 in a layer of half precision. A decay can
+    be set, ``rnn.decay = 0.9``; see :attr:`decay`.
 
     Args:
         input_size: ``I``, the number of features of the input.
@@ -69,7 +70,8 @@ class LeakyRNN(LeakyModule):
             own, and the outputs of both directions are concatenated.
         decay: ``d``, the fraction of the previous state that is kept, in ``[0, 1)``: a number; one value per
             unit, ``[H]``, for every layer and direction; a list or tuple with a number or ``[H]`` for each
-            layer; or ``[N, H]``. See :func:`rnnkernels.decay_from_tau` and :func:`rnnkernels.draw_decay`.
+            layer; or ``[N, H]``. A tensor must have values, so it cannot be on the meta device. See
+            :func:`rnnkernels.decay_from_tau` and :func:`rnnkernels.draw_decay`.
         learn_decay: Whether to train the decay of each unit of every layer and direction. Training starts at
             the values given, but at 0.001 or above. The decay stays in ``[0, 1)`` for any logit. Weight decay
             on ``decay_logit`` would pull the decay towards 0.5.

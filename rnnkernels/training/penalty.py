@@ -117,7 +117,8 @@ class _Summed(torch.autograd.Function):
         """Save only the output; add the pieces in float64."""
         ctx.save_for_backward(output)
         ctx.cost = cost
-        total = torch.zeros([1] * output.dim(), dtype=torch.float64, device=output.device)
+        dtype = torch.float32 if output.device.type == "mps" else torch.float64  # which mps does not have
+        total = torch.zeros([1] * output.dim(), dtype=dtype, device=output.device)
         for (piece,) in _pieces(output):
             total += cost(piece)
         return total.to(torch.promote_types(output.dtype, torch.float32))

@@ -144,8 +144,8 @@ def test_the_gradient_of_a_slow_decay_in_half_precision(team: str, packed: bool,
         grads = [normal_like(x, seed + i).to(dtype) for i, x in enumerate(problem.expected())]
         expected = problem.expected_gradients(*grads)["decay"]
         leaves = problem.to(DEVICE).leaves()
-        decay = leaves.tensors["decay"]
-        found = torch.autograd.grad(leaves.run(), decay, [g.to(DEVICE) for g in grads])[0].cpu()
+        (found,) = torch.autograd.grad(leaves.run(), [leaves.tensors["decay"]], [g.to(DEVICE) for g in grads])
+        found = found.cpu()
         assert found.dtype == torch.float32
         assert (found - expected).norm() < 0.01 * expected.norm()
 
